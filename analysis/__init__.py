@@ -1,0 +1,22 @@
+"""Logged runs -> pandas tables, figures and one HTML report.
+
+Opens runs on a machine without torch: of the training package it imports only the names of the scalars.
+"""
+
+from analysis.efficiency import efficiency_table
+from analysis.errors import ReportError
+from analysis.loading import load_runs, load_status
+from analysis.report import write_report
+from analysis.statistics import Bootstrap
+from analysis.terminal import print_report, terminal_table
+
+__all__ = [
+    "Bootstrap",
+    "ReportError",
+    "efficiency_table",
+    "load_runs",
+    "load_status",
+    "print_report",
+    "terminal_table",
+    "write_report",
+]

@@ -1,0 +1,108 @@
+"""One metric of one run as a curve over steps: reading off, crossing a target, area."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.integrate import trapezoid
+
+from analysis.tables import groups, rows_where
+
+FINAL_EVALUATIONS = 3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values over strictly rising steps, linear in between.
+
+    Attributes:
+        steps: [N], policy updates done before the measurement.
+        values: [N], finite.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Checks the shapes and the order."""
+        assert self.steps.shape == self.values.shape and self.steps.ndim == 1 and self.steps.size, "one value a step"
+        assert (np.diff(self.steps) > 0).all(), "steps must rise strictly"
+
+    @property
+    def first(self) -> float:
+        """Value of the first measurement: the initial policy's, where it was measured at step 0."""
+        return float(self.values[0])
+
+    @property
+    def last(self) -> float:
+        """Value of the last measurement."""
+        return float(self.values[-1])
+
+    @property
+    def final(self) -> float:
+        """Mean of the last `FINAL_EVALUATIONS` measurements, or fewer: the first one counts only if it is alone."""
+        return float(self.values[-max(1, min(FINAL_EVALUATIONS, self.values.size - 1)) :].mean())
+
+    def at(self, step: float) -> float:
+        """The value at `step`, interpolated; NaN outside the measured range."""
+        return float(np.interp(step, self.steps, self.values, left=np.nan, right=np.nan))
+
+    def first_crossing(self, target: float) -> float:
+        """The first step at which the curve is at or above `target`, interpolated; +inf where it never is."""
+        above = np.flatnonzero(self.values >= target)
+        if not above.size:
+            return float("inf")
+        i = int(above[0])
+        if i == 0:
+            return float(self.steps[0])
+        share = (target - self.values[i - 1]) / (self.values[i] - self.values[i - 1])
+        return float(self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1]))
+
+    def mean_over(self, first: float, last: float) -> float:
+        """Area under the curve from `first` to `last` by the trapezoid rule, divided by the span: in units of `values`.
+
+        Args:
+            first: Start, inside the measured range.
+            last: End, inside the measured range and above `first`.
+
+        Returns:
+            The mean height; NaN where the span is empty or not covered.
+        """
+        if not (self.steps[0] <= first < last <= self.steps[-1]):
+            return float("nan")
+        inside = (self.steps > first) & (self.steps < last)
+        steps = np.concatenate([[first], self.steps[inside], [last]])
+        values = np.concatenate([[self.at(first)], self.values[inside], [self.at(last)]])
+        return float(trapezoid(values, x=steps) / (last - first))
+
+
+Curves = Mapping[str, Mapping[int, Curve]]
+"""arm -> seed -> curve"""
+
+
+def curves_of(runs: pd.DataFrame, metric: str) -> dict[str, dict[int, Curve]]:
+    """The curves of `metric`: arm -> seed -> curve. Values that are not finite are left out.
+
+    Args:
+        runs: As from `analysis.load_runs`, at most one run an arm and seed.
+        metric: A tag.
+
+    Returns:
+        Arms and seeds in sorted order; only those that have a finite value.
+    """
+    wanted = (runs["metric"] == metric) & np.isfinite(runs["value"]) & runs["seed"].notna()
+    rows = rows_where(runs, wanted).sort_values(["arm", "seed", "step"])
+    curves: dict[str, dict[int, Curve]] = {}
+    for (arm, seed), group in groups(rows, "arm", "seed"):
+        curve = Curve(group["step"].to_numpy(dtype=np.float64), group["value"].to_numpy(dtype=np.float64))
+        curves.setdefault(str(arm), {})[int(seed)] = curve
+    return curves
+
+
+def common_span(curves: Iterable[Curve]) -> tuple[float, float]:
+    """The step range that all `curves` cover: (first, last). Empty (first >= last) where there is none."""
+    ranges = [(curve.steps[0], curve.steps[-1]) for curve in curves]
+    if not ranges:
+        return float("nan"), float("nan")
+    return float(max(first for first, _ in ranges)), float(min(last for _, last in ranges))

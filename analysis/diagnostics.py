@@ -1,0 +1,222 @@
+"""Tables beside the main one: the adjustment, the reward model, the rise in gold reward, step 0, the configs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from analysis.curves import curves_of
+from analysis.errors import ReportError
+from analysis.events import event_files, read_scalars
+from analysis.loading import STATUS_FILE, read_status
+from analysis.tables import groups, rows_where
+from grpovi_lightning import metric_keys
+
+PAIR_ACCURACY = metric_keys.held_out(metric_keys.PAIR_ACCURACY)
+ADJUSTMENT_COLUMNS = {
+    "variance before": metric_keys.ADJUSTMENT_VARIANCE_BEFORE,
+    "variance after": metric_keys.ADJUSTMENT_VARIANCE_AFTER,
+    "unweighted before": metric_keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE,
+    "unweighted after": metric_keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER,
+    "groups changed": metric_keys.ADJUSTMENT_FRAC_CHANGED,
+    "effective weights": metric_keys.ADJUSTMENT_EFFECTIVE_WEIGHTS,
+    "range lower": metric_keys.ADJUSTMENT_RANGE_LOWER,
+    "range upper": metric_keys.ADJUSTMENT_RANGE_UPPER,
+    "advantage cosine": metric_keys.ADJUSTMENT_ADVANTAGE_COSINE,
+    "sign flips": metric_keys.ADJUSTMENT_SIGN_FLIPS,
+}
+_LAUNCH_KEYS = ("config", "ckpt_path", "seed_everything")
+_RECORDED = ("device", "world_size", "threads", "torch")
+_FACTS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision", "trainer.max_steps")
+
+
+def adjustment_means(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of each run's mean over training of the adjustment's scalars.
+
+    Args:
+        runs: Rows of the runs that count.
+
+    Returns:
+        One row an arm (index), the columns of `ADJUSTMENT_COLUMNS`; NaN where an arm did not log one.
+    """
+    means = {}
+    for arm in sorted(set(runs["arm"])):
+        own = rows_where(runs, runs["arm"] == arm)
+        means[arm] = {heading: _mean_over_seeds(own, metric) for heading, metric in ADJUSTMENT_COLUMNS.items()}
+    return pd.DataFrame.from_dict(means, orient="index", columns=list(ADJUSTMENT_COLUMNS))
+
+
+def _mean_over_seeds(runs: pd.DataFrame, metric: str) -> float:
+    of_runs = [float(np.mean(group["value"])) for _, group in groups(rows_where(runs, runs["metric"] == metric), "run")]
+    return float(np.mean(of_runs)) if of_runs else math.nan
+
+
+@dataclass(frozen=True)
+class PairAccuracy:
+    """Share of held-out pairs that the reward model orders as the labels do, or why it is not known."""
+
+    run: str
+    value: float | None
+    step: int | None
+    problem: str | None
+
+
+def pair_accuracy(study_dir: Path, run: str) -> PairAccuracy:
+    """The last held-out pair accuracy that `run` logged.
+
+    Args:
+        study_dir: The study.
+        run: Run directory relative to it.
+
+    Raises:
+        ReportError: `run` points outside the study.
+    """
+    folder = study_dir / run
+    if not folder.resolve().is_relative_to(study_dir.resolve()):
+        raise ReportError(f"report.pair_accuracy is {run!r}; expected a folder inside the study")
+    if not event_files(folder):
+        return PairAccuracy(run, None, None, "there are no event files in that folder")
+    scalars = read_scalars(folder)
+    found = [item for item in scalars.scalars if item.metric == PAIR_ACCURACY]
+    if not found:
+        return PairAccuracy(run, None, None, scalars.damage or f"the run did not log {PAIR_ACCURACY}")
+    return PairAccuracy(run, found[-1].value, found[-1].step, None)
+
+
+@dataclass(frozen=True)
+class Rise:
+    """How far the metric rose in one run, in units of its spread over the initial policy's completions."""
+
+    arm: str
+    seed: int
+    first: float
+    last: float
+    initial_std: float
+
+    @property
+    def in_stds(self) -> float:
+        """(last - first) / initial_std."""
+        return (self.last - self.first) / self.initial_std
+
+
+def spread_key(metric: str) -> str | None:
+    """The tag of the per-completion standard deviation that belongs to a `rewards/<name>/mean`, else None."""
+    is_component = metric.removeprefix(metric_keys.EVAL_PREFIX).startswith("rewards/")
+    return f"{metric.removesuffix('/mean')}/std" if is_component and metric.endswith("/mean") else None
+
+
+def rises(runs: pd.DataFrame, metric: str) -> list[Rise]:
+    """The rise of every run that counts and logged its initial spread; empty where the metric has none."""
+    std_key = spread_key(metric)
+    if std_key is None:
+        return []
+    stds = curves_of(runs, std_key)
+    return [
+        Rise(arm, seed, curve.first, curve.last, stds[arm][seed].first)
+        for arm, seeds in curves_of(runs, metric).items()
+        for seed, curve in seeds.items()
+        if seed in stds.get(arm, {}) and stds[arm][seed].first > 0
+    ]
+
+
+@dataclass(frozen=True)
+class FirstRollout:
+    """Whether the arms of one seed started from the same completions.
+
+    Attributes:
+        seed: The seed.
+        hashes: run -> hash of its completions at step 0, for the runs that recorded one.
+        unknown: Runs that recorded none.
+    """
+
+    seed: int
+    hashes: Mapping[str, str]
+    unknown: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether two runs of this seed differ at step 0."""
+        return len(set(self.hashes.values())) > 1
+
+
+def first_rollouts(status: pd.DataFrame) -> list[FirstRollout]:
+    """One entry a seed, over all runs that got as far as recording their seed; see `load_status`."""
+    checks = []
+    for (seed,), group in groups(rows_where(status, status["seed"].notna()), "seed"):
+        hashes = dict(zip(group["run"], group["first_rollout"], strict=True))
+        known = {run: value for run, value in hashes.items() if value is not None}
+        checks.append(FirstRollout(int(seed), known, tuple(run for run in hashes if run not in known)))
+    return checks
+
+
+def read_config(folder: Path) -> dict[str, str]:
+    """A run's config.yaml, flattened to dotted keys; empty where there is none or it is no plain YAML mapping."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return _flatten(content) if isinstance(content, dict) else {}
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, str]:
+    items: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    if not items:
+        return {prefix: str(value)}
+    flat: dict[str, str] = {}
+    for key, item in items:
+        flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def config_differences(arm: Path, baseline: Path) -> list[tuple[str, str, str]] | None:
+    """What two runs were configured differently in.
+
+    Args:
+        arm: A run directory.
+        baseline: Another one.
+
+    Returns:
+        (key, arm's value, baseline's value), "" where one has no such key; without keys that only say where the run
+        lies or how it was started. None where one of the configs cannot be read.
+    """
+    ours, theirs = read_config(arm), read_config(baseline)
+    if not ours or not theirs:
+        return None
+    differences = []
+    for key in sorted(set(ours) | set(theirs)):
+        left, right = ours.get(key, ""), theirs.get(key, "")
+        launched = key.split(".")[0] in _LAUNCH_KEYS
+        if not launched and _placeless(left, arm) != _placeless(right, baseline):
+            differences.append((key, left, right))
+    return differences
+
+
+def _placeless(value: str, folder: Path) -> str:
+    """`value` without the part of a path that names the run: its folder and the one above."""
+    return value.replace(f"{folder.parent.name}/{folder.name}", "<run>").replace(str(folder), "<run>")
+
+
+def environment(study_dir: Path, status: pd.DataFrame) -> dict[str, str]:
+    """Facts about the machine and the trainer from status.json and config.yaml: the distinct values over all runs."""
+    values: dict[str, set[str]] = {}
+    for run in status["run"]:
+        recorded, _ = read_status(study_dir / run / STATUS_FILE)
+        for key in _RECORDED:
+            if recorded.get(key) is not None:
+                values.setdefault(key, set()).add(str(recorded[key]))
+        for key, value in read_config(study_dir / run).items():
+            if key in _FACTS or key.startswith("environment."):
+                values.setdefault(key, set()).add(value)
+    return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}

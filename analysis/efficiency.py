@@ -1,0 +1,280 @@
+"""How soon an arm reaches a target, and how it compares with its baseline on the same seeds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from analysis.curves import Curve, Curves, common_span, curves_of
+from analysis.errors import ReportError
+from analysis.loading import load_status
+from analysis.selection import included, status_of, with_planned_runs, with_reasons
+from analysis.settings import (
+    DEFAULT_TARGET_FRACTION,
+    Settings,
+    check_metric,
+    default_baselines,
+    default_metric,
+    read_settings,
+)
+from analysis.speedup import Speedup, speedup_of
+from analysis.statistics import NO_ESTIMATE, Bootstrap, Estimate, estimate_mean, estimate_median
+from grpovi_lightning import metric_keys
+
+COLUMNS = [
+    *("arm", "baseline", "metric", "n_seeds", "n_excluded", "target", "n_reached"),
+    *("steps_to_target", "steps_low", "steps_high", "tokens_to_target", "seconds_to_target"),
+    *("speedup", "speedup_low", "speedup_high", "final", "final_low", "final_high", "auc", "auc_low", "auc_high"),
+    *("paired_diff", "paired_low", "paired_high"),
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The value to reach, in units of the metric.
+
+    Attributes:
+        value: baseline's mean first value + fraction * (mean final - mean first); NaN where the baseline did not rise.
+        first: Mean over the baseline's seeds of the first value.
+        final: Mean over the baseline's seeds of the final value (see `Curve.final`).
+        explicit: Whether `value` was given instead.
+        rise: `final - first` over the baseline's seeds.
+    """
+
+    value: float
+    first: float
+    final: float
+    explicit: bool
+    rise: Estimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm, with its baseline or (`baseline` None) alone.
+
+    Attributes:
+        arm: The arm.
+        baseline: The arm it is compared with, or None.
+        metric: The tag; higher is better.
+        seeds: Seeds of the arm that count.
+        n_excluded: Runs of the arm that do not count.
+        baseline_excluded: Runs of the baseline that do not count; 0 where there is none.
+        paired_seeds: Seeds that count in both arms.
+        target: The baseline's target; for an arm that stands alone its own.
+        span: Step range (first, last) that all runs of the pair cover; areas are taken over it.
+        steps: Median over seeds of the steps to the target; inf for a seed that did not reach it.
+        tokens: The same in completion tokens sampled for training; NaN where they were not logged.
+        seconds: The same in seconds of training.
+        n_reached: Seeds of the arm that reached the target.
+        speedup: Baseline's steps / arm's steps.
+        final: Mean over seeds of the final value.
+        auc: Mean over seeds of the mean height of the curve over `span`.
+        paired: Mean over paired seeds of (arm's auc - baseline's auc).
+        last_steps: Distinct last steps of the runs of the pair; more than one means that they are not equally long.
+    """
+
+    arm: str
+    baseline: str | None
+    metric: str
+    seeds: tuple[int, ...]
+    n_excluded: int
+    baseline_excluded: int
+    paired_seeds: tuple[int, ...]
+    target: Target
+    span: tuple[float, float]
+    steps: Estimate
+    tokens: float
+    seconds: float
+    n_reached: int
+    speedup: Speedup
+    final: Estimate
+    auc: Estimate
+    paired: Estimate
+    last_steps: tuple[float, ...] = field(default=())
+
+    def row(self) -> dict[str, object]:
+        """The row of the efficiency table; what is infinite or undefined is NaN."""
+        speedup = self.speedup.estimate
+        numbers = {
+            "target": self.target.value,
+            "n_reached": self.n_reached,
+            "steps_to_target": self.steps.point,
+            "steps_low": self.steps.low,
+            "steps_high": self.steps.high,
+            "tokens_to_target": self.tokens,
+            "seconds_to_target": self.seconds,
+            "speedup": speedup.point,
+            "speedup_low": speedup.low,
+            "speedup_high": speedup.high,
+        }
+        for name, value in (("final", self.final), ("auc", self.auc), ("paired", self.paired)):
+            numbers |= {f"{name}_diff" if name == "paired" else name: value.point}
+            numbers |= {f"{name}_low": value.low, f"{name}_high": value.high}
+        numbers = {name: value if math.isfinite(value) else math.nan for name, value in numbers.items()}
+        names = {"arm": self.arm, "baseline": self.baseline or "", "metric": self.metric}
+        return {**names, "n_seeds": len(self.seeds), "n_excluded": self.n_excluded, **numbers}
+
+
+def efficiency_table(
+    runs: pd.DataFrame,
+    *,
+    metric: str | None = None,
+    baselines: Mapping[str, str] | None = None,
+    target_fraction: float | None = None,
+    target: float | None = None,
+    status: pd.DataFrame | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> pd.DataFrame:
+    """One row an arm: steps, tokens and seconds to a target, final value, area, and paired differences.
+
+    - **target**: the baseline's mean first value + `target_fraction` * (its mean final value - mean first value), over
+      all its seeds that count; one target for a baseline and the arms compared with it. NaN where it did not rise.
+    - **steps_to_target**: per seed the first crossing of the curve, linear between evaluations; then the median over
+      seeds, where a seed that never crosses counts as infinite. Empty where the median is infinite. Tokens and seconds
+      are read off the run's own cost curve at the crossing.
+    - **speedup**: baseline's steps / arm's steps on the same seed, geometric mean over seeds. NaN as soon as one of the
+      paired seeds did not reach the target, since leaving that seed out would favour the arm that failed on it.
+    - **final**: per seed the mean of the last 3 evaluations (never the first one); then the mean over seeds.
+    - **auc**: per seed the trapezoid area over the step range that all runs of the pair cover, divided by that range.
+    - **paired_diff**: mean over seeds present in both arms of (arm's auc - baseline's auc).
+    - **_low, _high**: 95 % percentile bootstrap over seeds (`Bootstrap`); NaN for one seed.
+
+    Args:
+        runs: As from `load_runs`.
+        metric: The tag; None takes study.yaml's, or the first of held-out gold, held-out proxy and training reward.
+        baselines: arm -> arm to compare it with; None takes study.yaml's, or else compares with plain GRPO.
+        target_fraction: In (0, 1]; None takes study.yaml's, or 0.9.
+        target: An explicit target in units of the metric, instead.
+        status: As from `load_status`. None reads the status of the folder that `runs` were loaded from
+            (`runs.attrs["path"]`); for a table without that note, every run that logged finite values counts.
+        bootstrap: The intervals; None is `Bootstrap()`.
+
+    Returns:
+        The columns `COLUMNS`, one row an arm in the order of the study. `baseline` is "" for an arm that stands alone.
+
+    Raises:
+        ReportError: The metric or a baseline does not exist.
+    """
+    path = runs.attrs.get("path")
+    if status is None:
+        status = status_of(runs) if path is None else load_status(path)
+    if path is None:
+        chosen, origin = default_metric(runs)
+        settings = Settings("", metric or chosen, origin, default_baselines(status)[0], DEFAULT_TARGET_FRACTION, target)
+        check_metric(runs, settings.metric)
+    else:
+        settings = read_settings(path, runs, status, metric=metric, target=target)
+    if baselines is not None:
+        arms = {str(arm) for arm in status["arm"]} | set(settings.arms)
+        unknown = sorted((set(baselines) | set(baselines.values())) - arms)
+        if unknown:
+            raise ReportError(f"no such arm: {', '.join(unknown)}; the arms are {', '.join(sorted(arms))}")
+        settings = replace(settings, baselines=dict(baselines))
+    if target_fraction is not None:
+        settings = replace(settings, target_fraction=target_fraction)
+    status = with_reasons(with_planned_runs(status, settings), runs, settings.metric)
+    return table_of(compare(runs, status, settings, bootstrap or Bootstrap()))
+
+
+def table_of(comparisons: list[Comparison]) -> pd.DataFrame:
+    """The efficiency table of `comparisons`, in their order."""
+    return pd.DataFrame([comparison.row() for comparison in comparisons], columns=COLUMNS)
+
+
+def compare(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, bootstrap: Bootstrap) -> list[Comparison]:
+    """Compares every arm with its baseline.
+
+    Args:
+        runs: As from `load_runs`.
+        status: As from `with_reasons`: only runs without a reason count.
+        settings: What to compare.
+        bootstrap: The intervals.
+
+    Returns:
+        One comparison an arm, in the order of the settings.
+    """
+    usable = included(runs, status)
+    curves = curves_of(usable, settings.metric)
+    tokens, seconds = (curves_of(usable, key) for key in cost_keys(settings.metric))
+    return [
+        _compare(arm, curves, (tokens, seconds), status, settings, bootstrap)
+        for arm in settings.order({str(arm) for arm in status["arm"]} | set(settings.baselines))
+    ]
+
+
+def cost_keys(metric: str) -> tuple[str, str]:
+    """The tags of the tokens and seconds that belong to the evaluations of `metric`."""
+    keys = (metric_keys.NUM_TOKENS, metric_keys.TRAIN_SECONDS)
+    if metric.startswith(metric_keys.EVAL_PREFIX):
+        return metric_keys.held_out(keys[0]), metric_keys.held_out(keys[1])
+    return keys
+
+
+def _compare(
+    arm: str,
+    curves: Curves,
+    costs: tuple[Curves, Curves],
+    status: pd.DataFrame,
+    settings: Settings,
+    bootstrap: Bootstrap,
+) -> Comparison:
+    baseline = settings.baselines.get(arm)
+    own, other = curves.get(arm, {}), curves.get(baseline or arm, {})
+    paired_seeds = tuple(sorted(set(own) & set(other))) if baseline else ()
+    target = target_of(list(other.values()), settings, bootstrap)
+    span = common_span([*own.values(), *other.values()])
+    auc = {seed: curve.mean_over(*span) for seed, curve in own.items()}
+    comparable = span[0] < span[1]
+    crossings = (
+        {} if math.isnan(target.value) else {seed: curve.first_crossing(target.value) for seed, curve in own.items()}
+    )
+    return Comparison(
+        arm=arm,
+        baseline=baseline,
+        metric=settings.metric,
+        seeds=tuple(sorted(own)),
+        n_excluded=_excluded(status, arm),
+        baseline_excluded=0 if baseline is None else _excluded(status, baseline),
+        paired_seeds=paired_seeds,
+        target=target,
+        span=span,
+        steps=estimate_median(list(crossings.values()), bootstrap),
+        tokens=_cost_to_target(crossings, costs[0].get(arm, {})),
+        seconds=_cost_to_target(crossings, costs[1].get(arm, {})),
+        n_reached=sum(math.isfinite(step) for step in crossings.values()),
+        speedup=speedup_of([(own[seed], other[seed]) for seed in paired_seeds], target.value, bootstrap),
+        final=estimate_mean([curve.final for curve in own.values()], bootstrap),
+        auc=estimate_mean(list(auc.values()), bootstrap) if comparable else NO_ESTIMATE,
+        paired=estimate_mean([auc[seed] - other[seed].mean_over(*span) for seed in paired_seeds], bootstrap)
+        if comparable
+        else NO_ESTIMATE,
+        last_steps=tuple(sorted({float(curve.steps[-1]) for curve in [*own.values(), *other.values()]})),
+    )
+
+
+def _excluded(status: pd.DataFrame, arm: str) -> int:
+    return int(np.sum((status["arm"] == arm) & status["reason"].notna()))
+
+
+def target_of(baseline: list[Curve], settings: Settings, bootstrap: Bootstrap) -> Target:
+    """The target that the curves of a baseline set."""
+    if not baseline:
+        value = math.nan if settings.target is None else settings.target
+        return Target(value, math.nan, math.nan, settings.target is not None, NO_ESTIMATE)
+    first, final = (float(np.mean([getattr(curve, end) for curve in baseline])) for end in ("first", "final"))
+    rise = estimate_mean([curve.final - curve.first for curve in baseline], bootstrap)
+    if settings.target is not None:
+        return Target(settings.target, first, final, True, rise)
+    value = first + settings.target_fraction * (final - first) if final > first else math.nan
+    return Target(value, first, final, False, rise)
+
+
+def _cost_to_target(crossings: Mapping[int, float], costs: Mapping[int, Curve]) -> float:
+    """Median over seeds of the cost at the crossing; inf where not reached, NaN where a seed logged no cost there."""
+    values = [
+        step if math.isinf(step) else costs[seed].at(step) if seed in costs else math.nan
+        for seed, step in crossings.items()
+    ]
+    return float(np.median(values)) if values and not np.isnan(values).any() else math.nan

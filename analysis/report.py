@@ -1,0 +1,188 @@
+"""The report of a study: one page that needs nothing else, its pictures, and the table as CSV."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from analysis import figures, wording
+from analysis.curves import curves_of
+from analysis.diagnostics import (
+    adjustment_means,
+    config_differences,
+    environment,
+    first_rollouts,
+    rises,
+    spread_key,
+)
+from analysis.efficiency import Comparison, table_of
+from analysis.reward_kl import kl_key
+from analysis.statistics import Bootstrap
+from analysis.study import Analysis, analyse
+from analysis.style import ArmStyle, arm_styles
+from analysis.svg import inline, to_svg
+from analysis.tables import rows_where
+
+REPORT_FOLDER = "report"
+TEMPLATE = "report.html.jinja"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report: file name without ending, what it shows, the SVG document."""
+
+    name: str
+    description: str
+    svg: str
+
+    @property
+    def inline(self) -> Markup:
+        """The picture as part of the page."""
+        return inline(self.svg, self.name, self.description)
+
+
+def write_report(
+    study_dir: str | Path,
+    *,
+    metric: str | None = None,
+    baseline: str | None = None,
+    target: float | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> Path:
+    """Writes `report/index.html`, `report/efficiency.csv` and `report/*.svg` below the study.
+
+    The same runs give the same bytes. Nothing is written before everything has been computed.
+
+    Args:
+        study_dir: A study (with study.yaml), or a folder of bare runs.
+        metric: The tag to compare, instead of study.yaml's or the default; higher is better.
+        baseline: The arm that all others are compared with, instead of what study.yaml says.
+        target: The value to reach, in units of the metric, instead of a share of the baseline's rise.
+        bootstrap: The intervals; None is `Bootstrap()`.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        ReportError: The folder is missing or holds no runs, study.yaml cannot be used, or the metric or the
+            baseline does not exist.
+    """
+    return write_analysis(analyse(study_dir, metric=metric, baseline=baseline, target=target, bootstrap=bootstrap))
+
+
+def write_analysis(analysis: Analysis) -> Path:
+    """Writes the report of what has been computed; returns the path of `index.html`."""
+    pictures = draw(analysis)
+    page = render(analysis, pictures)
+    folder = analysis.path / REPORT_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in [*pictures["learning"], *pictures["paired"], *pictures["kl"]]:
+        (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+    table_of(analysis.comparisons).to_csv(folder / "efficiency.csv", index=False, lineterminator="\n")
+    index = folder / "index.html"
+    index.write_text(page, encoding="utf-8")
+    return index
+
+
+def styles_of(analysis: Analysis) -> dict[str, ArmStyle]:
+    """How each arm is drawn; the adjustment's name stands for the algorithm."""
+    names = zip(analysis.status["arm"], analysis.status["adjustment"], strict=True)
+    adjustments = {arm: name for arm, name in names if name is not None}
+    return arm_styles(analysis.arms, analysis.settings.baselines, adjustments)
+
+
+def draw(analysis: Analysis) -> dict[str, list[Picture]]:
+    """All pictures, by section: `learning`, `paired`, `kl`. Quantities that no run logged have no picture."""
+    styles = styles_of(analysis)
+    metric = analysis.settings.metric
+    if not analysis.curves:
+        return {"learning": [], "paired": [], "kl": []}
+    targets = {
+        comparison.arm: comparison.target.value
+        for comparison in analysis.comparisons
+        if comparison.baseline is None and comparison.target.value == comparison.target.value
+    }
+    learning = []
+    for panel in figures.learning_panels(metric):
+        curves = curves_of(analysis.runs, panel.metric)
+        if curves:
+            shown = targets if panel.metric == metric else {}
+            figure = figures.learning_figure(panel.title, panel.metric, curves, styles, shown)
+            learning.append(Picture(panel.name, f"{panel.title} against policy updates", to_svg(figure, panel.name)))
+    paired = []
+    for comparison in analysis.comparisons:
+        if comparison.baseline is not None and comparison.paired_seeds:
+            name = f"paired_difference_{len(paired) + 1}"
+            arms = (comparison.arm, comparison.baseline)
+            style = styles[comparison.arm]
+            figure = figures.difference_figure(*arms, metric, analysis.curves, comparison.paired_seeds, style)
+            paired.append(Picture(name, f"{arms[0]} minus {arms[1]}, against policy updates", to_svg(figure, name)))
+    kl = curves_of(analysis.runs, kl_key(metric))
+    pictures = []
+    if kl:
+        figure = figures.kl_figure(metric, analysis.curves, kl, styles)
+        pictures.append(Picture("reward_against_kl", "Reward against KL", to_svg(figure, "reward_against_kl")))
+    return {"learning": learning, "paired": paired, "kl": pictures}
+
+
+def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
+    """The page. Every text that comes from outside is escaped by the template."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "number": wording.number,
+        "signed": lambda value: wording.number(value, signed=True),
+        "interval": lambda value: wording.interval(value.low, value.high),
+        "signed_interval": lambda value: wording.interval(value.low, value.high, signed=True),
+        "t_interval": lambda value: wording.interval(value.t_low, value.t_high, signed=True),
+        "whole": lambda value: wording.MISSING if value is None or value is pd.NA else str(value),
+        "percent": wording.percent,
+        "reached": lambda row: wording.reached(row.n_reached, len(row.seeds), row.target.value),
+    }
+    drawn = {picture.name for picture in pictures["learning"]}
+    status = analysis.status
+    adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all")
+    return templates.get_template(TEMPLATE).render(
+        analysis=analysis,
+        settings=analysis.settings,
+        pictures=pictures,
+        styles=styles_of(analysis),
+        band=figures.BAND,
+        not_drawn=[
+            panel.metric for panel in figures.learning_panels(analysis.settings.metric) if panel.name not in drawn
+        ],
+        kl_key=kl_key(analysis.settings.metric),
+        equal_kl=list(analysis.equal_kl.values()),
+        adjustment=[(arm, list(adjustment.loc[arm])) for arm in analysis.arms if arm in adjustment.index],
+        adjustment_columns=list(adjustment.columns),
+        rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
+        spread_key=spread_key(analysis.settings.metric),
+        first_rollouts=first_rollouts(status),
+        differences=differences(analysis),
+        environment=environment(analysis.path, status),
+        runs=status.to_dict("records"),
+        n_excluded=sum(reason is not None for reason in status["reason"]),
+        warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
+        seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
+    )
+
+
+def differences(analysis: Analysis) -> list[tuple[Comparison, list[tuple[str, str, str]] | None]]:
+    """What each arm was configured differently in from its baseline, on the first seed that counts in both."""
+    counted = rows_where(analysis.status, analysis.status["reason"].isna())
+    place = {(arm, seed): run for arm, seed, run in zip(counted["arm"], counted["seed"], counted["run"], strict=True)}
+    found = []
+    for comparison in analysis.comparisons:
+        if comparison.baseline is not None and comparison.paired_seeds:
+            seed = comparison.paired_seeds[0]
+            folders = [analysis.path / place[arm, seed] for arm in (comparison.arm, comparison.baseline)]
+            found.append((comparison, config_differences(*folders)))
+    return found

@@ -1,0 +1,77 @@
+"""Reward at equal KL: whether a gain in steps is a better direction or only a weaker penalty."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.curves import Curve, Curves
+from analysis.statistics import Bootstrap, Estimate, estimate_mean
+from grpovi_lightning import metric_keys
+
+
+@dataclass(frozen=True)
+class EqualKL:
+    """The metric of an arm and of its baseline where both have spent the same KL.
+
+    Per seed, the KL is the largest one that both runs reach; each run's metric is read off where its KL curve first
+    arrives there, linear between evaluations.
+
+    Attributes:
+        arm: The arm.
+        baseline: The arm it is compared with.
+        seeds: Seeds that count, in order.
+        kl: Mean over seeds of the KL, nats a token.
+        difference: Mean over seeds of (arm - baseline) at that KL, in units of the metric.
+    """
+
+    arm: str
+    baseline: str
+    seeds: tuple[int, ...]
+    kl: float
+    difference: Estimate
+
+
+def kl_key(metric: str) -> str:
+    """The tag of the KL that belongs to the evaluations of `metric`."""
+    return metric_keys.held_out(metric_keys.KL) if metric.startswith(metric_keys.EVAL_PREFIX) else metric_keys.KL
+
+
+def value_at_kl(metric: Curve, kl: Curve, level: float) -> float:
+    """The metric where the KL curve first reaches `level`; NaN where it never does, or outside the metric's steps."""
+    return metric.at(kl.first_crossing(level))
+
+
+def at_equal_kl(
+    arm: str, baseline: str, seeds: Sequence[int], metric: Curves, kl: Curves, bootstrap: Bootstrap
+) -> EqualKL | None:
+    """Compares an arm with its baseline at equal KL.
+
+    Args:
+        arm: The arm.
+        baseline: The arm it is compared with.
+        seeds: The paired seeds.
+        metric: Curves of the metric.
+        kl: Curves of the KL.
+        bootstrap: The intervals.
+
+    Returns:
+        The comparison over the seeds that logged KL in both arms and left KL 0 in both; None where there is none.
+    """
+    levels: dict[int, float] = {}
+    differences: list[float] = []
+    for seed in seeds:
+        if seed not in kl.get(arm, {}) or seed not in kl.get(baseline, {}):
+            continue
+        level = float(min(kl[arm][seed].values.max(), kl[baseline][seed].values.max()))
+        difference = value_at_kl(metric[arm][seed], kl[arm][seed], level) - value_at_kl(
+            metric[baseline][seed], kl[baseline][seed], level
+        )
+        if level > 0 and np.isfinite(difference):
+            levels[seed] = level
+            differences.append(difference)
+    if not levels:
+        return None
+    return EqualKL(
+        arm, baseline, tuple(levels), float(np.mean(list(levels.values()))), estimate_mean(differences, bootstrap)
+    )

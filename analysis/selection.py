@@ -1,0 +1,68 @@
+"""Which runs count, and for every other one the reason why not."""
+
+import math
+
+import pandas as pd
+
+from analysis.loading import ARMS_FOLDER, status_table
+from analysis.settings import Settings
+from analysis.tables import groups, rows_where
+
+
+def status_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """A status table for runs whose status.json is not at hand: one row a run, no problem known."""
+    known = runs[["arm", "seed", "run"]].drop_duplicates()
+    rows = [{"arm": arm, "seed": seed, "run": run} for arm, seed, run in known.itertuples(index=False)]
+    return status_table(rows)
+
+
+def with_planned_runs(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Adds a row for every arm and seed that study.yaml plans and that has no run directory."""
+    present = {(str(arm), seed) for arm, seed in zip(status["arm"], status["seed"], strict=True) if not pd.isna(seed)}
+    missing = [(arm, seed) for arm in settings.arms for seed in settings.seeds if (arm, seed) not in present]
+    if not missing:
+        return status
+    rows = [
+        {"arm": arm, "seed": seed, "run": f"{ARMS_FOLDER}/{arm}/seed_{seed}", "state": "missing"}
+        | {"problem": "planned in study.yaml, but there is no such run"}
+        for arm, seed in missing
+    ]
+    return pd.concat([status, status_table(rows)], ignore_index=True)
+
+
+def with_reasons(status: pd.DataFrame, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Adds the column `reason`: why the run does not count for `metric`, or None where it does.
+
+    Args:
+        status: As from `load_status`.
+        runs: As from `load_runs`.
+        metric: The tag that is compared.
+
+    Returns:
+        A copy of `status` with `reason`. Runs that did not finish, are damaged, did not log the metric at least
+        twice, or logged a value that is not finite do not count.
+    """
+    by_run = {str(run): group for (run,), group in groups(rows_where(runs, runs["metric"] == metric), "run")}
+    reasons = [
+        problem if isinstance(problem, str) else _metric_reason(by_run.get(run), metric)
+        for run, problem in zip(status["run"], status["problem"], strict=True)
+    ]
+    return status.assign(reason=pd.Series(reasons, index=status.index, dtype="object"))
+
+
+def _metric_reason(rows: pd.DataFrame | None, metric: str) -> str | None:
+    if rows is None:
+        return f"did not log {metric}"
+    measured = sorted(zip(rows["step"], rows["value"], strict=True))
+    for step, value in measured:
+        if not math.isfinite(value):
+            return f"{metric} is {value} at step {step}"
+    if len(measured) < 2:
+        return f"logged {metric} at step {measured[0][0]} only; a curve takes two"
+    return None
+
+
+def included(runs: pd.DataFrame, status: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `runs` that belong to runs without a `reason` in `status`."""
+    counted = [run for run, reason in zip(status["run"], status["reason"], strict=True) if reason is None]
+    return rows_where(runs, runs["run"].isin(counted))

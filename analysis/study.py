@@ -1,0 +1,90 @@
+"""Everything a report says about one folder, computed once and written by `report` and `terminal`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.curves import Curve, curves_of
+from analysis.diagnostics import PairAccuracy, pair_accuracy
+from analysis.efficiency import Comparison, compare
+from analysis.loading import load_study
+from analysis.reward_kl import EqualKL, at_equal_kl, kl_key
+from analysis.selection import included, with_planned_runs, with_reasons
+from analysis.settings import Settings, read_settings
+from analysis.statistics import Bootstrap
+from analysis.verdict import Verdict, verdict_of
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The results for one folder.
+
+    Attributes:
+        path: The study folder.
+        settings: What was compared.
+        runs: Rows of the runs that count.
+        status: One row a run, with the `reason` where it does not count.
+        curves: The compared metric: arm -> seed -> curve.
+        comparisons: One an arm, in order.
+        verdicts: One an arm that has a baseline, in order.
+        equal_kl: arm -> its comparison at equal KL, where there is one.
+        pair_accuracy: Of the reward model, where the settings name its run.
+    """
+
+    path: Path
+    settings: Settings
+    runs: pd.DataFrame
+    status: pd.DataFrame
+    curves: Mapping[str, Mapping[int, Curve]]
+    comparisons: list[Comparison]
+    verdicts: list[Verdict]
+    equal_kl: Mapping[str, EqualKL]
+    pair_accuracy: PairAccuracy | None
+
+    @property
+    def arms(self) -> list[str]:
+        """All arms, in order."""
+        return [comparison.arm for comparison in self.comparisons]
+
+
+def analyse(
+    study_dir: str | Path,
+    *,
+    metric: str | None = None,
+    baseline: str | None = None,
+    target: float | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> Analysis:
+    """Loads a study and computes everything its report says; see `write_report` for the arguments and errors."""
+    bootstrap = bootstrap or Bootstrap()
+    path = Path(study_dir)
+    all_runs, status = load_study(path)
+    settings = read_settings(path, all_runs, status, metric=metric, baseline=baseline, target=target)
+    status = with_reasons(with_planned_runs(status, settings), all_runs, settings.metric)
+    comparisons = compare(all_runs, status, settings, bootstrap)
+    runs = included(all_runs, status)
+    curves = curves_of(runs, settings.metric)
+    kl = curves_of(runs, kl_key(settings.metric))
+    paired = [comparison for comparison in comparisons if comparison.baseline is not None]
+    equal_kl = {
+        comparison.arm: equal
+        for comparison in paired
+        if (
+            equal := at_equal_kl(
+                comparison.arm, str(comparison.baseline), comparison.paired_seeds, curves, kl, bootstrap
+            )
+        )
+    }
+    return Analysis(
+        path=path,
+        settings=settings,
+        runs=runs,
+        status=status,
+        curves=curves,
+        comparisons=comparisons,
+        verdicts=[verdict_of(comparison, equal_kl.get(comparison.arm)) for comparison in paired],
+        equal_kl=equal_kl,
+        pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
+    )

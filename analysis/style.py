@@ -1,0 +1,81 @@
+"""Colours and dashes of the arms, and the look of every figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Okabe and Ito's colours that stand out on white and on black, without the yellow.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+DASHES: tuple[tuple[str, str], ...] = (
+    ("solid", ""),
+    ("dashed", "6 3"),
+    ("dotted", "1.5 2.5"),
+    ("dashdot", "6 2 1.5 2"),
+)
+"""(matplotlib's name, SVG's stroke-dasharray)."""
+
+INK = "#1f2328"
+FAINT = "#8c959f"
+PAPER = "#ffffff"
+
+RC: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, sharp, searchable
+    "text.parse_math": False,  # a dollar sign in an arm's name is a dollar sign
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # Verdana has nearly the same widths, where DejaVu is not installed
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": PAPER,
+    "figure.facecolor": PAPER,
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How an arm is drawn: `line` is matplotlib's name of the dash, `dasharray` SVG's."""
+
+    colour: str
+    line: str
+    dasharray: str
+
+
+def arm_styles(
+    arms: Sequence[str], baselines: Mapping[str, str], adjustments: Mapping[str, str]
+) -> dict[str, ArmStyle]:
+    """Same colour = same adjustment, same dash = same baseline, wherever that keeps the arms apart.
+
+    Args:
+        arms: All arms, in order.
+        baselines: arm -> baseline.
+        adjustments: arm -> class name of its adjustment, where it is known.
+
+    Returns:
+        A style an arm; arms with the same adjustment and the same baseline get further colours.
+    """
+    families = list(dict.fromkeys(baselines.get(arm, arm) for arm in arms))
+    colours: dict[str, str] = {}
+    styles: dict[str, ArmStyle] = {}
+    for arm in arms:
+        line, dasharray = DASHES[families.index(baselines.get(arm, arm)) % len(DASHES)]
+        algorithm = adjustments.get(arm, arm)
+        colour = colours.setdefault(algorithm, PALETTE[len(colours) % len(PALETTE)])
+        taken = {style.colour for style in styles.values() if style.line == line}
+        if colour in taken:
+            spare = [other for other in PALETTE if other not in taken and other not in colours.values()]
+            colour = spare[0] if spare else colour
+        styles[arm] = ArmStyle(colour, line, dasharray)
+    return styles

@@ -1,0 +1,95 @@
+"""The efficiency table and the verdicts in a terminal of 100 columns."""
+
+import sys
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from analysis.efficiency import Comparison
+from analysis.report import write_analysis
+from analysis.statistics import Estimate
+from analysis.study import Analysis, analyse
+from analysis.tables import rows_where
+from analysis.wording import interval, number, reached
+
+PRINTED_WIDTH = 100
+"""Columns where the output goes to a file or a pipe."""
+
+
+def print_report(
+    study_dir: str | Path,
+    console: Console | None = None,
+    *,
+    metric: str | None = None,
+    baseline: str | None = None,
+    target: float | None = None,
+) -> None:
+    """Writes the report (see `write_report`) and prints the efficiency table, the verdicts, and where the report lies.
+
+    Args:
+        study_dir: As for `write_report`.
+        console: Where to print; None is standard output, at 100 columns where that is no terminal.
+        metric: As for `write_report`.
+        baseline: As for `write_report`.
+        target: As for `write_report`.
+
+    Raises:
+        ReportError: As for `write_report`.
+    """
+    analysis = analyse(study_dir, metric=metric, baseline=baseline, target=target)
+    index = write_analysis(analysis)
+    console = console or Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)
+    console.print(terminal_report(analysis), Text(f"\nreport: {index}", overflow="fold"))
+
+
+def terminal_report(analysis: Analysis) -> Group:
+    """Heading, table, verdicts, and the runs that do not count."""
+    settings = analysis.settings
+    parts: list[Table | Text | Padding] = [
+        Text.assemble((settings.name, "bold"), f": {settings.metric} ({settings.metric_origin}); higher is better"),
+        terminal_table(analysis.comparisons),
+    ]
+    parts += [Text(note, style="yellow") for note in settings.notes]
+    for verdict in analysis.verdicts:
+        parts.append(Text(f"\n{verdict.headline}", style="bold"))
+        parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in verdict.sentences]
+    excluded = rows_where(analysis.status, analysis.status["reason"].notna())
+    if len(excluded):
+        parts.append(Text(f"\nNot counted: {len(excluded)} of {len(analysis.status)} runs", style="bold"))
+    parts += [
+        Padding(Text(f"{run}: {reason}"), (0, 0, 0, 2))
+        for run, reason in zip(excluded["run"], excluded["reason"], strict=True)
+    ]
+    return Group(*parts)
+
+
+def terminal_table(comparisons: list[Comparison]) -> Table:
+    """The efficiency table with an interval under every number; readable in 100 columns."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("arm\nagainst", overflow="fold", min_width=12)
+    headings = ("reached\nof seeds", "steps to\ntarget", "speedup", "final", "area: paired\ndifference")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for comparison in comparisons:
+        baseline = f"\n{comparison.baseline}" if comparison.baseline else ""
+        excluded = f"\n{comparison.n_excluded} excluded" if comparison.n_excluded else ""
+        table.add_row(
+            Text.assemble((comparison.arm, "bold"), (baseline, "dim")),
+            Text.assemble(
+                reached(comparison.n_reached, len(comparison.seeds), comparison.target.value), (excluded, "yellow")
+            ),
+            _cell(comparison.steps),
+            _cell(comparison.speedup.estimate),
+            _cell(comparison.final),
+            _cell(comparison.paired, signed=True),
+        )
+    return table
+
+
+def _cell(estimate: Estimate, *, signed: bool = False) -> Text:
+    ends = interval(estimate.low, estimate.high, signed=signed)
+    return Text.assemble(number(estimate.point, signed=signed), (f"\n{ends}" if ends else "", "dim"))

@@ -1,0 +1,84 @@
+"""The range [m, M] that adjusted rewards must stay in."""
+
+from abc import abstractmethod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from grpovi_lightning.errors import UserError
+
+
+class RewardRange(nn.Module):
+    """Rewards [P, G] -> (rewards to adjust [P, G], lower [P, 1], upper [P, 1])."""
+
+    @abstractmethod
+    def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The rewards, moved into the range only where the YAML says so, and the bounds."""
+
+
+class FixedRange(RewardRange):
+    """Known bounds, the paper's case: the range of the reward.
+
+    A reward outside is an error that names it, or is clipped when `clip` says so.
+    """
+
+    def __init__(self, lower: float, upper: float, clip: bool = False) -> None:
+        """Takes the bounds in units of the reward, and whether rewards outside are clipped to them."""
+        super().__init__()
+        if not lower < upper:
+            raise UserError(f"reward range: got lower {lower}, upper {upper}; expected lower < upper")
+        self.lower, self.upper, self.clip = lower, upper, clip
+
+    def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The fixed bounds for every prompt."""
+        outside = (rewards < self.lower) | (rewards > self.upper)
+        if self.clip:
+            rewards = rewards.clamp(self.lower, self.upper)
+        elif bool(outside.any()):
+            prompt, member = outside.nonzero()[0].tolist()
+            raise UserError(
+                f"reward {rewards[prompt, member].item():.6g} of prompt {prompt}, completion {member} is outside the "
+                f"range [{self.lower}, {self.upper}]; widen the range or set `clip: true`"
+            )
+        lower = torch.full_like(rewards[:, :1], self.lower)
+        return rewards, lower, torch.full_like(lower, self.upper)
+
+
+class GroupRange(RewardRange):
+    """Each group's own smallest and largest reward: the extremes stay, what lies between moves outwards."""
+
+    def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The group's bounds; a group of equal rewards gets a range around its value, which changes nothing."""
+        lower, upper = rewards.amin(dim=1, keepdim=True), rewards.amax(dim=1, keepdim=True)
+        flat = lower == upper
+        return rewards, torch.where(flat, lower - 1.0, lower), torch.where(flat, upper + 1.0, upper)
+
+
+class RunningRange(RewardRange):
+    """Smallest and largest reward seen so far in the run, over all ranks: it only ever widens.
+
+    For a learned reward model, whose range is not known beforehand, this stands for the paper's [m, M].
+    It is part of the checkpoint, so that a resumed run goes on with the same range.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(self) -> None:
+        """Starts empty: the first batch sets the range."""
+        super().__init__()
+        self.register_buffer("lower", torch.tensor(torch.inf, dtype=torch.float64))
+        self.register_buffer("upper", torch.tensor(-torch.inf, dtype=torch.float64))
+
+    def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Widens the range by this batch, then returns it for every prompt."""
+        seen = torch.stack([-rewards.amin().double(), rewards.amax().double()])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(seen, dist.ReduceOp.MAX)
+        self.lower.copy_(torch.minimum(self.lower, -seen[0]))
+        self.upper.copy_(torch.maximum(self.upper, seen[1]))
+        shape = (rewards.shape[0], 1)
+        if bool(self.lower == self.upper):  # every reward so far is equal; any range around it changes nothing
+            return rewards, (self.lower - 1.0).expand(shape), (self.upper + 1.0).expand(shape)
+        return rewards, self.lower.expand(shape), self.upper.expand(shape)

@@ -1,0 +1,122 @@
+"""The reward adjustment of GRPOVI in closed form (arXiv 2505.23247, model (3))."""
+
+import torch
+from torch import Tensor
+
+
+def increase_variance(
+    rewards: Tensor,
+    log_weights: Tensor | None = None,
+    *,
+    lower: float | Tensor,
+    upper: float | Tensor,
+    ties: str = "merge",
+) -> Tensor:
+    """Raises the weighted reward variance of each group as far as order, mean and bounds allow.
+
+    For one group with rewards r and normalised weights p it solves
+
+        maximise sum p_i z_i^2   subject to   lower <= z_i <= upper,  sum p_i z_i = sum p_i r_i,
+                                              z ordered as r.
+
+    The paper scans extreme points in one pass (its Algorithm 2). The scan ends with at most one value
+    strictly between the bounds, so the optimum fills the top of the range until the mean is spent. With
+    s = (r - lower) / (upper - lower), in descending order of reward,
+
+        f_i = clip((A_i - B_i) / p_i, 0, 1),   A_i = sum_{j >= i} p_j s_j,   B_i = sum_{j < i} p_j (1 - s_j),
+        z_i = lower + (upper - lower) f_i.
+
+    Both sums have non-negative terms and are accumulated as cumulative log-sum-exps, so weights may span
+    hundreds of orders of magnitude. Solved in float64; a group whose rewards are all equal is returned
+    as it is.
+
+    Departure from the paper: with `ties="merge"` (default) equal rewards are one atom with the summed
+    weight and keep one value; the paper's model (`ties="split"`) may send two equal rewards to different
+    ends of the range.
+
+    Args:
+        rewards: [P, G], any float dtype.
+        log_weights: [P, G] natural logs of the weights, unnormalised; None is uniform; -inf is a weight of 0.
+        lower: lower bound of the range, a number or [P, 1].
+        upper: upper bound of the range, a number or [P, 1].
+        ties: "merge" or "split".
+
+    Returns:
+        [P, G] adjusted rewards in the caller's order, dtype and device.
+
+    Raises:
+        ValueError: shapes do not match, a reward is not finite or outside the range, lower >= upper, or the
+            weights of a whole group are zero.
+    """
+    if ties not in ("merge", "split"):
+        raise ValueError(f"ties: got {ties!r}, expected 'merge' or 'split'")
+    r, log_w, low, high = _checked(rewards, log_weights, lower, upper)
+
+    r, order = r.sort(dim=1, descending=True, stable=True)
+    log_p = log_w.gather(1, order)
+    log_p = log_p - log_p.logsumexp(dim=1, keepdim=True)
+    # 1 - s is taken from the rewards, not from the rounded s: it must be exact also where s is nearly 1.
+    log_s, log_rest = ((part / (high - low)).log() for part in (r - low, high - r))
+
+    log_a = (log_p + log_s).flip(1).logcumsumexp(dim=1).flip(1)
+    log_b = torch.nn.functional.pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)
+    if ties == "merge":
+        log_a, log_b, log_p = _per_atom(r, log_a, log_b, log_p)
+
+    # log(A - B) where A > B; elsewhere the mean is spent and the value is the lower bound.
+    left = log_a + (-(log_b - log_a).clamp(max=0.0).exp()).log1p()
+    fraction = torch.where(log_a > log_b, (left - log_p).clamp(max=0.0).exp(), 0.0)
+    z = low + (high - low) * fraction
+    z = torch.where(fraction >= 1.0, high, torch.where(fraction <= 0.0, low, z))
+    z = torch.where(r[:, :1] == r[:, -1:], r, z)
+    return torch.empty_like(z).scatter(1, order, z).to(rewards.dtype)
+
+
+def _per_atom(r: Tensor, log_a: Tensor, log_b: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives every member of a run of equal rewards the sums at the run's start and the run's summed weight."""
+    starts = torch.ones_like(r, dtype=torch.bool)
+    starts[:, 1:] = r[:, 1:] != r[:, :-1]
+    run = starts.long().cumsum(dim=1) - 1
+    first = torch.where(starts, torch.arange(r.shape[1], device=r.device).expand_as(run), 0).cummax(dim=1).values
+
+    largest = torch.full_like(log_p, -torch.inf).scatter_reduce(1, run, log_p, "amax")
+    shift = largest.gather(1, run).nan_to_num(neginf=0.0)
+    total = torch.zeros_like(log_p).scatter_add(1, run, (log_p - shift).exp())
+    return log_a.gather(1, first), log_b.gather(1, first), total.gather(1, run).log() + shift
+
+
+def _checked(
+    rewards: Tensor, log_weights: Tensor | None, lower: float | Tensor, upper: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The arguments in float64, [P, G], [P, G], [P, 1] and [P, 1], or a ValueError that names the culprit."""
+    if rewards.ndim != 2 or rewards.shape[1] == 0 or not rewards.is_floating_point():
+        raise ValueError(f"rewards: got {rewards.dtype} {list(rewards.shape)}, expected a float tensor [P, G], G >= 1")
+    r = rewards.detach().double()
+    weights = torch.zeros_like(r) if log_weights is None else log_weights.detach().to(r.device, torch.float64)
+    if weights.shape != r.shape:
+        raise ValueError(f"log_weights: got shape {list(weights.shape)}, expected that of rewards, {list(r.shape)}")
+    low, high = (_bound(value, r, name) for value, name in ((lower, "lower"), (upper, "upper")))
+    _refuse(~r.isfinite(), r, "rewards", "a finite number")
+    _refuse(weights.isnan() | (weights == torch.inf), weights, "log_weights", "a finite number or -inf")
+    _refuse(low >= high, low, "lower", "less than upper")
+    _refuse(r < low, r, "rewards", "at least the lower bound of the range")
+    _refuse(r > high, r, "rewards", "at most the upper bound of the range")
+    _refuse((weights == -torch.inf).all(dim=1, keepdim=True), weights[:, :1], "log_weights", "one weight above zero")
+    return r, weights, low, high
+
+
+def _bound(value: float | Tensor, r: Tensor, name: str) -> Tensor:
+    bound = torch.as_tensor(value, dtype=torch.float64, device=r.device)
+    if bound.ndim == 0:
+        bound = bound.expand(r.shape[0], 1)
+    if bound.shape != (r.shape[0], 1):
+        raise ValueError(f"{name}: got shape {list(bound.shape)}, expected a number or [{r.shape[0]}, 1]")
+    if not bool(bound.isfinite().all()):
+        raise ValueError(f"{name}: got {bound.flatten().tolist()}, expected finite numbers")
+    return bound
+
+
+def _refuse(bad: Tensor, values: Tensor, name: str, expected: str) -> None:
+    if bool(bad.any()):
+        group, member = bad.nonzero()[0].tolist()
+        raise ValueError(f"{name}: got {values[group, member].item()!r} at [{group}, {member}], expected {expected}")

@@ -1,0 +1,79 @@
+"""Warnings about what only shows while training."""
+
+from typing import Any
+
+import lightning as L
+
+from grpovi_lightning.callbacks.status import report_warning
+
+_NEARLY_ALL = 0.9
+
+
+class RewardWatch(L.Callback):
+    """Warns, once each, when groups have no variance, or when an adjustment finds nothing to adjust.
+
+    Both are judged over windows of `window` steps, and at the end of training over what is left.
+    """
+
+    def __init__(self, window: int = 10) -> None:
+        """Takes the window in training steps."""
+        self.window = window
+        self._warned: set[str] = set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps = self._groups = self._flat = self._changed = 0
+        self._adjustment = "IdentityAdjustment"
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts groups without variance, and groups that the adjustment changed."""
+        if not isinstance(outputs, dict) or "adjusted" not in outputs:
+            return
+        rewards, adjusted = outputs["rewards"], outputs["adjusted"]
+        flat = (rewards == rewards[:, :1]).all(dim=1)
+        span = (rewards.amax() - rewards.amin()).clamp(min=1e-12)
+        changed = ((adjusted - rewards).abs() > 1e-6 * span).any(dim=1)
+        self._steps += 1
+        self._groups += len(rewards)
+        self._flat += int(flat.sum())
+        self._changed += int(changed.sum())
+        self._adjustment = outputs["adjustment"]
+        if self._steps >= self.window:
+            self._judge(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judges a run shorter than the window, too."""
+        if self._steps:
+            self._judge(trainer)
+
+    def _judge(self, trainer: L.Trainer) -> None:
+        if self._flat > _NEARLY_ALL * self._groups:
+            self._warn(
+                trainer,
+                "groups without reward variance",
+                f"{self._flat} of {self._groups} groups had equal rewards over {self._steps} steps; they carry no "
+                "gradient. Use prompts of middling difficulty, a larger group or a finer reward",
+            )
+        elif self._adjustment != "IdentityAdjustment" and self._changed == 0:
+            self._warn(
+                trainer,
+                "adjustment without effect",
+                f"{self._adjustment} changed none of {self._groups} groups over {self._steps} steps: their rewards are "
+                "already at maximal variance, as 0/1 rewards are. Over these steps this run equals GRPO",
+            )
+        self._reset()
+
+    def _warn(self, trainer: L.Trainer, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            report_warning(trainer, f"{kind}: {text}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which warnings were given: a resumed run does not repeat them."""
+        return {"warned": sorted(self._warned)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self._warned = set(state_dict["warned"])

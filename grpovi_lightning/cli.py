@@ -1,0 +1,153 @@
+"""The command `grpovi`: fit, validate, test, task, compare, report."""
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+_USAGE = """usage: grpovi COMMAND [arguments]
+
+  fit      train one run:      grpovi fit --config A.yaml [--config B.yaml ...] [--key value ...]
+  validate evaluate one run on its held-out table; the arguments are those of fit
+  task     write the embedded task: grpovi task --output DIR [--seed N ...]
+  compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR]
+  report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM]
+
+`grpovi COMMAND --help` lists a command's arguments.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 a run failed, 2 the request was wrong, 130 stopped."""
+    from analysis.errors import ReportError
+    from grpovi_lightning.errors import UserError
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {
+        "fit": _fit,
+        "validate": _validate,
+        "task": _task,
+        "compare": _compare,
+        "report": _report,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name not in commands:
+        return _refuse(f"unknown command {name!r}, expected one of {', '.join(commands)}; see grpovi --help")
+    sys.path.insert(0, os.getcwd())  # reward functions are found where the command runs
+    try:
+        return commands[name](rest)
+    except (UserError, ReportError) as error:
+        return _refuse(str(error))
+
+
+def check_fit(arguments: list[str]) -> None:
+    """Builds a run's module and data without loading or training anything.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    _quiet()
+    from grpovi_lightning.run import RunCLI
+
+    RunCLI(arguments)
+
+
+def _fit(arguments: list[str]) -> int:
+    _quiet()
+    from grpovi_lightning.run import RunCLI
+
+    RunCLI(arguments).fit()
+    return 0
+
+
+def _validate(arguments: list[str]) -> int:
+    _quiet()
+    from grpovi_lightning.run import RunCLI
+
+    RunCLI(arguments).validate()
+    return 0
+
+
+def _task(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from grpovi_lightning.data.embedded import write_task
+    from grpovi_lightning.errors import UserError
+    from grpovi_lightning.parser_messages import one_line
+
+    parser = ArgumentParser(prog="grpovi task", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_function_arguments(write_task)
+    try:
+        settings = parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(str(error))) from error
+    values = settings.as_dict()
+    values.pop("config", None)
+    write_task(**values)
+    print(f"task written to {settings.output}")
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from analysis import print_report
+    from grpovi_lightning.study import compare
+
+    parser = _Parser(prog="grpovi compare", description="Runs the arms of a study for every seed, then reports.")
+    parser.add_argument("study", type=Path, help="the study's YAML file")
+    parser.add_argument("--seeds", type=_seeds, default=None, help="seeds instead of the study's, such as 1,2,3")
+    parser.add_argument("--jobs", type=int, default=None, help="runs at a time; default: one for each core")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="where the study's folder is made")
+    given = parser.parse_args(arguments)
+    return compare(
+        given.study, seeds=given.seeds, jobs=given.jobs, output=given.output, preflight=check_fit, report=print_report
+    )
+
+
+def _report(arguments: list[str]) -> int:
+    from analysis import print_report
+
+    parser = _Parser(prog="grpovi report", description="Tables and pictures of a study or of any folder of runs.")
+    parser.add_argument("folder", type=Path, help="a study's folder, or a folder of runs")
+    parser.add_argument("--metric", default=None, help="the held-out scalar that is compared")
+    parser.add_argument("--baseline", default=None, help="the arm the others are compared with")
+    given = parser.parse_args(arguments)
+    print_report(given.folder, metric=given.metric, baseline=given.baseline)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        from grpovi_lightning.errors import UserError
+
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected integers such as 1,2,3") from None
+
+
+def _refuse(message: str) -> int:
+    print(f"grpovi: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _quiet() -> None:
+    """Silences advice that does not apply here: batches are text, small and made in order."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

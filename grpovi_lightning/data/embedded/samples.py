@@ -1,0 +1,141 @@
+"""Demonstrations and preference pairs for given instructions."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import exp
+from statistics import fmean, pstdev
+
+from grpovi_lightning.data.embedded.gold import GoldScore, score
+from grpovi_lightning.data.embedded.noise import NoisyWriter
+from grpovi_lightning.data.embedded.prompts import Instruction, sample_instruction
+
+#: Noise of a demonstration is uniform in this range.
+DEMONSTRATION_NOISE = (0.1, 0.8)
+#: Noise of a text in a preference pair is uniform in this range.
+PAIR_NOISE = (0.0, 1.0)
+#: How the two texts of a pair are drawn, and how often.
+PAIR_KINDS = {"independent": 0.35, "misdirected": 0.25, "mutation": 0.25, "degenerate": 0.15}
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One imperfect answer.
+
+    Attributes:
+        instruction: What was asked for.
+        text: The answer.
+        gold: Parts of its gold reward.
+    """
+
+    instruction: Instruction
+    text: str
+    gold: GoldScore
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one instruction and which of them was preferred.
+
+    Attributes:
+        instruction: What was asked for.
+        chosen: The preferred answer.
+        rejected: The other one.
+        chosen_gold: Gold reward of the preferred answer.
+        rejected_gold: Gold reward of the other one.
+    """
+
+    instruction: Instruction
+    chosen: str
+    rejected: str
+    chosen_gold: float
+    rejected_gold: float
+
+
+def preference_probability(gold: float, other: float, scale: float) -> float:
+    """Bradley-Terry: the probability, 1 / (1 + exp(-scale * (gold - other))), that the first answer is preferred."""
+    return 1.0 / (1.0 + exp(-scale * (gold - other)))
+
+
+def demonstrate(instruction: Instruction, writer: NoisyWriter, rng: random.Random) -> Demonstration:
+    """Draw an imperfect answer."""
+    words = writer.write(instruction, rng.uniform(*DEMONSTRATION_NOISE), rng)
+    return Demonstration(instruction, " ".join(words), score(instruction, words))
+
+
+def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: random.Random) -> Pair:
+    """Draw two different answers and a preference between them.
+
+    An answer of noise q is paired with another of independently drawn noise, with an answer of the same noise to an
+    instruction that differs in one respect, with a mild mutation of itself (one to three changes), or with an answer
+    that is bad on purpose: see ``PAIR_KINDS``.
+
+    Args:
+        instruction: What was asked for.
+        writer: Source of answers.
+        scale: Bradley-Terry scale: how many nats of preference a gold reward of 1 is worth.
+        rng: Source of randomness.
+    """
+    noise = rng.uniform(*PAIR_NOISE)
+    first = writer.write(instruction, noise, rng)
+    second = first
+    while second == first:
+        second = _counterpart(first, noise, instruction, writer, rng)
+    gold, other_gold = score(instruction, first).reward, score(instruction, second).reward
+    if rng.random() < preference_probability(gold, other_gold, scale):
+        return Pair(instruction, " ".join(first), " ".join(second), gold, other_gold)
+    return Pair(instruction, " ".join(second), " ".join(first), other_gold, gold)
+
+
+def _counterpart(
+    words: list[str], noise: float, instruction: Instruction, writer: NoisyWriter, rng: random.Random
+) -> list[str]:
+    kind = rng.choices(list(PAIR_KINDS), weights=list(PAIR_KINDS.values()))[0]
+    if kind == "independent":
+        return writer.write(instruction, rng.uniform(*PAIR_NOISE), rng)
+    if kind == "misdirected":
+        return writer.write(_misdirect(instruction, writer, rng), noise, rng)
+    if kind == "degenerate":
+        return writer.degenerate(instruction, rng)
+    for _ in range(rng.randint(1, 3)):
+        words = writer.mutate(words, instruction, rng)
+    return words
+
+
+def _misdirect(instruction: Instruction, writer: NoisyWriter, rng: random.Random) -> Instruction:
+    """Take the topics, the tone or the length from another instruction."""
+    other = sample_instruction(writer.size, writer.lexicon, rng)
+    respect = rng.choice(("topics", "topics", "tone", "length"))
+    return replace(instruction, **{respect: getattr(other, respect)})
+
+
+def gold_statistics(golds: Sequence[GoldScore]) -> dict[str, float]:
+    """Mean and population standard deviation of gold rewards, their deciles, and the means of their parts."""
+    rewards = sorted(gold.reward for gold in golds)
+    parts = ("topics", "tone", "length", "grammar", "novelty", "ending")
+    return {
+        "mean": fmean(rewards),
+        "std": pstdev(rewards),
+        "min": rewards[0],
+        "tenth_percentile": rewards[len(rewards) // 10],
+        "median": rewards[len(rewards) // 2],
+        "ninetieth_percentile": rewards[(9 * len(rewards)) // 10],
+        "max": rewards[-1],
+        **{f"mean_{part}": fmean(getattr(gold, part) for gold in golds) for part in parts},
+    }
+
+
+def pair_statistics(pairs: Sequence[Pair], scale: float) -> dict[str, float]:
+    """What is known of preference labels.
+
+    ``bayes_accuracy`` is the expected accuracy of always naming the answer of larger gold reward: no reward model can
+    expect more. ``label_accuracy`` is that accuracy on these very labels.
+    """
+    gaps = [pair.chosen_gold - pair.rejected_gold for pair in pairs]
+    return {
+        "bayes_accuracy": fmean(preference_probability(abs(gap), 0.0, scale) for gap in gaps),
+        "label_accuracy": fmean(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps),
+        "mean_gap": fmean(abs(gap) for gap in gaps),
+        "mean_chosen_gold": fmean(pair.chosen_gold for pair in pairs),
+        "mean_rejected_gold": fmean(pair.rejected_gold for pair in pairs),
+    }

@@ -1,0 +1,202 @@
+"""Lightning data modules over tables of text. Batches are text; the modules tokenise with their model's tokenizer."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+
+from grpovi_lightning.data.tables import read_table
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.randomness import resolve_seed, step_indices
+from grpovi_lightning.structures import PromptBatch
+
+TextPairs = dict[str, list[str]]
+"""Column name -> texts, as SFT and reward modelling take them."""
+
+
+class StepSampler(Sampler[list[int]]):
+    """The rows of each training step, a pure function of (seed, step), from `first_step` to `last_step`.
+
+    Over several ranks each takes its own part of every step.
+    """
+
+    def __init__(
+        self, n_rows: int, rows_per_step: int, seed: int, first_step: int, last_step: int, rank: int, world_size: int
+    ) -> None:
+        """Describes the steps; `last_step` is exclusive."""
+        self.n_rows, self.rows_per_step, self.seed = n_rows, rows_per_step, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.last_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.rows_per_step // self.world_size
+        for step in range(self.first_step, self.last_step):
+            rows = step_indices(self.seed, step, self.n_rows, self.rows_per_step)
+            yield rows[self.rank * share : (self.rank + 1) * share]
+
+
+class TextDataModule(L.LightningDataModule):
+    """A training table and an optional held-out table, read from disk."""
+
+    def __init__(
+        self, train: str, validation: str | None, batch_size: int, validation_batch_size: int, seed: int | None
+    ) -> None:
+        """Takes file names; the files are read in `setup`."""
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("validation_batch_size", validation_batch_size)):
+            if value < 1:
+                raise UserError(f"{name}: got {value}, expected at least 1")
+        self.train, self.validation = train, validation
+        self.batch_size, self.validation_batch_size, self.seed = batch_size, validation_batch_size, seed
+        self.tables: dict[str, Dataset] = {}
+
+    @abstractmethod
+    def required_columns(self) -> list[str]:
+        """Columns that both tables must have."""
+
+    @abstractmethod
+    def collate(self, rows: list[dict[str, Any]]) -> Any:
+        """Rows -> a batch. Each row carries its number as `_row`."""
+
+    def setup(self, stage: str) -> None:
+        """Reads the tables once."""
+        for name, path in (("train", self.train), ("validation", self.validation)):
+            if path is not None and name not in self.tables:
+                table = read_table(path, self.required_columns())
+                self.tables[name] = table.add_column("_row", list(range(len(table))))  # type: ignore[call-arg]
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches for each step, from where the run stands on."""
+        trainer, table = self.trainer, self.tables["train"]
+        assert trainer is not None
+        if self.batch_size % trainer.world_size:
+            raise UserError(
+                f"batch of {self.batch_size} rows does not divide over {trainer.world_size} processes; "
+                "choose a multiple of the number of processes"
+            )
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        # One Lightning epoch is the whole run, or one pass where the run is counted in epochs.
+        steps = trainer.max_steps if trainer.max_steps > 0 else done + len(table) // self.batch_size
+        sampler = StepSampler(
+            len(table), self.batch_size, resolve_seed(self.seed), done, steps, trainer.global_rank, trainer.world_size
+        )
+        return DataLoader(table, batch_sampler=sampler, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The held-out table in order; each rank takes every n-th row."""
+        if "validation" not in self.tables:
+            return []
+        trainer, table = self.trainer, self.tables["validation"]
+        assert trainer is not None
+        if trainer.world_size > 1:
+            table = table.shard(trainer.world_size, trainer.global_rank)
+        return DataLoader(table, batch_size=self.validation_batch_size, collate_fn=self.collate)  # type: ignore[arg-type]
+
+
+class PromptDataModule(TextDataModule):
+    """Prompts for policy optimisation, with the columns that the reward functions read."""
+
+    def __init__(
+        self,
+        train: str,
+        validation: str | None = None,
+        prompts_per_step: int = 8,
+        validation_batch_size: int = 64,
+        prompt_column: str = "prompt",
+        columns: list[str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Names the tables.
+
+        Args:
+            train: JSONL, CSV or Parquet file of training prompts.
+            validation: held-out prompts; none: no held-out evaluation.
+            prompts_per_step: P, over all processes.
+            validation_batch_size: held-out prompts sampled at once.
+            prompt_column: the column that holds the prompt.
+            columns: columns handed to reward functions; None: every column but the prompt's.
+            seed: orders the prompts; None: the run's `seed_everything`.
+        """
+        super().__init__(train, validation, prompts_per_step, validation_batch_size, seed)
+        self.prompt_column, self.columns = prompt_column, columns
+
+    def required_columns(self) -> list[str]:
+        """The prompt column and those named for the reward functions."""
+        return [self.prompt_column, *(self.columns or [])]
+
+    def collate(self, rows: list[dict[str, Any]]) -> PromptBatch:
+        """P rows -> prompts with their numbers and columns."""
+        names = self.columns
+        if names is None:
+            names = [name for name in rows[0] if name not in (self.prompt_column, "_row")]
+        texts = [row[self.prompt_column] for row in rows]
+        for row, text in zip(rows, texts, strict=True):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"prompt in row {row['_row']}: got {text!r}, expected text; is the prompt column right?"
+                )
+        return PromptBatch(
+            texts=texts,
+            indices=torch.tensor([row["_row"] for row in rows]),
+            columns={name: [row[name] for row in rows] for name in names},
+        )
+
+
+class DemonstrationDataModule(TextDataModule):
+    """Prompts with completions to imitate."""
+
+    def __init__(
+        self,
+        train: str,
+        validation: str | None = None,
+        batch_size: int = 64,
+        validation_batch_size: int = 64,
+        prompt_column: str = "prompt",
+        completion_column: str = "completion",
+        seed: int | None = None,
+    ) -> None:
+        """Names the tables and their columns; `batch_size` counts rows over all processes."""
+        super().__init__(train, validation, batch_size, validation_batch_size, seed)
+        self.names = {"prompt": prompt_column, "completion": completion_column}
+
+    def required_columns(self) -> list[str]:
+        """Prompt and completion."""
+        return list(self.names.values())
+
+    def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
+        """Rows -> {"prompt": [...], "completion": [...]}."""
+        return {name: [row[column] for row in rows] for name, column in self.names.items()}
+
+
+class PreferenceDataModule(TextDataModule):
+    """Prompts with a chosen and a rejected completion."""
+
+    def __init__(
+        self,
+        train: str,
+        validation: str | None = None,
+        batch_size: int = 32,
+        validation_batch_size: int = 64,
+        prompt_column: str = "prompt",
+        chosen_column: str = "chosen",
+        rejected_column: str = "rejected",
+        seed: int | None = None,
+    ) -> None:
+        """Names the tables and their columns; `batch_size` counts pairs over all processes."""
+        super().__init__(train, validation, batch_size, validation_batch_size, seed)
+        self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
+
+    def required_columns(self) -> list[str]:
+        """Prompt, chosen and rejected."""
+        return list(self.names.values())
+
+    def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
+        """Rows -> {"prompt": [...], "chosen": [...], "rejected": [...]}."""
+        return {name: [row[column] for row in rows] for name, column in self.names.items()}

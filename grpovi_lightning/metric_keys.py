@@ -1,0 +1,89 @@
+"""Names of every scalar that a run logs: the contract between training and `analysis`.
+
+Standard library only, so that `analysis` can import it on a machine without torch. Where TRL has the
+quantity, the name is TRL's; the one departure is documented at `REWARD_STD`. Training scalars stand
+under their plain name, held-out scalars under `eval/<name>`.
+
+The x-axis of both is the number of policy updates done before the measurement: the value at step 0 is
+the initial policy's, whether it was measured on training or on held-out prompts.
+"""
+
+EVAL_PREFIX = "eval/"
+
+# Rewards. `REWARD` is the weighted total that the policy is trained on, before any adjustment.
+REWARD = "reward"
+REWARD_STD = "reward_std"
+"""Mean over groups of the within-group standard deviation (Bessel), whatever `scale_rewards` is."""
+REWARD_BATCH_STD = "reward_batch_std"
+"""Standard deviation over all completions of the batch."""
+FRAC_REWARD_ZERO_STD = "frac_reward_zero_std"
+"""Share of groups whose rewards are all equal; they carry no gradient."""
+
+# Policy.
+KL = "kl"
+"""Mean over completion tokens of the k3 estimate of KL(policy || reference), nats."""
+ENTROPY = "entropy"
+"""Mean over completion tokens of the entropy of the temperature-scaled policy, nats."""
+LOSS = "loss"
+GRAD_NORM = "grad_norm"
+LEARNING_RATE = "learning_rate"
+CLIP_RATIO_LOW_MEAN = "clip_ratio/low_mean"
+CLIP_RATIO_HIGH_MEAN = "clip_ratio/high_mean"
+CLIP_RATIO_REGION_MEAN = "clip_ratio/region_mean"
+COMPLETIONS_MEAN_LENGTH = "completions/mean_length"
+COMPLETIONS_MIN_LENGTH = "completions/min_length"
+COMPLETIONS_MAX_LENGTH = "completions/max_length"
+COMPLETIONS_CLIPPED_RATIO = "completions/clipped_ratio"
+"""Share of completions cut off at `max_completion_length` without an end token."""
+ADVANTAGE_STD = "advantages/std"
+ADVANTAGE_ABS_MEAN = "advantages/abs_mean"
+
+# Cost, cumulative over the run.
+NUM_TOKENS = "num_tokens"
+"""Completion tokens sampled for training so far. Held-out completions do not count."""
+TRAIN_SECONDS = "train_seconds"
+"""Wall-clock seconds spent in training steps so far. Held-out evaluation does not count."""
+
+# Time of one step, seconds.
+STEP_TIME = "step_time"
+STEP_TIME_ROLLOUT = "step_time/rollout"
+STEP_TIME_REWARD = "step_time/reward"
+STEP_TIME_ADJUSTMENT = "step_time/adjustment"
+STEP_TIME_UPDATE = "step_time/update"
+
+# The variance increase. Logged by every GRPO-family run.
+ADJUSTMENT_PREFIX = "adjustment/"
+ADJUSTMENT_VARIANCE_BEFORE = "adjustment/variance_before"
+"""Mean over groups of the weighted reward variance, under the adjustment's weights."""
+ADJUSTMENT_VARIANCE_AFTER = "adjustment/variance_after"
+ADJUSTMENT_UNIFORM_VARIANCE_BEFORE = "adjustment/uniform_variance_before"
+ADJUSTMENT_UNIFORM_VARIANCE_AFTER = "adjustment/uniform_variance_after"
+ADJUSTMENT_FRAC_CHANGED = "adjustment/frac_groups_changed"
+ADJUSTMENT_EFFECTIVE_WEIGHTS = "adjustment/effective_weights"
+"""Mean over groups of exp(entropy of the weights): 1 when one completion takes all, G when uniform."""
+ADJUSTMENT_RANGE_LOWER = "adjustment/range_lower"
+ADJUSTMENT_RANGE_UPPER = "adjustment/range_upper"
+ADJUSTMENT_ADVANTAGE_COSINE = "adjustment/advantage_cosine"
+"""Cosine between the advantages from adjusted and from raw rewards."""
+ADJUSTMENT_SIGN_FLIPS = "adjustment/sign_flips"
+"""Share of completions whose advantage changes sign through the adjustment."""
+
+# Supervised fine-tuning and reward modelling.
+SFT_LOSS = "loss"
+PAIR_ACCURACY = "pair_accuracy"
+REWARD_MARGIN = "reward_margin"
+
+
+def rewards_mean(name: str) -> str:
+    """Mean of the reward component `name`, TRL's key."""
+    return f"rewards/{name}/mean"
+
+
+def rewards_std(name: str) -> str:
+    """Standard deviation over completions of the reward component `name`, TRL's key."""
+    return f"rewards/{name}/std"
+
+
+def held_out(key: str) -> str:
+    """The key under which `key` is logged when measured on held-out prompts."""
+    return EVAL_PREFIX + key

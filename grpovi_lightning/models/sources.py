@@ -1,0 +1,184 @@
+"""Where a model comes from: a checkpoint, or a configuration and fresh weights."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.language_model import LanguageModel
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class CausalLMSource(ABC):
+    """Loads a fresh `LanguageModel` each time it is asked."""
+
+    @abstractmethod
+    def load(self) -> LanguageModel:
+        """Loads the model on the CPU."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `UserError` where it can be told without loading that loading would fail."""
+
+
+class PretrainedCausalLM(CausalLMSource):
+    """A Hugging Face checkpoint: a local folder, or a hub name where there is a hub.
+
+    Only safetensors weights are read, and no code from the checkpoint is run.
+    """
+
+    def __init__(self, path: str, dtype: Precision = "float32") -> None:
+        """Takes the folder or hub name, and the dtype of the weights."""
+        self.path = path
+        self.dtype: Precision = dtype
+
+    def check(self) -> None:
+        """Checks a local folder."""
+        check_checkpoint(self.path, "policy")
+
+    def load(self) -> LanguageModel:
+        """Loads weights and tokenizer; dropout is off, so that sampling and training see the same policy."""
+        self.check()
+        model = load_model(AutoModelForCausalLM, self.path, self.dtype)
+        return LanguageModel(model, load_tokenizer(self.path))
+
+
+class NewCausalLM(CausalLMSource):
+    """A causal LM with random weights from a `transformers` configuration.
+
+    The vocabulary size and the special tokens come from the tokenizer.
+    """
+
+    def __init__(self, config: dict[str, Any], tokenizer: str, seed: int = 0) -> None:
+        """Describes the model.
+
+        Args:
+            config: a `transformers` configuration with its `model_type`.
+            tokenizer: folder of the tokenizer.
+            seed: seeds the initial weights.
+        """
+        if "model_type" not in config:
+            raise UserError(f"model config: got keys {sorted(config)}, expected a `model_type` such as llama")
+        self.config, self.tokenizer, self.seed = config, tokenizer, seed
+
+    def check(self) -> None:
+        """Checks the tokenizer's folder."""
+        if not (Path(self.tokenizer) / "tokenizer_config.json").is_file():
+            raise UserError(
+                f"tokenizer {self.tokenizer}: no tokenizer_config.json there; expected a tokenizer's folder"
+            )
+
+    def load(self) -> LanguageModel:
+        """Builds the model; the same seed gives the same weights."""
+        tokenizer = load_tokenizer(self.tokenizer)
+        settings = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+        } | {key: value for key, value in self.config.items() if key != "model_type"}
+        try:
+            config = AutoConfig.for_model(self.config["model_type"], **settings)
+        except ValueError as error:
+            raise UserError(f"model config: model_type {self.config['model_type']!r} is not known: {error}") from error
+        _without_dropout(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = AutoModelForCausalLM.from_config(config)
+        return LanguageModel(model, tokenizer)
+
+
+def load_classifier(path: str, dtype: Precision = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A one-label sequence classifier and its tokenizer.
+
+    From a causal LM's checkpoint the body is taken and the head starts at zero: every reward is 0 until
+    it is trained, and no seed is needed.
+
+    Raises:
+        UserError: the folder is missing, or the checkpoint has more than one label.
+    """
+    check_checkpoint(path, "reward model")
+    config = load_config(path)
+    trained = any("SequenceClassification" in name for name in config.architectures or [])
+    if trained and config.num_labels != 1:
+        raise UserError(
+            f"reward model {path}: got {config.num_labels} labels, expected 1; use a reward model's checkpoint"
+        )
+    model = load_model(AutoModelForSequenceClassification, path, dtype, num_labels=1)
+    tokenizer = load_tokenizer(path)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if not trained:
+        head = getattr(model, "score", None)
+        if head is None:
+            raise UserError(f"reward model {path}: {type(model).__name__} has no linear head named `score`")
+        torch.nn.init.zeros_(head.weight)
+    return model, tokenizer
+
+
+def check_checkpoint(path: str, role: str) -> None:
+    """Refuses a local path that is no checkpoint folder; a hub name (`owner/name`) passes."""
+    folder = Path(path)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists()
+    if not looks_local:
+        return
+    if not (folder / "config.json").is_file():
+        state = "a folder without config.json" if folder.is_dir() else "no such folder"
+        raise UserError(
+            f"{role} {path}: {state}; expected a Hugging Face checkpoint folder (config.json, model.safetensors)"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{role} {path}: no *.safetensors in it; convert the weights, other formats can carry code")
+
+
+def load_config(path: str) -> PreTrainedConfig:
+    """The model configuration with all dropout off; no code from the checkpoint is run."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {path} cannot be loaded: {_first_line(error)}") from error
+    _without_dropout(config)
+    return config
+
+
+def load_model(auto_class: Any, path: str, dtype: Precision, **settings: Any) -> PreTrainedModel:
+    """Weights from safetensors into the class's model."""
+    config = load_config(path)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    try:
+        return auto_class.from_pretrained(
+            path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    except OSError as error:
+        raise UserError(f"model {path} cannot be loaded: {_first_line(error)}") from error
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or of a hub name."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer {path} cannot be loaded: {_first_line(error)}") from error
+
+
+def _without_dropout(config: PreTrainedConfig) -> None:
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

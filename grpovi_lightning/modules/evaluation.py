@@ -1,0 +1,57 @@
+"""Held-out statistics over batches and ranks."""
+
+import torch
+from torch import Tensor
+from torchmetrics import CatMetric, MeanMetric
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.losses.base import k3_divergence
+from grpovi_lightning.ops import TokenStatistics
+from grpovi_lightning.structures import Rollout
+
+
+class HeldOutMetrics:
+    """Means over held-out completions, and the standard deviation of each reward component over them."""
+
+    def __init__(self) -> None:
+        """Starts empty; metrics appear with the first batch."""
+        self.means: dict[str, MeanMetric] = {}
+        self.values: dict[str, CatMetric] = {}
+
+    def update(
+        self, rollout: Rollout, rewards: Tensor, components: dict[str, Tensor], statistics: TokenStatistics
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            rollout: B completions.
+            rewards: [B] totals.
+            components: name -> [B].
+            statistics: of the current policy, [B, T].
+        """
+        mask = rollout.completion_mask
+        self._mean(keys.REWARD, rewards)
+        self._mean(keys.COMPLETIONS_MEAN_LENGTH, rollout.lengths.float())
+        self._mean(keys.COMPLETIONS_CLIPPED_RATIO, rollout.truncated.float())
+        self._mean(keys.ENTROPY, statistics.entropies[mask])
+        if rollout.ref_logprobs is not None:
+            self._mean(keys.KL, k3_divergence(statistics.logprobs[mask], rollout.ref_logprobs[mask]))
+        for name, values in components.items():
+            self.values.setdefault(name, CatMetric().to(values.device)).update(values)
+
+    def compute(self) -> dict[str, float]:
+        """The statistics since the last reset, over all ranks."""
+        result = {name: float(metric.compute()) for name, metric in self.means.items()}
+        for name, metric in self.values.items():
+            values = torch.as_tensor(metric.compute())
+            result[keys.rewards_mean(name)] = float(values.mean())
+            result[keys.rewards_std(name)] = float(values.std())
+        return result
+
+    def reset(self) -> None:
+        """Forgets every batch."""
+        for metric in [*self.means.values(), *self.values.values()]:
+            metric.reset()
+
+    def _mean(self, name: str, values: Tensor) -> None:
+        self.means.setdefault(name, MeanMetric().to(values.device)).update(values)

@@ -1,0 +1,122 @@
+"""A Bradley-Terry reward model."""
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from torchmetrics import CatMetric, MeanMetric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.data.modules import TextPairs
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
+from grpovi_lightning.modules.optimizers import optimizer_setup
+from grpovi_lightning.rewards.models import classifier_scores, end_tokens
+
+
+class RewardModelModule(L.LightningModule):
+    """Maximum likelihood under Bradley-Terry: -log sigmoid(r(chosen) - r(rejected)).
+
+    A small penalty on (r(chosen) + r(rejected))^2 centres the rewards, which the likelihood leaves free
+    (arXiv 2312.09244). At every evaluation the mean and the standard deviation of the held-out scores are
+    taken; they are saved with the model as `reward_mean` and `reward_std`, and `RewardModel` returns
+    standardised rewards.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Precision = "float32",
+        centering_coefficient: float = 0.01,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Describes the model and its training.
+
+        Args:
+            path: checkpoint to start from: a causal LM (it gets a new head) or a one-label classifier.
+            dtype: dtype of the weights.
+            centering_coefficient: weight of the centring penalty, at least 0.
+            optimizer: called with the parameters.
+            lr_scheduler: called with the optimizer; stepped once per update.
+        """
+        super().__init__()
+        if centering_coefficient < 0:
+            raise UserError(f"centering_coefficient: got {centering_coefficient}, expected at least 0")
+        self.path = path
+        self.weight_dtype: Precision = dtype
+        self.centering_coefficient = centering_coefficient
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.model: PreTrainedModel | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.accuracy, self.margin, self.held_out_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        self.scores = CatMetric()
+
+    def check_inputs(self) -> None:
+        """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
+        check_checkpoint(self.path, "reward model")
+
+    def configure_model(self) -> None:
+        """Loads the model once."""
+        if self.model is None:
+            self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype)
+
+    def configure_optimizers(self):  # noqa: D102  Lightning's hook
+        assert self.model is not None
+        return optimizer_setup(self.model.parameters(), self.optimizer, self.lr_scheduler)
+
+    def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
+        """Mean loss over the pairs of a batch."""
+        chosen, rejected = self._scores(batch)
+        loss = -logsigmoid(chosen - rejected).mean()
+        centring = (chosen + rejected).square().mean()
+        accuracy = _pair_accuracy(chosen, rejected).mean()
+        self.log_dict({keys.LOSS: loss.detach(), keys.PAIR_ACCURACY: accuracy}, prog_bar=True, batch_size=len(chosen))
+        return loss + self.centering_coefficient * centring
+
+    def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
+        """Held-out pairs."""
+        chosen, rejected = self._scores(batch)
+        self.held_out_loss.update(-logsigmoid(chosen - rejected))
+        self.accuracy.update(_pair_accuracy(chosen, rejected))
+        self.margin.update(chosen - rejected)
+        self.scores.update(torch.cat([chosen, rejected]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs held-out accuracy, loss and margin, and keeps the scores' mean and spread for the checkpoint."""
+        assert self.model is not None
+        named = {keys.LOSS: self.held_out_loss, keys.PAIR_ACCURACY: self.accuracy, keys.REWARD_MARGIN: self.margin}
+        self.log_dict({keys.held_out(name): metric.compute() for name, metric in named.items()}, prog_bar=True)
+        scores = torch.as_tensor(self.scores.compute()).double()
+        if not self.trainer.sanity_checking and float(scores.std()) > 0.0:
+            self.model.config.reward_mean = float(scores.mean())
+            self.model.config.reward_std = float(scores.std())
+        for metric in (*named.values(), self.scores):
+            metric.reset()
+
+    def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
+        assert self.model is not None and self.tokenizer is not None
+        prompts = self.tokenizer(batch["prompt"])["input_ids"]
+        rows = [
+            p + c for side in ("chosen", "rejected") for p, c in zip(prompts, self._endings(batch[side]), strict=True)
+        ]  # type: ignore[operator]
+        chosen, rejected = classifier_scores(self.model, rows).chunk(2)
+        return chosen, rejected
+
+    def _endings(self, texts: list[str]) -> list[list[int]]:
+        assert self.tokenizer is not None
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[*row, *end_tokens(self.tokenizer)] for row in rows]  # type: ignore[misc]
+
+    def save_pretrained(self, folder: str) -> None:
+        """Writes the classifier and its tokenizer as a Hugging Face checkpoint folder."""
+        assert self.model is not None and self.tokenizer is not None
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _pair_accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """1 where the chosen one scores higher, 1/2 for a tie (as every pair is before training), else 0."""
+    return torch.where(chosen == rejected, 0.5, (chosen > rejected).float())

@@ -1,0 +1,86 @@
+"""Supervised fine-tuning: the starting policy."""
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.data.modules import TextPairs
+from grpovi_lightning.models import CausalLMSource, LanguageModel
+from grpovi_lightning.modules.optimizers import optimizer_setup
+from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
+
+
+class SFTModule(L.LightningModule):
+    """Next-token likelihood of demonstrated completions; prompt tokens carry no loss.
+
+    The loss is the mean over the completion tokens of the batch, the end token included, in nats.
+    """
+
+    def __init__(
+        self,
+        policy: CausalLMSource,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Takes the model to train and its optimizer; the schedule is stepped once per update."""
+        super().__init__()
+        self.policy_source, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
+        self.policy: LanguageModel | None = None
+
+    def check_inputs(self) -> None:
+        """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
+        self.policy_source.check()
+
+    def configure_model(self) -> None:
+        """Loads the model once."""
+        if self.policy is None:
+            self.policy = self.policy_source.load()
+
+    def configure_optimizers(self):  # noqa: D102  Lightning's hook
+        assert self.policy is not None
+        return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
+
+    def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
+        """Mean loss of a batch."""
+        total, count = self._loss(batch)
+        loss = total / count
+        self.log(keys.LOSS, loss.detach(), prog_bar=True, batch_size=int(count))
+        return loss
+
+    def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
+        """Held-out loss, weighted by tokens."""
+        total, count = self._loss(batch)
+        self.log(keys.held_out(keys.LOSS), total / count, batch_size=int(count), sync_dist=True, prog_bar=True)
+
+    def _loss(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
+        assert self.policy is not None
+        ids, mask, is_completion = encode_pairs(self.policy, batch["prompt"], batch["completion"])
+        logits = self.policy.model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+        ).logits
+        logprobs = token_statistics(logits[:, :-1], ids[:, 1:]).logprobs
+        return -masked_sum(logprobs, is_completion[:, 1:]), is_completion.sum()
+
+    def save_pretrained(self, folder: str) -> None:
+        """Writes the model and its tokenizer as a Hugging Face checkpoint folder."""
+        assert self.policy is not None
+        self.policy.save_pretrained(folder)
+
+
+def encode_pairs(model: LanguageModel, prompts: list[str], completions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt, completion and end token as one right-padded sequence.
+
+    Returns:
+        ids [B, L], mask [B, L] bool, and [B, L] bool: which tokens belong to the completion.
+    """
+    encoded_prompts, prompt_mask = model.encode_prompts(prompts)
+    prompt_rows = [ids[kept].tolist() for ids, kept in zip(encoded_prompts, prompt_mask, strict=True)]
+    end = model.end_token_ids[0]
+    completion_rows = [[*row, end] for row in model.encode(completions)]
+    ids, mask = pad_right([p + c for p, c in zip(prompt_rows, completion_rows, strict=True)], model.pad_token_id)
+    _, is_prompt = pad_right(prompt_rows, 0)
+    is_completion = mask.clone()
+    is_completion[:, : is_prompt.shape[1]] &= ~is_prompt
+    return ids.to(model.device), mask.to(model.device), is_completion.to(model.device)

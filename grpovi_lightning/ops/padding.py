@@ -1,0 +1,35 @@
+"""Ragged token lists to rectangular tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Token lists -> (ids [B, L] int64, mask [B, L] bool), padded at the end with `fill`."""
+    length = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), length), fill, dtype=torch.long)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids, mask
+
+
+def pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Token lists -> (ids [B, L] int64, mask [B, L] bool), padded at the beginning with `fill`."""
+    ids, mask = pad_right([list(reversed(row)) for row in rows], fill)
+    return ids.flip(1), mask.flip(1)
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Position of each token among the unmasked ones, so that padding shifts nothing.
+
+    Args:
+        mask: [B, L] bool.
+
+    Returns:
+        [B, L] int64; 0 at padding before the first token.
+    """
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,0 +1,38 @@
+"""The argument parser's many-line complaints, in one line."""
+
+import difflib
+import importlib
+import inspect
+import re
+
+_NOISE = re.compile(
+    r"^(Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
+    r"|Given value type: |Given value: )"
+)
+_REJECTED = re.compile(r"Option '([^']+)' is not accepted")
+_CLASS = re.compile(r"class_path '([^']+)'")
+
+
+def one_line(message: str) -> str:
+    """The lines of the message that name the culprit, joined, with the nearest known name for a misspelt key."""
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line for line in lines if line and not _NOISE.match(line)]
+    text = " ".join(line.removeprefix("- ") for line in kept)
+    text = text if len(text) <= 500 else text[:497] + "..."
+    rejected = _REJECTED.search(text)
+    if rejected is None:
+        return text
+    paths = _CLASS.findall(text[: rejected.start()])
+    known = _parameters(paths[-1]) if paths else []
+    near = difflib.get_close_matches(rejected[1], known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}" if known else ""
+    return text + (hint or "; see --print_config for the keys there are")
+
+
+def _parameters(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    return [parameter for parameter in inspect.signature(found).parameters if parameter != "self"]

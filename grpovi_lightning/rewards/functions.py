@@ -1,0 +1,96 @@
+"""Rewards computed by a Python function."""
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.rewards.base import Reward
+from grpovi_lightning.structures import Rollout
+
+
+class RewardFunction(Reward):
+    """A function with TRL's signature: `f(prompts, completions, completion_ids, **columns) -> list[float]`.
+
+    Every argument has one entry per completion: prompts and columns are repeated over the group.
+    """
+
+    def __init__(self, function: str | Callable[..., list[float]], name: str | None = None) -> None:
+        """Takes the function.
+
+        Args:
+            function: the function or its import path, such as `my_rewards.accuracy`; the folder in which
+                the command runs is on the import path.
+            name: the name under which it is logged; default: the function's.
+        """
+        super().__init__()
+        self.function = import_function(function) if isinstance(function, str) else function
+        self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
+
+    def weights(self) -> dict[str, float]:
+        """One component of weight 1."""
+        return {self.name: 1.0}
+
+    def components(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Calls the function once for the whole rollout.
+
+        Raises:
+            UserError: it returned another number of values, or a value that is no finite number.
+        """
+        prompts = rollout.prompts
+
+        def repeated(values: Any) -> list[Any]:
+            return [value for value in values for _ in range(rollout.group_size)]
+
+        ids = [row[kept].tolist() for row, kept in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
+        values = self.function(
+            prompts=repeated(prompts.texts),
+            completions=list(rollout.texts),
+            completion_ids=ids,
+            **{name: repeated(column) for name, column in prompts.columns.items()},
+        )
+        return {self.name: self._checked(values, len(ids)).to(rollout.completion_ids.device)}
+
+    def _checked(self, values: Any, expected: int) -> Tensor:
+        try:
+            values = list(values)
+        except TypeError:
+            raise UserError(f"reward function {self.name} returned {type(values).__name__}, expected a list") from None
+        if len(values) != expected:
+            raise UserError(
+                f"reward function {self.name} returned {len(values)} values, expected {expected}, one per completion"
+            )
+        for i, value in enumerate(values):
+            if not isinstance(value, int | float) and not hasattr(value, "__float__"):
+                raise UserError(f"reward function {self.name} returned {value!r} at position {i}, expected a number")
+            if not math.isfinite(float(value)):
+                raise UserError(
+                    f"reward function {self.name} returned {value} at position {i}, expected a finite number"
+                )
+        return torch.tensor([float(value) for value in values], dtype=torch.float32)
+
+
+def import_function(path: str) -> Callable[..., Any]:
+    """The callable at `package.module.name`.
+
+    Raises:
+        UserError: the module or the name does not exist, or is no callable.
+    """
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"reward function: got {path!r}, expected an import path such as my_rewards.accuracy")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"reward function {path}: no module named {error.name!r}; run in the folder that holds it or install it"
+        ) from error
+    except AttributeError:
+        raise UserError(f"reward function {path}: module {module_name} has no {name!r}") from None
+    if not callable(found):
+        raise UserError(f"reward function {path}: got a {type(found).__name__}, expected a function")
+    return found

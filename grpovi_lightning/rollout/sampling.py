@@ -1,0 +1,73 @@
+"""How a token is drawn from logits."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from grpovi_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Sampling settings under TRL's names.
+
+    Attributes:
+        max_completion_length: tokens a completion may have, the end token included.
+        temperature: divides the logits; above 0.
+        top_k: keep only the k most probable tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens with at least this probability; 1 keeps all.
+        min_p: keep tokens with at least this share of the most probable one's probability; 0 keeps all.
+    """
+
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_completion_length": (self.max_completion_length >= 1, "at least 1"),
+            "temperature": (0.0 < self.temperature < float("inf"), "a number above 0"),
+            "top_k": (self.top_k >= 0, "at least 0 (0: off)"),
+            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1 (1: off)"),
+            "min_p": (0.0 <= self.min_p < 1.0, "at least 0 (0: off) and below 1"),
+        }
+        for name, (holds, expected) in checks.items():
+            if not holds:
+                raise UserError(f"sampling.{name}: got {getattr(self, name)}, expected {expected}")
+
+    def filters(self) -> LogitsProcessorList:
+        """The filters that are on; they are applied after the temperature."""
+        chosen = LogitsProcessorList()
+        if self.top_k > 0:
+            chosen.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0:
+            chosen.append(TopPLogitsWarper(self.top_p))
+        if self.min_p > 0.0:
+            chosen.append(MinPLogitsWarper(self.min_p))
+        return chosen
+
+
+def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """The token at which the cumulative distribution first exceeds the uniform number.
+
+    Args:
+        logits: [B, V]; filtered tokens are -inf.
+        uniforms: [B] float64 in [0, 1).
+
+    Returns:
+        [B] int64.
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    # Scaling by the last sum keeps u just under 1 from falling past the end through rounding; a token of
+    # probability 0 is never chosen because the comparison is strict.
+    target = uniforms.unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,63 @@
+"""From a study to its processes: what each is called, where it writes, and its command line."""
+
+from pathlib import Path
+
+from grpovi_lightning.study.process import Run
+from grpovi_lightning.study.specification import ConfigFile, Stage, Study
+
+LOCKS = ".locks"
+
+
+def plan_prepare(study: Study, folder: Path) -> list[Run]:
+    """The prepare stages, in order.
+
+    Args:
+        study: what to run.
+        folder: the study's output folder.
+    """
+    runs = []
+    for stage in study.prepare:
+        target = folder / "prepare" / stage.name
+        runs.append(
+            Run(
+                owner=stage.name,
+                folder=target,
+                arguments=_stage_arguments(stage, folder, target),
+                configs=stage.configs,
+                lock=folder / LOCKS / f"prepare-{stage.name}",
+                command=stage.command,
+            )
+        )
+    return runs
+
+
+def plan_arms(study: Study, folder: Path) -> list[Run]:
+    """Arms x seeds, seed by seed, so that a study stopped halfway holds whole pairs.
+
+    Args:
+        study: what to run.
+        folder: the study's output folder.
+    """
+    runs = []
+    for seed in study.seeds:
+        for arm in study.arms:
+            target = folder / "arms" / arm.name / f"seed_{seed}"
+            arguments = (*_fit_arguments(arm.configs, folder, target), "--seed_everything", str(seed))
+            lock = folder / LOCKS / f"arm-{arm.name}-seed_{seed}"
+            runs.append(Run(arm.name, target, arguments, arm.configs, lock, seed=seed))
+    return runs
+
+
+def _stage_arguments(stage: Stage, folder: Path, target: Path) -> tuple[str, ...]:
+    if stage.command == "task":
+        return ("task", *_config_arguments(stage.configs), "--output", str(target))
+    return _fit_arguments(stage.configs, folder, target)
+
+
+def _fit_arguments(configs: tuple[ConfigFile, ...], folder: Path, target: Path) -> tuple[str, ...]:
+    places = ("--study_dir", str(folder), "--trainer.default_root_dir", str(target))
+    return ("fit", *_config_arguments(configs), *places)
+
+
+def _config_arguments(configs: tuple[ConfigFile, ...]) -> tuple[str, ...]:
+    return tuple(argument for config in configs for argument in ("--config", str(config.path)))

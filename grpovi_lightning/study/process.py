@@ -1,0 +1,213 @@
+"""One run as an operating-system process: how it starts, how it is stopped, and what it leaves behind."""
+
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.study.specification import ConfigFile
+from grpovi_lightning.study.status import LOG
+
+TERMINATE_SECONDS = 5.0
+"""How long a process has between SIGTERM and SIGKILL."""
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process of a study: a prepare stage, or one arm under one seed."""
+
+    owner: str
+    """The name of its stage or arm."""
+    folder: Path
+    arguments: tuple[str, ...]
+    """What follows the launcher, without `--ckpt_path`."""
+    configs: tuple[ConfigFile, ...]
+    lock: Path
+    """Held by the process as long as it or one of its workers lives."""
+    command: str = "fit"
+    seed: int | None = None
+    """None for a prepare stage."""
+
+    @property
+    def label(self) -> str:
+        """What the run is called in messages."""
+        return f"prepare {self.owner}" if self.seed is None else f"arm {self.owner} seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """Everything that the process prints. Beside the folder of the task, which wants its folder to itself."""
+        return self.folder / LOG if self.command == "fit" else self.folder.with_name(f"{self.folder.name}.{LOG}")
+
+
+class Stoppable(Protocol):
+    """Something that lives and takes signals."""
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        ...
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to it and to its workers; nothing happens when it is gone."""
+        ...
+
+
+class RunProcess:
+    """A started run: the process, its group, and the lock that it holds."""
+
+    def __init__(self, run: Run, popen: subprocess.Popen[bytes], log_start: int) -> None:
+        """Take charge of a process that leads its own group; its output begins at byte `log_start` of the log."""
+        self.run = run
+        self.log_start = log_start
+        self._popen = popen
+
+    def alive(self) -> bool:
+        """Whether the process still runs; once it has ended, workers that it left are killed."""
+        if self._popen.poll() is None:
+            return True
+        _signal_group(self._popen.pid, signal.SIGKILL)
+        return False
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the process and its workers."""
+        if self._popen.poll() is None:
+            _signal_group(self._popen.pid, signum)
+
+    @property
+    def exit_status(self) -> int:
+        """The status of the ended process; negative: the signal that killed it."""
+        return self._popen.wait()
+
+
+class Orphan:
+    """A run that outlived the `compare` which started it."""
+
+    def __init__(self, run: Run) -> None:
+        """Name the run whose process may still live."""
+        self.run = run
+
+    def alive(self) -> bool:
+        """Whether some process still holds the run's lock."""
+        if not self.run.lock.is_file():
+            return False
+        with self.run.lock.open("a") as handle:
+            return not _acquire(handle.fileno())
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the group whose leader wrote its process id into the lock."""
+        text = self.run.lock.read_text(encoding="ascii").strip()
+        if text and self.alive():
+            _signal_group(int(text), signum)
+
+
+def launch(run: Run, launcher: Sequence[str], threads: int) -> RunProcess:
+    """Start a run, from its last checkpoint if it has one, else from an empty folder.
+
+    Args:
+        run: what to start.
+        launcher: program and first arguments.
+        threads: CPU threads that its numerical libraries may use.
+
+    Raises:
+        UserError: when another process still works on the run.
+    """
+    run.lock.parent.mkdir(parents=True, exist_ok=True)
+    arguments = list(run.arguments)
+    checkpoint = usable_checkpoint(run.folder)
+    with run.lock.open("a") as lock:
+        if not _acquire(lock.fileno()):
+            raise UserError(f"a process still works on {run.folder}; end it, then run the same command again")
+        if checkpoint is None:
+            _make_empty(run.folder)
+        else:
+            arguments += ["--ckpt_path", str(checkpoint)]
+        with run.log.open("ab") as log:
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            log.write(f"[{now}] grpovi {shlex.join(arguments)}\n".encode())
+            log.flush()
+            log_start = log.tell()
+            popen = subprocess.Popen(
+                [*launcher, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Its own session: Ctrl-C in the terminal reaches the runner alone, which then asks each run to stop.
+                start_new_session=True,
+                # The child keeps the locked file open, so the lock lives as long as the child or its workers.
+                pass_fds=(lock.fileno(),),
+                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PYTHONUNBUFFERED": "1"},
+            )
+        lock.truncate(0)
+        lock.write(str(popen.pid))
+    return RunProcess(run, popen, log_start)
+
+
+def usable_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint that a run can continue from, or None.
+
+    A process killed while it wrote `last.ckpt` leaves a file without the directory that ends every torch archive;
+    continuing from it would fail each time, so it does not count. A sharded checkpoint is a folder.
+    """
+    last = run_dir / "checkpoints" / "last.ckpt"
+    return last if last.is_dir() or (last.is_file() and zipfile.is_zipfile(last)) else None
+
+
+def stop(processes: Sequence[Stoppable], patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
+    """End processes: SIGINT, after `patience` seconds SIGTERM, after five more SIGKILL.
+
+    Args:
+        processes: what to end; those already gone are left alone.
+        patience: seconds to save and leave after SIGINT.
+        hurry: asked again and again; True passes on to the next stronger signal at once.
+    """
+    for signum, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, TERMINATE_SECONDS), (signal.SIGKILL, 5.0)):
+        alive = [process for process in processes if process.alive()]
+        for process in alive:
+            process.signal(signum)
+        deadline = time.monotonic() + seconds
+        while alive and time.monotonic() < deadline and not hurry():
+            time.sleep(0.05)
+            alive = [process for process in alive if process.alive()]
+
+
+def _acquire(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _signal_group(group: int, signum: int) -> None:
+    try:
+        os.killpg(group, signum)
+    except (ProcessLookupError, PermissionError):
+        # Gone already; macOS answers EPERM for a group in which only zombies are left.
+        return
+
+
+def _make_empty(folder: Path) -> None:
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    folder.mkdir(parents=True, exist_ok=True)

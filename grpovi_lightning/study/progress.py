@@ -1,0 +1,234 @@
+"""How far a study is: a live table in a terminal, plain lines in a pipe or a log."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from grpovi_lightning.study.process import Run
+
+LINE_SECONDS = 30.0
+"""How often plain output says how far everything is."""
+
+_STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow", "waiting": "dim"}
+_ORDER = ("running", "failed", "interrupted", "waiting", "finished")
+
+
+@dataclass
+class RunProgress:
+    """Where one run is; the runner changes it, displays read it."""
+
+    run: Run
+    state: str = "waiting"
+    step: int = 0
+    max_steps: int = 0
+    error: str | None = None
+    began: float | None = None
+    """Monotonic seconds at which this `compare` started the run; None when it did not."""
+    began_at_step: int = 0
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that this `compare` has spent on the run, or None when it did not start it."""
+        if self.began is None:
+            return None
+        return (time.monotonic() if self.ended is None else self.ended) - self.began
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in ("finished", "failed", "interrupted")
+
+    @property
+    def fraction(self) -> float:
+        """Share of its steps that are done."""
+        if self.over:
+            return 1.0
+        return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
+
+
+def remaining_seconds(runs: Sequence[RunProgress], jobs: int) -> float | None:
+    """Estimate the time that the arms still take, or None while nothing tells how fast they are.
+
+    Args:
+        runs: all runs of the study. Prepare stages are left out: their steps cost something else.
+        jobs: how many run at a time.
+    """
+    arms = [run for run in runs if run.run.seed is not None]
+    measured = [run for run in arms if run.seconds is not None and run.max_steps and run.step > run.began_at_step]
+    share = sum((run.step - run.began_at_step) / run.max_steps for run in measured)
+    left = [run for run in arms if not run.over]
+    if not share or not left:
+        return None
+    seconds_per_run = sum(run.seconds or 0.0 for run in measured) / share
+    longest = max(1.0 - run.fraction for run in left)
+    return seconds_per_run * max(longest, sum(1.0 - run.fraction for run in left) / jobs)
+
+
+class Display(Protocol):
+    """What the runner tells about."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something that belongs to no run."""
+        ...
+
+    def changed(self, run: RunProgress) -> None:
+        """A run started or ended."""
+        ...
+
+    def refresh(self) -> None:
+        """Time has passed."""
+        ...
+
+
+def make_display(runs: Sequence[RunProgress], jobs: int, console: Console) -> Display:
+    """The display that suits the console: live in a terminal, lines elsewhere."""
+    live = console.is_terminal and not console.is_dumb_terminal
+    return LiveDisplay(runs, jobs, console) if live else LineDisplay(runs, jobs, console)
+
+
+class LineDisplay:
+    """One line when a run starts or ends, and one about everything now and then."""
+
+    def __init__(
+        self, runs: Sequence[RunProgress], jobs: int, console: Console, every_seconds: float = LINE_SECONDS
+    ) -> None:
+        """Show `runs`, `jobs` of which run at a time."""
+        self._runs, self._jobs, self._console, self._every = runs, jobs, console, every_seconds
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to clear."""
+
+    def note(self, text: str) -> None:
+        """Print one line, never wrapped, with the time."""
+        self._console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def changed(self, run: RunProgress) -> None:
+        """Print what happened to a run."""
+        self.note(f"{run.run.label}: {_happened(run)}")
+
+    def refresh(self) -> None:
+        """Print overall progress when the last line is old enough."""
+        if time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            running = ", ".join(f"{run.run.label} {_steps(run)}" for run in self._runs if run.state == "running")
+            self.note(overall(self._runs, self._jobs) + (f": {running}" if running else ""))
+
+
+class LiveDisplay:
+    """A table that is redrawn in place: one row a run, what matters now on top."""
+
+    def __init__(self, runs: Sequence[RunProgress], jobs: int, console: Console) -> None:
+        """Show `runs`, `jobs` of which run at a time."""
+        self._runs, self._jobs, self._console = runs, jobs, console
+        # Drawn by the runner's own loop: a drawing thread would be one more thing alive while processes are forked.
+        self._live = Live(console=console, auto_refresh=False)
+        self._last = 0.0
+
+    def __enter__(self) -> Self:
+        """Take the lower part of the terminal."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Draw the end and give the terminal back."""
+        self._draw()
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Print one line above the table."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def changed(self, run: RunProgress) -> None:
+        """Redraw at once."""
+        self._draw()
+
+    def refresh(self) -> None:
+        """Redraw twice a second."""
+        if time.monotonic() - self._last >= 0.5:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._last = time.monotonic()
+        self._live.update(self.render(), refresh=True)
+
+    def render(self) -> Group:
+        """Overall line and bar, then as many runs as the terminal has lines for."""
+        done = sum(run.fraction for run in self._runs)
+        rows = sorted(self._runs, key=lambda run: _ORDER.index(run.state))
+        room = max(3, self._console.height - 5)
+        table = Table.grid(padding=(0, 2))
+        for run in rows[:room]:
+            bar = ProgressBar(total=1.0, completed=run.fraction if run.state != "failed" else 0.0, width=20)
+            clock = "" if run.seconds is None else duration(run.seconds)
+            state = Text(run.state, style=_STYLES[run.state])
+            table.add_row(Text(run.run.label), state, bar, _steps(run), clock, Text(run.error or "", no_wrap=True))
+        hidden = [Text(f"and {len(rows) - room} more", style="dim")] if len(rows) > room else []
+        total = Table.grid(expand=True)
+        total.add_row(ProgressBar(total=float(len(rows)), completed=done))
+        return Group(Text(overall(self._runs, self._jobs)), total, table, *hidden)
+
+
+def overall(runs: Sequence[RunProgress], jobs: int) -> str:
+    """One line about all runs: how many are where, and the time left."""
+    left = remaining_seconds(runs, jobs)
+    return states(runs) + (f", about {duration(left)} left" if left is not None else "")
+
+
+def states(runs: Sequence[RunProgress]) -> str:
+    """How many runs are in which state."""
+    counts = Counter(run.state for run in runs)
+    parts = [f"{counts['finished']} of {len(runs)} runs finished"]
+    parts += [f"{counts[state]} {state}" for state in ("running", "waiting", "failed", "interrupted") if counts[state]]
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words short enough for a table: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _steps(run: RunProgress) -> str:
+    return f"{run.step}/{run.max_steps}" if run.max_steps else ""
+
+
+def _happened(run: RunProgress) -> str:
+    if run.state == "running":
+        return f"continues from step {run.began_at_step}" if run.began_at_step else "started"
+    if run.state == "finished":
+        return "finished earlier" if run.seconds is None else f"finished in {duration(run.seconds)}"
+    where = f" at step {_steps(run)}" if run.max_steps else ""
+    return f"{run.state}{where}" + (f": {run.error}" if run.error else "")

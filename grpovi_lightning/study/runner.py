@@ -1,0 +1,176 @@
+"""Running the processes of a study: a few at a time, each to its end, none left behind."""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.study.interruption import Interruption
+from grpovi_lightning.study.process import Orphan, RunProcess, launch, stop, usable_checkpoint
+from grpovi_lightning.study.progress import Display, RunProgress
+from grpovi_lightning.study.record import changed_config
+from grpovi_lightning.study.status import RunStatus, last_lines, read_status, settle_status
+
+POLL_SECONDS = 0.05
+STATUS_SECONDS = 0.5
+"""How often the status of a running process is read."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How processes are run; none of it changes what they compute, but the threads."""
+
+    launcher: tuple[str, ...]
+    threads: int
+    jobs: int
+    patience: float
+    """Seconds that a process has to save and leave once it is asked to stop."""
+
+
+@dataclass
+class _Active:
+    progress: RunProgress
+    process: RunProcess
+    stale: int | None
+    """Version of the status that an earlier attempt left; the process has not written while it still stands."""
+    looked: float = field(default_factory=time.monotonic)
+
+    def fresh_status(self) -> RunStatus | None:
+        status = read_status(self.progress.run.folder)
+        return None if status is None or status.version == self.stale else status
+
+
+class Runner:
+    """Works through runs. Whatever happens, it returns or raises only when its processes are gone."""
+
+    def __init__(self, settings: Settings, display: Display, interruption: Interruption) -> None:
+        """Take everything that the phases of a study share."""
+        self._settings, self._display, self._interruption = settings, display, interruption
+
+    def adopt(self, runs: Sequence[RunProgress]) -> None:
+        """Find out where each run stands: stop processes that outlived their `compare`, note finished runs.
+
+        Raises:
+            UserError: when such a process cannot be stopped.
+        """
+        orphans = [orphan for orphan in (Orphan(progress.run) for progress in runs) if orphan.alive()]
+        for orphan in orphans:
+            self._display.note(f"{orphan.run.label}: stopping the process that an earlier compare left behind")
+        stop(orphans, self._settings.patience, lambda: bool(self._interruption.received))
+        for orphan in orphans:
+            if orphan.alive():
+                raise UserError(
+                    f"{orphan.run.label}: a process still works on {orphan.run.folder} and does not end; "
+                    "end it, then run the same command again"
+                )
+        for progress in runs:
+            status = read_status(progress.run.folder)
+            if status is None:
+                continue
+            if status.state == "finished":
+                progress.state = "finished"
+                progress.step, progress.max_steps = status.step, status.max_steps
+                self._display.changed(progress)
+            elif usable_checkpoint(progress.run.folder):
+                progress.step, progress.max_steps = status.step, status.max_steps
+
+    def work(self, runs: Sequence[RunProgress], jobs: int) -> None:
+        """Run what waits, at most `jobs` at a time, until all are over or a signal asks to stop.
+
+        Args:
+            runs: changed in place; those that are over are left alone.
+            jobs: how many processes may live at a time.
+        """
+        queue = deque(progress for progress in runs if progress.state == "waiting")
+        active: list[_Active] = []
+        try:
+            while (queue or active) and not self._interruption.received:
+                while queue and len(active) < jobs:
+                    self._start(queue.popleft(), active)
+                active = [entry for entry in active if not self._look(entry)]
+                self._display.refresh()
+                if active:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            self._stop(active)
+
+    def _start(self, progress: RunProgress, active: list[_Active]) -> None:
+        run = progress.run
+        edits = [edit for edit in map(changed_config, run.configs) if edit]
+        if edits:
+            progress.state = "failed"
+            progress.error = f"{edits[0]} since this compare began; restore it and run the same command again"
+            self._display.changed(progress)
+            return
+        before = read_status(run.folder)
+        process = launch(run, self._settings.launcher, self._settings.threads)
+        progress.state, progress.began, progress.began_at_step = "running", time.monotonic(), progress.step
+        active.append(_Active(progress, process, before.version if before else None))
+        self._display.changed(progress)
+
+    def _look(self, entry: _Active) -> bool:
+        """Bring a run's progress up to date; True when it is over."""
+        if not entry.process.alive():
+            self._settle(entry, stopping=False)
+            return True
+        if time.monotonic() - entry.looked >= STATUS_SECONDS:
+            entry.looked = time.monotonic()
+            status = entry.fresh_status()
+            if status is not None:
+                entry.progress.step, entry.progress.max_steps = status.step, status.max_steps
+        return False
+
+    def _stop(self, active: list[_Active]) -> None:
+        alive = [entry for entry in active if entry.process.alive()]
+        if alive:
+            self._display.note(f"stopping {len(alive)} running; once more Ctrl-C hurries them")
+            heard = len(self._interruption.received)
+            # Every further signal passes on to the next stronger means, and no more than one.
+            stop([entry.process for entry in alive], self._settings.patience, _Hurry(self._interruption, heard))
+        for entry in active:
+            self._settle(entry, stopping=True)
+
+    def _settle(self, entry: _Active, *, stopping: bool) -> None:
+        progress, run = entry.progress, entry.progress.run
+        status = entry.fresh_status()
+        exit_status = entry.process.exit_status
+        progress.ended = time.monotonic()
+        if status is not None:
+            progress.step, progress.max_steps = status.step, status.max_steps
+        if (status is not None and status.state == "finished") or (run.command == "task" and exit_status == 0):
+            progress.state = "finished"
+        elif stopping or (status is not None and status.state == "interrupted"):
+            progress.state = "interrupted"
+        else:
+            progress.state, progress.error = "failed", _reason(entry.process, status)
+        if status is None or status.state != progress.state:
+            settle_status(run.folder, progress.state, error=progress.error, seed=run.seed)
+        self._display.changed(progress)
+
+
+class _Hurry:
+    def __init__(self, interruption: Interruption, heard: int) -> None:
+        self._interruption, self._heard = interruption, heard
+
+    def __call__(self) -> bool:
+        more = len(self._interruption.received) > self._heard
+        self._heard = len(self._interruption.received)
+        return more
+
+
+def _reason(process: RunProcess, status: RunStatus | None) -> str:
+    """One line on why a process ended without finishing its run."""
+    if status is not None and status.state == "failed" and status.error:
+        return status.error
+    exit_status = process.exit_status
+    said = last_lines(process.run.log, 3, process.log_start)
+    tail = " | ".join(line.removeprefix("grpovi: error: ") for line in said)[-400:]
+    if exit_status < 0:
+        how = f"killed by {signal.Signals(-exit_status).name}"
+        hint = "; the system does that when memory runs out" if exit_status == -signal.SIGKILL else ""
+        return how + hint + (f"; its last output: {tail}" if tail else "")
+    if exit_status == 0:
+        return "the process ended without finishing its run" + (f"; its last output: {tail}" if tail else "")
+    return tail or f"the process ended with status {exit_status} and said nothing"

@@ -1,0 +1,254 @@
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_models import CONFIGS, language_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.models import NewCausalLM, PretrainedCausalLM, load_classifier
+
+
+def saved(family, tokenizer, folder, **settings):
+    language_model(family, tokenizer, **settings).save_pretrained(folder)
+    return str(folder)
+
+
+def edited(source, folder, file="config.json", **changes):
+    """A copy of a checkpoint with other values in one of its JSON files."""
+    if source != folder:
+        shutil.copytree(source, folder)
+    content = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_checkpoint_folder_gives_the_weights_that_transformers_reads(policy_folder):
+    loaded = PretrainedCausalLM(str(policy_folder)).load()
+
+    expected = AutoModelForCausalLM.from_pretrained(policy_folder).state_dict()
+    assert loaded.model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.model.state_dict().items())
+    assert loaded.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(policy_folder).get_vocab()
+
+
+def test_the_weights_get_the_dtype_that_is_asked_for(policy_folder):
+    loaded = PretrainedCausalLM(str(policy_folder), dtype="bfloat16").load()
+
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_every_load_gives_a_copy_of_its_own(policy_folder):
+    source = PretrainedCausalLM(str(policy_folder))
+    first, second = source.load(), source.load()
+
+    with torch.no_grad():
+        next(first.parameters()).add_(1.0)
+
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+
+
+@pytest.mark.parametrize("load", [lambda path: PretrainedCausalLM(path).load(), load_classifier])
+class TestFoldersThatAreNoCheckpoint:
+    def test_a_missing_folder_is_refused_with_its_name(self, load, tmp_path):
+        with pytest.raises(UserError, match=r"nowhere.*no such folder.*expected a Hugging Face checkpoint folder"):
+            load(str(tmp_path / "nowhere"))
+
+    def test_a_folder_without_config_is_refused(self, load, tmp_path):
+        with pytest.raises(UserError, match=r"a folder without config\.json"):
+            load(str(tmp_path))
+
+    def test_pickled_weights_are_refused_because_they_can_carry_code(self, load, policy_folder, tmp_path):
+        folder = tmp_path / "pickled"
+        shutil.copytree(policy_folder, folder)
+        (folder / "model.safetensors").unlink()
+        state = AutoModelForCausalLM.from_pretrained(policy_folder).state_dict()
+        torch.save(state, folder / "pytorch_model.bin")
+
+        with pytest.raises(UserError, match=r"no \*\.safetensors in it; convert the weights"):
+            load(str(folder))
+
+    def test_an_unknown_model_type_is_refused_in_one_line(self, load, policy_folder, tmp_path):
+        folder = edited(policy_folder, tmp_path / "strange", model_type="no_such_model", architectures=["NoSuchModel"])
+
+        with pytest.raises(UserError, match="no_such_model") as raised:
+            load(str(folder))
+        assert "\n" not in str(raised.value)
+
+    def test_code_that_comes_with_a_checkpoint_is_not_run(self, load, policy_folder, tmp_path):
+        folder, trace = tmp_path / "hostile", tmp_path / "code_was_run"
+        classes = {
+            "AutoConfig": "hostile.HostileConfig",
+            "AutoModelForCausalLM": "hostile.HostileModel",
+            "AutoModelForSequenceClassification": "hostile.HostileModel",
+        }
+        edited(policy_folder, folder, model_type="hostile", auto_map=classes, architectures=["HostileModel"])
+        edited(folder, folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["hostile.HostileTokenizer", None]})
+        (folder / "hostile.py").write_text(f"import pathlib\npathlib.Path({str(trace)!r}).write_text('run')\n")
+
+        with pytest.raises(UserError):
+            load(str(folder))
+        assert not trace.exists()
+
+    def test_code_is_not_run_either_where_the_model_type_is_a_known_one(self, load, policy_folder, tmp_path):
+        folder, trace = tmp_path / "hostile", tmp_path / "code_was_run"
+        classes = {name: "hostile.Hostile" for name in ("AutoConfig", "AutoModelForCausalLM")}
+        edited(policy_folder, folder, auto_map=classes)
+        edited(folder, folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["hostile.HostileTokenizer", None]})
+        (folder / "hostile.py").write_text(f"import pathlib\npathlib.Path({str(trace)!r}).write_text('run')\n")
+
+        load(str(folder))
+
+        assert not trace.exists()
+
+
+def test_a_model_that_generates_no_text_is_refused_in_one_line(policy_folder, tmp_path):
+    folder = edited(policy_folder, tmp_path / "t5", model_type="t5", architectures=["T5ForConditionalGeneration"])
+
+    with pytest.raises(UserError) as raised:
+        PretrainedCausalLM(str(folder)).load()
+    assert "\n" not in str(raised.value)
+
+
+def test_dropout_is_off_so_that_sampling_and_training_see_the_same_policy(tiny_tokenizer, tmp_path):
+    folder = saved("gpt2", tiny_tokenizer, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["resid_pdrop"] == 0.1
+
+    policy = PretrainedCausalLM(folder).load().train()
+
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(policy.model(ids).logits, policy.model(ids).logits)
+    assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+
+
+def test_every_end_token_of_the_generation_config_and_of_the_tokenizer_counts(policy_folder, tmp_path):
+    folder = edited(policy_folder, tmp_path / "ends", "generation_config.json", eos_token_id=[7, 9])
+
+    policy = PretrainedCausalLM(str(folder)).load()
+
+    assert sorted(policy.end_token_ids) == sorted([7, 9, policy.tokenizer.eos_token_id])
+
+
+def test_a_model_without_any_end_token_is_refused(policy_folder, tmp_path):
+    folder = edited(policy_folder, tmp_path / "endless", "generation_config.json", eos_token_id=None)
+    edited(folder, folder, eos_token_id=None)
+    edited(folder, folder, "tokenizer_config.json", eos_token=None)
+
+    with pytest.raises(UserError, match="no end token"):
+        PretrainedCausalLM(str(folder)).load()
+
+
+def test_a_tokenizer_without_padding_pads_with_an_end_token(policy_folder, tmp_path):
+    folder = edited(policy_folder, tmp_path / "unpadded", "tokenizer_config.json", pad_token=None)
+
+    policy = PretrainedCausalLM(str(folder)).load()
+    ids, mask = policy.encode_prompts(["write about the fox", "the fox"])
+
+    assert policy.pad_token_id in policy.end_token_ids
+    assert mask.tolist() == [[True] * 4, [False, False, True, True]]
+    assert ids[1, :2].tolist() == [policy.pad_token_id] * 2
+    assert ids[1, 2:].tolist() == ids[0, 2:].tolist()
+
+
+def test_an_empty_prompt_is_refused(policy_folder):
+    with pytest.raises(UserError, match="prompt '' has no tokens"):
+        PretrainedCausalLM(str(policy_folder)).load().encode_prompts(["the fox", ""])
+
+
+def test_a_prompt_does_not_end_where_the_tokenizer_appends_end_tokens(policy_folder):
+    policy = PretrainedCausalLM(str(policy_folder)).load()
+
+    ids, mask = policy.encode_prompts(["the fox <eos>"])
+
+    assert ids[mask].tolist() == policy.encode(["the fox"])[0]
+
+
+class TestNewModels:
+    LLAMA = {"model_type": "llama", **CONFIGS["llama"]}
+
+    def test_vocabulary_and_special_tokens_come_from_the_tokenizer(self, tokenizer_folder, tiny_tokenizer):
+        model = NewCausalLM(self.LLAMA, str(tokenizer_folder)).load().model
+
+        assert model.get_input_embeddings().weight.shape == (len(tiny_tokenizer), 32)
+        assert model.config.eos_token_id == tiny_tokenizer.eos_token_id
+        assert model.config.pad_token_id == tiny_tokenizer.pad_token_id
+
+    def test_the_same_seed_gives_the_same_weights_and_another_seed_others(self, tokenizer_folder):
+        def weights(seed):
+            torch.rand(1)  # whatever the global generator went through
+            model = NewCausalLM(self.LLAMA, str(tokenizer_folder), seed=seed).load().model
+            return torch.cat([p.flatten() for p in model.parameters()])
+
+        first, again, other = weights(4), weights(4), weights(5)
+
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_building_a_model_leaves_the_global_generator_alone(self, tokenizer_folder):
+        before = torch.get_rng_state()
+        NewCausalLM(self.LLAMA, str(tokenizer_folder)).load()
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_dropout_is_off(self, tokenizer_folder):
+        policy = NewCausalLM({"model_type": "gpt2", **CONFIGS["gpt2"]}, str(tokenizer_folder)).load().train()
+        assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+
+    def test_an_unknown_model_type_is_refused_in_a_short_line(self, tokenizer_folder):
+        with pytest.raises(UserError, match="no_such_model") as raised:
+            NewCausalLM({"model_type": "no_such_model"}, str(tokenizer_folder)).load()
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+    def test_a_setting_that_the_model_type_does_not_have_is_refused(self, tokenizer_folder):
+        with pytest.raises(UserError, match="hiden_size"):
+            NewCausalLM(self.LLAMA | {"hiden_size": 64}, str(tokenizer_folder)).load()
+
+    def test_a_config_without_model_type_is_refused(self, tokenizer_folder):
+        with pytest.raises(UserError, match="expected a `model_type`"):
+            NewCausalLM({"hidden_size": 8}, str(tokenizer_folder))
+
+    def test_a_missing_tokenizer_is_refused(self, tmp_path):
+        with pytest.raises(UserError, match=r"no tokenizer_config\.json"):
+            NewCausalLM(self.LLAMA, str(tmp_path)).check()
+
+
+class TestClassifiers:
+    def test_a_classifier_started_from_a_causal_lm_keeps_its_body_and_gives_every_text_the_reward_0(
+        self, policy_folder
+    ):
+        classifier, tokenizer = load_classifier(str(policy_folder))
+
+        body = AutoModelForCausalLM.from_pretrained(policy_folder).model.state_dict()
+        assert all(torch.equal(value, body[name]) for name, value in classifier.model.state_dict().items())
+        ids = tokenizer(["write about the red fox"], return_tensors="pt")["input_ids"]
+        assert classifier(ids).logits.tolist() == [[0.0]]
+
+    def test_a_trained_classifier_keeps_its_head(self, reward_folder):
+        classifier, _ = load_classifier(str(reward_folder))
+
+        expected = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+        assert torch.equal(classifier.score.weight, expected.score.weight)
+        assert float(classifier.score.weight.abs().max()) > 0.1
+
+    def test_a_classifier_with_two_labels_is_refused(self, reward_folder, tmp_path):
+        folder = edited(
+            reward_folder, tmp_path / "two", id2label={"0": "bad", "1": "good"}, label2id={"bad": 0, "good": 1}
+        )
+
+        with pytest.raises(UserError, match="got 2 labels, expected 1"):
+            load_classifier(str(folder))
+
+    def test_a_classifier_scores_batches_where_the_tokenizer_has_no_padding(self, tiny_tokenizer, tmp_path):
+        from grpovi_lightning.rewards.models import classifier_scores
+
+        saved("gpt2", tiny_tokenizer, tmp_path)
+        edited(tmp_path, tmp_path, pad_token_id=None)
+        edited(tmp_path, tmp_path, "tokenizer_config.json", pad_token=None)
+        classifier, _ = load_classifier(str(tmp_path))
+        torch.nn.init.normal_(classifier.score.weight)
+        rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
+
+        together = classifier_scores(classifier, rows)
+
+        alone = torch.cat([classifier_scores(classifier, [row]) for row in rows])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

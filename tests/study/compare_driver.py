@@ -1,0 +1,34 @@
+"""`compare` as a program of its own, with the stand-in as launcher, so that it can be sent signals."""
+
+import sys
+from pathlib import Path
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.study import compare
+
+
+def write_report(folder: Path) -> None:
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report" / "index.html").write_text("report")
+
+
+def main() -> int:
+    study_file, output, jobs, patience = sys.argv[1:]
+    launcher = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
+    return compare(
+        study_file,
+        output=output,
+        jobs=int(jobs),
+        patience=float(patience),
+        launcher=launcher,
+        preflight=lambda arguments: None,
+        report=write_report,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"grpovi: error: {error}", file=sys.stderr)
+        sys.exit(2)

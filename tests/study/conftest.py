@@ -1,0 +1,128 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grpovi_lightning.study import compare
+
+HERE = Path(__file__).parent
+
+
+class Bench:
+    """A study file with its configs in a temporary folder, and the journal of the processes it started."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.output = root / "runs"
+        self.folder = self.output / "small"
+        self.journal_file = root / "journal.jsonl"
+        self.study_file = root / "study.yaml"
+        self.preflighted: list[list[str]] = []
+        self.reported: list[Path] = []
+
+    def write(self, **changes: Any) -> Path:
+        study = {
+            "name": "small",
+            "seeds": [1, 2],
+            "prepare": {"task": {"command": "task", "configs": ["task.yaml"]}, "sft": {"configs": ["sft.yaml"]}},
+            "arms": {
+                "plain": {"configs": ["arm.yaml"]},
+                "other": {"configs": ["arm.yaml", "other.yaml"], "baseline": "plain"},
+            },
+        } | changes
+        study = {key: value for key, value in study.items() if value is not None}
+        for name in ("task.yaml", "sft.yaml", "arm.yaml", "other.yaml"):
+            if not (self.root / name).exists():
+                self.config(name, note=name)
+        self.study_file.write_text(yaml.safe_dump(study, sort_keys=False))
+        return self.study_file
+
+    def config(self, name: str, **content: Any) -> None:
+        (self.root / name).write_text(yaml.safe_dump(content))
+
+    def compare(self, **options: Any) -> int:
+        defaults: dict[str, Any] = {
+            "output": self.output,
+            "jobs": 2,
+            "preflight": self.preflighted.append,
+            "report": self.reported.append,
+            "launcher": [sys.executable, str(HERE / "stand_in.py")],
+        }
+        return compare(self.study_file, **defaults | options)
+
+    def start(self, jobs: int = 2, patience: float = 10.0) -> subprocess.Popen[str]:
+        """`compare` in a process of its own."""
+        driver = [sys.executable, str(HERE / "compare_driver.py"), str(self.study_file), str(self.output)]
+        return subprocess.Popen(
+            [*driver, str(jobs), str(patience)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def journal(self, event: str | None = None) -> list[dict[str, Any]]:
+        if not self.journal_file.exists():
+            return []
+        # A process killed in the middle of a line leaves part of it; only whole lines count.
+        lines = [line for line in self.journal_file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [entry for entry in map(json.loads, lines) if event in (None, entry["event"])]
+
+    def started(self) -> list[str]:
+        return [entry["run"] for entry in self.journal("start")]
+
+    def pids(self) -> list[int]:
+        return [entry["pid"] for entry in self.journal("start")] + [e["worker"] for e in self.journal("worker")]
+
+    def run_dir(self, arm: str, seed: int) -> Path:
+        return self.folder / "arms" / arm / f"seed_{seed}"
+
+    def status(self, arm: str, seed: int) -> dict[str, Any]:
+        return json.loads((self.run_dir(arm, seed) / "status.json").read_text())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    made = Bench(tmp_path)
+    monkeypatch.setenv("STAND_IN_JOURNAL", str(made.journal_file))
+    return made
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    def wait(condition: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def is_alive() -> Callable[[int], bool]:
+    def alive(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        # A process that ended but was not yet reaped by whoever inherited it does nothing any more.
+        listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return bool(listed.stdout.strip()) and not listed.stdout.strip().startswith("Z")
+
+    return alive
+
+
+@pytest.fixture
+def tree() -> Callable[[Path], dict[str, str]]:
+    """Hash of every file below a folder."""
+
+    def hashes(folder: Path) -> dict[str, str]:
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return hashes

@@ -1,0 +1,92 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.study.process import Orphan, Run, launch, stop, usable_checkpoint
+from grpovi_lightning.study.status import last_lines, read_status, settle_status
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run("a", tmp_path / "run", (), (), tmp_path / "locks" / "a", seed=1)
+
+
+def test_a_checkpoint_written_by_torch_is_usable_unless_it_was_cut_short(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert usable_checkpoint(tmp_path) is None
+    checkpoint.parent.mkdir()
+    torch.save({"weights": torch.zeros(1000)}, checkpoint)
+    assert usable_checkpoint(tmp_path) == checkpoint
+    whole = checkpoint.read_bytes()
+    for length in (0, len(whole) // 2, len(whole) - 1):
+        checkpoint.write_bytes(whole[:length])
+        assert usable_checkpoint(tmp_path) is None
+
+
+def test_a_sharded_checkpoint_is_usable(tmp_path):
+    (tmp_path / "checkpoints" / "last.ckpt").mkdir(parents=True)
+    assert usable_checkpoint(tmp_path) is not None
+
+
+def test_threads_of_the_numerical_libraries_are_fixed(run):
+    code = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w'))"
+    seen = run.lock.parent.parent / "environment.json"
+    process = launch(run, [sys.executable, "-c", code, str(seen)], 3)
+    assert process.exit_status == 0
+    environment = json.loads(seen.read_text())
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    assert [environment[name] for name in names] == ["3"] * 4
+
+
+def test_the_log_keeps_every_attempt_with_its_command(run, tmp_path):
+    checkpoint = run.folder / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({}, checkpoint)
+    for word in ("first", "second"):
+        code = f"import sys; print('{word}'); print('and an error', file=sys.stderr)"
+        process = launch(run, [sys.executable, "-c", code], 1)
+        assert process.exit_status == 0
+    lines = (run.folder / "process.log").read_text().splitlines()
+    assert [lines[1], lines[2], lines[4], lines[5]] == ["first", "and an error", "second", "and an error"]
+    assert lines[3].endswith(f"] grpovi --ckpt_path {checkpoint}")
+    assert last_lines(run.folder / "process.log", 9, process.log_start) == ["second", "and an error"]
+
+
+def test_a_run_on_which_a_process_still_works_is_not_started_twice(run):
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = launch(run, sleeper, 1)
+    orphan = Orphan(run)
+    assert orphan.alive()
+    with pytest.raises(UserError, match="a process still works on"):
+        launch(run, sleeper, 1)
+    stop([orphan], patience=5)
+    assert not orphan.alive()
+    assert not process.alive()
+    assert process.exit_status != 0
+
+
+def test_a_run_that_was_never_started_is_no_orphan(run):
+    assert not Orphan(run).alive()
+
+
+def test_a_status_settled_for_a_run_keeps_what_the_run_wrote(tmp_path):
+    written = {"state": "running", "seed": 4, "step": 7, "max_steps": 9, "first_rollout": "x", "warnings": ["w"]}
+    (tmp_path / "status.json").write_text(json.dumps(written))
+    settle_status(tmp_path, "failed", error="killed", seed=4)
+    content = json.loads((tmp_path / "status.json").read_text())
+    assert {key: content[key] for key in written} == written | {"state": "failed"}
+    assert content["error"] == "killed"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_status_that_cannot_be_read_is_no_status(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    assert read_status(tmp_path) is None
+
+
+def test_a_progress_bar_s_carriage_returns_do_not_make_one_endless_line(tmp_path):
+    (tmp_path / "log").write_bytes(b"1%\r2%\r3%\n\n  Error: \xff\n")
+    assert last_lines(tmp_path / "log", 2) == ["3%", "Error: \ufffd"]
