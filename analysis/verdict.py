@@ -217,9 +217,10 @@ def _uncounted(comparison: Comparison) -> tuple[str, ...]:
     sentences = []
     for arm, excluded in ((comparison.arm, comparison.n_excluded), (comparison.baseline, comparison.baseline_excluded)):
         if excluded:
+            them = "it" if excluded == 1 else "them"
             sentences.append(
-                f"{count(excluded, 'run')} of {arm} could not be counted (reasons in the list of runs). "
-                f"If the arm is the cause, leaving {'it' if excluded == 1 else 'them'} out favours {arm}."
+                f"{count(excluded, 'run')} of {arm} could not be counted (reasons in the list of runs)."
+                + (f" If the arm is the cause, leaving {them} out favours {arm}." if comparison.paired_seeds else "")
             )
     return tuple(sentences)
 

@@ -20,7 +20,9 @@ class GroupAdvantage:
     """
 
     def __init__(self, scale_rewards: ScaleRewards = "group", eps: float = 1e-4) -> None:
-        """Takes the scaling and the number added to the standard deviation."""
+        """Takes the scaling and the number added to the standard deviation, which keeps equal rewards from 0 / 0."""
+        if not 0.0 < eps < float("inf"):
+            raise UserError(f"advantage eps: got {eps}, expected a finite number above 0")
         if scale_rewards not in get_args(ScaleRewards):
             raise UserError(
                 f"scale_rewards: got {scale_rewards!r}, expected one of {', '.join(get_args(ScaleRewards))}"
@@ -35,16 +37,20 @@ class GroupAdvantage:
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Adjusted rewards [P, G], G >= 2 -> advantages [P, G]."""
-        centred = rewards - rewards.mean(dim=1, keepdim=True)
+        if rewards.ndim != 2 or rewards.shape[1] < 2:
+            raise ValueError(f"rewards: got shape {list(rewards.shape)}, expected [P, G] with G of at least 2")
+        values = rewards.double()  # rewards far from 0 would lose their differences in a float32 mean
         # Rounding of the mean must not turn a group of equal rewards into +-1 through a tiny std.
-        centred = torch.where(rewards == rewards[:, :1], 0.0, 1.0).amax(dim=1, keepdim=True) * centred
+        equal = (values == values[:, :1]).all(dim=1, keepdim=True)
+        centred = torch.where(equal, 0.0, values - values.mean(dim=1, keepdim=True))
         match self.scale_rewards:
             case "group":
-                return centred / (rewards.std(dim=1, keepdim=True) + self.eps)
+                scale = values.std(dim=1, keepdim=True) + self.eps
             case "batch":
-                return centred / (_global_std(rewards) + self.eps)
+                scale = _global_std(values) + self.eps
             case "none":
-                return centred
+                scale = 1.0
+        return (centred / scale).to(rewards.dtype)
 
 
 def _global_std(rewards: Tensor) -> Tensor:

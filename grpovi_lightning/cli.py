@@ -1,15 +1,19 @@
 """The command `grpovi`: fit, validate, test, task, compare, report."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 _USAGE = """usage: grpovi COMMAND [arguments]
 
   fit      train one run:      grpovi fit --config A.yaml [--config B.yaml ...] [--key value ...]
-  validate evaluate one run on its held-out table; the arguments are those of fit
+  validate evaluate on the held-out table; the arguments are those of fit, with --ckpt_path FILE
+  test     evaluate on the test table, likewise
   task     write the embedded task: grpovi task --output DIR [--seed N ...]
   compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR]
   report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM]
@@ -25,8 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
-        "fit": _fit,
-        "validate": _validate,
+        "fit": partial(_run, "fit"),
+        "validate": partial(_run, "validate"),
+        "test": partial(_run, "test"),
         "task": _task,
         "compare": _compare,
         "report": _report,
@@ -56,19 +61,11 @@ def check_fit(arguments: list[str]) -> None:
     RunCLI(arguments)
 
 
-def _fit(arguments: list[str]) -> int:
+def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
     _quiet()
     from grpovi_lightning.run import RunCLI
 
-    RunCLI(arguments).fit()
-    return 0
-
-
-def _validate(arguments: list[str]) -> int:
-    _quiet()
-    from grpovi_lightning.run import RunCLI
-
-    RunCLI(arguments).validate()
+    RunCLI(arguments, training=command == "fit").execute(command)
     return 0
 
 
@@ -143,10 +140,19 @@ def _refuse(message: str) -> int:
 
 def _quiet() -> None:
     """Silences advice that does not apply here: batches are text, small and made in order."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",
+        "dataloader is not resumable",
+        "exists and is not empty",
+        "Trying to infer the `batch_size`",
+        "in eval mode at the start of training",
+        "Using ModelCheckpoint with manual optimization",
+        "isinstance\\(treespec, LeafSpec\\)",
+    ):
+        warnings.filterwarnings("ignore", message=f"(?s).*{message}.*")
 
 
 if __name__ == "__main__":

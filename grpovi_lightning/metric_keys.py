@@ -2,13 +2,14 @@
 
 Standard library only, so that `analysis` can import it on a machine without torch. Where TRL has the
 quantity, the name is TRL's; the one departure is documented at `REWARD_STD`. Training scalars stand
-under their plain name, held-out scalars under `eval/<name>`.
+under their plain name, held-out scalars under `eval/<name>`, those of the test table under `test/<name>`.
 
 The x-axis of both is the number of policy updates done before the measurement: the value at step 0 is
 the initial policy's, whether it was measured on training or on held-out prompts.
 """
 
 EVAL_PREFIX = "eval/"
+TEST_PREFIX = "test/"
 
 # Rewards. `REWARD` is the weighted total that the policy is trained on, before any adjustment.
 REWARD = "reward"

@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -30,12 +30,17 @@ class RunCLI(LightningCLI):
     Later files overlay earlier ones. `${study_dir}` in a value stands for the argument of that name.
     """
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], training: bool = True) -> None:
         """Parses and builds; nothing is loaded or trained yet.
+
+        Args:
+            arguments: what follows the command.
+            training: whether the run folder will be written; an evaluation prints and writes nothing.
 
         Raises:
             UserError: the configuration is wrong; the message is one line.
         """
+        self.training = training
         try:
             super().__init__(
                 L.LightningModule,
@@ -46,7 +51,7 @@ class RunCLI(LightningCLI):
                 args=arguments,
                 seed_everything_default=False,
                 trainer_defaults=_TRAINER_DEFAULTS,
-                save_config_callback=SaveConfigCallback,
+                save_config_callback=SaveConfigCallback if training else None,
                 save_config_kwargs={"overwrite": True},
                 parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
                 auto_configure_optimizers=False,
@@ -54,12 +59,15 @@ class RunCLI(LightningCLI):
             )
         except argparse.ArgumentError as error:
             raise UserError(one_line(str(error))) from error
+        except ValueError as error:
+            # The parser wraps what a constructor raises into "does not validate against any of the types".
+            raise (_user_error(error) or error) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds this package's own arguments."""
         parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {"checkpoint.save_last": True, "checkpoint.save_top_k": -1, "checkpoint.filename": "{step}"}
         )
@@ -79,6 +87,10 @@ class RunCLI(LightningCLI):
                 "add `default_root_dir: runs/my-run/seed_1` under `trainer`"
             )
 
+    def before_instantiate_classes(self) -> None:
+        """Puts checkpoints into the run's folder unless the YAML says where."""
+        self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / "checkpoints")
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
@@ -87,6 +99,8 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds TensorBoard, the run's record, samples, warnings, checkpoints and the exported model."""
         config: Any = self.config_init
+        if not self.training:
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
         # An empty name and version put the event files into the run folder itself: TensorBoard then shows
         # runs as `arms/grpo/seed_1`.
         if config.trainer.logger in (None, True):
@@ -100,9 +114,8 @@ class RunCLI(LightningCLI):
             RewardWatch(),
             ExportModel(self.folder / "model"),
         ]
-        config.checkpoint.dirpath = config.checkpoint.dirpath or str(self.folder / "checkpoints")
-        if config.trainer.enable_checkpointing is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        if config.trainer.enable_checkpointing is not False:
+            callbacks.append(config.checkpoint)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def check(self) -> None:
@@ -111,27 +124,32 @@ class RunCLI(LightningCLI):
         Raises:
             UserError: something is missing or in the way.
         """
-        status = self.folder / STATUS_FILE
-        if status.exists() and self.config.ckpt_path is None:
+        status, ckpt_path = self.folder / STATUS_FILE, self.config.ckpt_path
+        if self.training and status.exists() and ckpt_path is None:
             state = json.loads(status.read_text()).get("state")
             raise UserError(
                 f"run folder {self.folder} holds a {state} run already; choose another trainer.default_root_dir, or "
                 f"continue it with --ckpt_path {self.folder}/checkpoints/last.ckpt"
             )
-        if self.config.ckpt_path is not None and not Path(self.config.ckpt_path).is_file():
-            raise UserError(
-                f"checkpoint {self.config.ckpt_path}: no such file; expected one of <run>/checkpoints/*.ckpt"
-            )
+        if ckpt_path is not None and not Path(ckpt_path).exists():
+            raise UserError(f"checkpoint {ckpt_path}: no such file; expected one of <run>/checkpoints/*.ckpt")
         self.model.check_inputs()
-        self.datamodule.setup("fit")
+        self.datamodule.check(self.trainer.world_size)
 
-    def fit(self) -> None:
-        """Trains, or continues from `ckpt_path`."""
+    def execute(self, command: Literal["fit", "validate", "test"]) -> None:
+        """Trains, or evaluates and prints the means; from `ckpt_path` where it is given."""
         self.check()
+        run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
         # weights_only: a checkpoint is data; loading it must not run code.
-        self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+        run(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+        if command != "fit" and self.trainer.is_global_zero:
+            for name, value in sorted(self.trainer.callback_metrics.items()):
+                print(f"{name:40s} {float(value):.6g}")
 
-    def validate(self) -> None:
-        """Evaluates on the held-out table."""
-        self.model.check_inputs()
-        self.trainer.validate(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The `UserError` from which `error` arose, if there is one."""
+    arose_from: BaseException | None = error
+    while arose_from is not None and not isinstance(arose_from, UserError):
+        arose_from = arose_from.__cause__ or arose_from.__context__
+    return arose_from

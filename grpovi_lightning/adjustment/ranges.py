@@ -26,8 +26,8 @@ class FixedRange(RewardRange):
     def __init__(self, lower: float, upper: float, clip: bool = False) -> None:
         """Takes the bounds in units of the reward, and whether rewards outside are clipped to them."""
         super().__init__()
-        if not lower < upper:
-            raise UserError(f"reward range: got lower {lower}, upper {upper}; expected lower < upper")
+        if not -torch.inf < lower < upper < torch.inf:
+            raise UserError(f"reward range: got lower {lower}, upper {upper}; expected finite numbers, lower < upper")
         self.lower, self.upper, self.clip = lower, upper, clip
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +50,8 @@ class GroupRange(RewardRange):
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The group's bounds; a group of equal rewards gets a range around its value, which changes nothing."""
-        lower, upper = rewards.amin(dim=1, keepdim=True), rewards.amax(dim=1, keepdim=True)
+        values = rewards.double()  # in which 1 more or less is another number
+        lower, upper = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
         flat = lower == upper
         return rewards, torch.where(flat, lower - 1.0, lower), torch.where(flat, upper + 1.0, upper)
 

@@ -66,6 +66,8 @@ def increase_variance(
     # log(A - B) where A > B; elsewhere the mean is spent and the value is the lower bound.
     left = log_a + (-(log_b - log_a).clamp(max=0.0).exp()).log1p()
     fraction = torch.where(log_a > log_b, (left - log_p).clamp(max=0.0).exp(), 0.0)
+    # Where A equals B up to rounding, weights far below that rounding could break the order.
+    fraction = fraction.cummin(dim=1).values
     z = low + (high - low) * fraction
     z = torch.where(fraction >= 1.0, high, torch.where(fraction <= 0.0, low, z))
     z = torch.where(r[:, :1] == r[:, -1:], r, z)
@@ -92,11 +94,11 @@ def _checked(
     if rewards.ndim != 2 or rewards.shape[1] == 0 or not rewards.is_floating_point():
         raise ValueError(f"rewards: got {rewards.dtype} {list(rewards.shape)}, expected a float tensor [P, G], G >= 1")
     r = rewards.detach().double()
+    _refuse(~r.isfinite(), r, "rewards", "a finite number")
     weights = torch.zeros_like(r) if log_weights is None else log_weights.detach().to(r.device, torch.float64)
     if weights.shape != r.shape:
         raise ValueError(f"log_weights: got shape {list(weights.shape)}, expected that of rewards, {list(r.shape)}")
-    low, high = (_bound(value, r, name) for value, name in ((lower, "lower"), (upper, "upper")))
-    _refuse(~r.isfinite(), r, "rewards", "a finite number")
+    low, high = (_bound(value, rewards, name) for value, name in ((lower, "lower"), (upper, "upper")))
     _refuse(weights.isnan() | (weights == torch.inf), weights, "log_weights", "a finite number or -inf")
     _refuse(low >= high, low, "lower", "less than upper")
     _refuse(r < low, r, "rewards", "at least the lower bound of the range")
@@ -105,12 +107,16 @@ def _checked(
     return r, weights, low, high
 
 
-def _bound(value: float | Tensor, r: Tensor, name: str) -> Tensor:
-    bound = torch.as_tensor(value, dtype=torch.float64, device=r.device)
+def _bound(value: float | Tensor, rewards: Tensor, name: str) -> Tensor:
+    n_groups = rewards.shape[0]
+    if not isinstance(value, Tensor):
+        # Rounded as the rewards are: a float32 reward of 0.1 is not above an upper bound of 0.1.
+        value = torch.tensor(value, dtype=rewards.dtype)
+    bound = value.detach().to(rewards.device, torch.float64)
     if bound.ndim == 0:
-        bound = bound.expand(r.shape[0], 1)
-    if bound.shape != (r.shape[0], 1):
-        raise ValueError(f"{name}: got shape {list(bound.shape)}, expected a number or [{r.shape[0]}, 1]")
+        bound = bound.expand(n_groups, 1)
+    if bound.shape != (n_groups, 1):
+        raise ValueError(f"{name}: got shape {list(bound.shape)}, expected a number or [{n_groups}, 1]")
     if not bool(bound.isfinite().all()):
         raise ValueError(f"{name}: got {bound.flatten().tolist()}, expected finite numbers")
     return bound

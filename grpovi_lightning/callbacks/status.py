@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -28,7 +29,8 @@ class RunStatus(L.Callback):
         self.path = Path(folder) / STATUS_FILE
         self.content: dict[str, Any] = {"seed": seed, "error": None, "warnings": [], "first_rollout": None}
         self._before_seconds = 0.0
-        self._began = self._written = 0.0
+        self._began = time.monotonic()
+        self._written = 0.0
 
     def warn(self, text: str) -> None:
         """Adds a warning, once, for the report."""
@@ -75,12 +77,20 @@ class RunStatus(L.Callback):
         if trainer.state.fn == "fit" and time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self._write(trainer, "running")
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Flushes the scalars first: a run continued from this checkpoint does not log its earlier steps again."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The run is whole."""
         self._write(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Notes what ended the run."""
+        """Notes what ended the run; an evaluation of a finished run leaves its record alone."""
+        if trainer.state.fn != "fit":
+            return
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         message = " ".join(str(exception).split()) or type(exception).__name__
         if not stopped:

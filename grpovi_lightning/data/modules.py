@@ -46,14 +46,20 @@ class TextDataModule(L.LightningDataModule):
     """A training table and an optional held-out table, read from disk."""
 
     def __init__(
-        self, train: str, validation: str | None, batch_size: int, validation_batch_size: int, seed: int | None
+        self,
+        train: str,
+        validation: str | None,
+        test: str | None,
+        batch_size: int,
+        validation_batch_size: int,
+        seed: int | None,
     ) -> None:
         """Takes file names; the files are read in `setup`."""
         super().__init__()
         for name, value in (("batch_size", batch_size), ("validation_batch_size", validation_batch_size)):
             if value < 1:
                 raise UserError(f"{name}: got {value}, expected at least 1")
-        self.train, self.validation = train, validation
+        self.paths = {"train": train, "validation": validation, "test": test}
         self.batch_size, self.validation_batch_size, self.seed = batch_size, validation_batch_size, seed
         self.tables: dict[str, Dataset] = {}
 
@@ -61,13 +67,27 @@ class TextDataModule(L.LightningDataModule):
     def required_columns(self) -> list[str]:
         """Columns that both tables must have."""
 
+    def check(self, world_size: int) -> None:
+        """Reads the tables and checks that each step has its rows.
+
+        Raises:
+            UserError: a table is wrong, or a step's rows do not divide over the processes, or are too few.
+        """
+        self.setup("fit")
+        if self.batch_size % world_size:
+            raise UserError(
+                f"a step's {self.batch_size} rows do not divide over {world_size} processes; "
+                "choose a multiple of the number of processes"
+            )
+        step_indices(0, 0, len(self.tables["train"]), self.batch_size)
+
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Rows -> a batch. Each row carries its number as `_row`."""
 
     def setup(self, stage: str) -> None:
         """Reads the tables once."""
-        for name, path in (("train", self.train), ("validation", self.validation)):
+        for name, path in self.paths.items():
             if path is not None and name not in self.tables:
                 table = read_table(path, self.required_columns())
                 self.tables[name] = table.add_column("_row", list(range(len(table))))  # type: ignore[call-arg]
@@ -76,14 +96,11 @@ class TextDataModule(L.LightningDataModule):
         """Batches for each step, from where the run stands on."""
         trainer, table = self.trainer, self.tables["train"]
         assert trainer is not None
-        if self.batch_size % trainer.world_size:
-            raise UserError(
-                f"batch of {self.batch_size} rows does not divide over {trainer.world_size} processes; "
-                "choose a multiple of the number of processes"
-            )
+        self.check(trainer.world_size)
         done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         # One Lightning epoch is the whole run, or one pass where the run is counted in epochs.
-        steps = trainer.max_steps if trainer.max_steps > 0 else done + len(table) // self.batch_size
+        batches = trainer.max_steps * trainer.accumulate_grad_batches  # Lightning counts optimiser steps
+        steps = batches if trainer.max_steps > 0 else done + len(table) // self.batch_size
         sampler = StepSampler(
             len(table), self.batch_size, resolve_seed(self.seed), done, steps, trainer.global_rank, trainer.world_size
         )
@@ -91,12 +108,25 @@ class TextDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The held-out table in order; each rank takes every n-th row."""
-        if "validation" not in self.tables:
+        return self._in_order("validation")
+
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The test table in order; each rank takes every n-th row.
+
+        Raises:
+            UserError: no test table is named.
+        """
+        if "test" not in self.tables:
+            raise UserError("no test table: got test null, expected a file; add `test: FILE` under `data.init_args`")
+        return self._in_order("test")
+
+    def _in_order(self, name: str) -> DataLoader | list[DataLoader]:
+        if name not in self.tables:
             return []
-        trainer, table = self.trainer, self.tables["validation"]
+        trainer, table = self.trainer, self.tables[name]
         assert trainer is not None
         if trainer.world_size > 1:
-            table = table.shard(trainer.world_size, trainer.global_rank)
+            table = table.shard(trainer.world_size, trainer.global_rank, contiguous=False)
         return DataLoader(table, batch_size=self.validation_batch_size, collate_fn=self.collate)  # type: ignore[arg-type]
 
 
@@ -107,6 +137,7 @@ class PromptDataModule(TextDataModule):
         self,
         train: str,
         validation: str | None = None,
+        test: str | None = None,
         prompts_per_step: int = 8,
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
@@ -118,13 +149,14 @@ class PromptDataModule(TextDataModule):
         Args:
             train: JSONL, CSV or Parquet file of training prompts.
             validation: held-out prompts; none: no held-out evaluation.
+            test: prompts for `grpovi test`.
             prompts_per_step: P, over all processes.
             validation_batch_size: held-out prompts sampled at once.
             prompt_column: the column that holds the prompt.
             columns: columns handed to reward functions; None: every column but the prompt's.
             seed: orders the prompts; None: the run's `seed_everything`.
         """
-        super().__init__(train, validation, prompts_per_step, validation_batch_size, seed)
+        super().__init__(train, validation, test, prompts_per_step, validation_batch_size, seed)
         self.prompt_column, self.columns = prompt_column, columns
 
     def required_columns(self) -> list[str]:
@@ -156,6 +188,7 @@ class DemonstrationDataModule(TextDataModule):
         self,
         train: str,
         validation: str | None = None,
+        test: str | None = None,
         batch_size: int = 64,
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
@@ -163,7 +196,7 @@ class DemonstrationDataModule(TextDataModule):
         seed: int | None = None,
     ) -> None:
         """Names the tables and their columns; `batch_size` counts rows over all processes."""
-        super().__init__(train, validation, batch_size, validation_batch_size, seed)
+        super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
         self.names = {"prompt": prompt_column, "completion": completion_column}
 
     def required_columns(self) -> list[str]:
@@ -182,6 +215,7 @@ class PreferenceDataModule(TextDataModule):
         self,
         train: str,
         validation: str | None = None,
+        test: str | None = None,
         batch_size: int = 32,
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
@@ -190,7 +224,7 @@ class PreferenceDataModule(TextDataModule):
         seed: int | None = None,
     ) -> None:
         """Names the tables and their columns; `batch_size` counts pairs over all processes."""
-        super().__init__(train, validation, batch_size, validation_batch_size, seed)
+        super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
         self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
 
     def required_columns(self) -> list[str]:

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
 from grpovi_lightning.errors import UserError
 
@@ -23,17 +25,12 @@ def read_table(path: str, required: list[str]) -> Dataset:
     file = Path(path)
     if not file.exists():
         raise UserError(f"data file {path}: no such file; expected JSONL, CSV, Parquet or a saved `datasets` folder")
-    if file.is_dir():
-        table = load_from_disk(path)
-        if not isinstance(table, Dataset):
-            raise UserError(f"data folder {path}: holds several splits; name one of its sub-folders")
-    elif file.suffix in (".jsonl", ".json"):
-        table = Dataset.from_list(_json_lines(file))
-    elif file.suffix in _READERS:
-        table = _READERS[file.suffix](path)
-    else:
-        raise UserError(f"data file {path}: got ending {file.suffix!r}, expected .jsonl, .csv or .parquet")
-    assert isinstance(table, Dataset)
+    try:
+        table = _read(file)
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException, DatasetsError) as error:  # what the readers raise for bad content
+        raise UserError(f"data file {path}: cannot be read: {_cause(error)}") from error
     if len(table) == 0:
         raise UserError(f"data file {path}: no rows; expected at least one")
     missing = [name for name in required if name not in table.column_names]
@@ -43,6 +40,31 @@ def read_table(path: str, required: list[str]) -> Dataset:
             "set the column names in the YAML"
         )
     return table
+
+
+def _read(file: Path) -> Dataset:
+    if file.is_dir():
+        table = load_from_disk(str(file))
+        if not isinstance(table, Dataset):
+            raise UserError(f"data folder {file}: holds several splits; name one of its sub-folders")
+        return table
+    if file.suffix in (".jsonl", ".json"):
+        rows = _json_lines(file)
+        # `from_list` takes the columns of the first row only.
+        names = dict.fromkeys(name for row in rows for name in row)
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    if file.suffix not in _READERS:
+        raise UserError(f"data file {file}: got ending {file.suffix!r}, expected .jsonl, .csv or .parquet")
+    table = _READERS[file.suffix](str(file))
+    assert isinstance(table, Dataset)
+    return table
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message: what the file's own reader said, not that a data set could not be generated."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 def _json_lines(file: Path) -> list[dict]:

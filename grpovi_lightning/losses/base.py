@@ -23,8 +23,8 @@ class PolicyLoss(ABC):
 
     def __init__(self, beta: float = 0.0) -> None:
         """Takes `beta`, the coefficient of the KL penalty, at least 0."""
-        if beta < 0:
-            raise UserError(f"beta: got {beta}, expected a number of at least 0")
+        if not 0.0 <= beta < float("inf"):
+            raise UserError(f"beta: got {beta}, expected a finite number of at least 0")
         self.beta = beta
 
     @property

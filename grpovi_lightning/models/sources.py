@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -89,10 +90,7 @@ class NewCausalLM(CausalLMSource):
             "eos_token_id": tokenizer.eos_token_id,
             "bos_token_id": tokenizer.bos_token_id,
         } | {key: value for key, value in self.config.items() if key != "model_type"}
-        try:
-            config = AutoConfig.for_model(self.config["model_type"], **settings)
-        except ValueError as error:
-            raise UserError(f"model config: model_type {self.config['model_type']!r} is not known: {error}") from error
+        config = _new_config(self.config["model_type"], settings)
         _without_dropout(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -116,10 +114,13 @@ def load_classifier(path: str, dtype: Precision = "float32") -> tuple[PreTrained
         raise UserError(
             f"reward model {path}: got {config.num_labels} labels, expected 1; use a reward model's checkpoint"
         )
-    model = load_model(AutoModelForSequenceClassification, path, dtype, num_labels=1)
+    new = () if trained else ("score.weight",)
+    model = load_model(AutoModelForSequenceClassification, path, dtype, new, num_labels=1)
     tokenizer = load_tokenizer(path)
     if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+        # Classifiers read the last token that is not padding, and refuse batches where none is named.
+        pad = tokenizer.pad_token_id
+        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
     if not trained:
         head = getattr(model, "score", None)
         if head is None:
@@ -153,17 +154,43 @@ def load_config(path: str) -> PreTrainedConfig:
     return config
 
 
-def load_model(auto_class: Any, path: str, dtype: Precision, **settings: Any) -> PreTrainedModel:
-    """Weights from safetensors into the class's model."""
+def load_model(
+    auto_class: Any, path: str, dtype: Precision, new: tuple[str, ...] = (), **settings: Any
+) -> PreTrainedModel:
+    """Weights from safetensors into the class's model.
+
+    Args:
+        auto_class: a `transformers` auto class.
+        path: folder or hub name.
+        dtype: dtype of the weights.
+        new: names of weights that the checkpoint need not have.
+        settings: values that replace those of the configuration.
+
+    Raises:
+        UserError: the class cannot hold the checkpoint, or the checkpoint lacks weights: random ones would
+            take their place.
+    """
     config = load_config(path)
     for name, value in settings.items():
         setattr(config, name, value)
     try:
-        return auto_class.from_pretrained(
-            path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        model, report = auto_class.from_pretrained(
+            path,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"model {path} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(set(report["missing_keys"]) - set(new))
+    if missing:
+        raise UserError(
+            f"model {path}: {len(missing)} weights are missing, among them {missing[0]}; expected a checkpoint of a "
+            f"{type(model).__name__}"
+        )
+    return model
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -172,6 +199,18 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer {path} cannot be loaded: {_first_line(error)}") from error
+
+
+def _new_config(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration; `transformers` itself would take a misspelt setting without a word."""
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"model config: got model_type {model_type!r}, expected one of `transformers`, such as llama")
+    config = AutoConfig.for_model(model_type, **settings)
+    known = CONFIG_MAPPING[model_type]()
+    unknown = [name for name in settings if hasattr(config, name) and not hasattr(known, name)]
+    if unknown:
+        raise UserError(f"model config: {type(config).__name__} has no setting {unknown[0]!r}; check its spelling")
+    return config
 
 
 def _without_dropout(config: PreTrainedConfig) -> None:

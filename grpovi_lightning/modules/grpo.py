@@ -17,6 +17,7 @@ from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.modules.clock import StepClock
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
+from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.modules.step_metrics import rollout_metrics, step_record
 from grpovi_lightning.ops import masked_mean
@@ -153,12 +154,12 @@ class GRPOModule(L.LightningModule):
             advantages = self.advantage(adjusted.rewards)
         with self.clock.phase(keys.STEP_TIME_UPDATE):
             updates = [self.update(rollout, advantages.flatten()) for _ in range(self.num_iterations)]
-        self.n_tokens += self._over_ranks(rollout.lengths.sum())
+        self.n_tokens += self._sum_over_ranks(rollout.lengths.sum())
         self.train_seconds += self.clock.total_seconds()
         metrics = rollout_metrics(rollout, rewards, components, self.advantage(rewards), advantages)
         metrics |= adjusted.metrics | _mean_metrics(updates) | self.clock.seconds
         metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
-        self._log(metrics, step=int(self.n_steps), sync_dist=True, batch_size=len(prompts))
+        log_scalars(self, self._mean_over_ranks(metrics), int(self.n_steps), shown=[keys.REWARD])
         self.n_steps += 1
         return step_record(
             rollout,
@@ -240,15 +241,20 @@ class GRPOModule(L.LightningModule):
         """Logs the held-out means, with the training cost so far as further axes."""
         metrics = self.held_out.compute()
         metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
-        self._log({keys.held_out(name): value for name, value in metrics.items()}, step=int(self.n_steps))
+        log_held_out(self, metrics, int(self.n_steps), shown=[keys.REWARD])
         self.held_out.reset()
 
-    def _log(self, metrics: dict[str, float], step: int, **settings: Any) -> None:
-        """Logs on the x-axis of `metric_keys`; Lightning takes the step from the entry of that name."""
-        self.log_dict(metrics, **settings)
-        self.log("step", float(step))
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
-    def _over_ranks(self, count: Tensor) -> Tensor:
+    def _mean_over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
+        """One collective for all scalars of a step; every rank has the same keys."""
+        if self.trainer.world_size == 1:
+            return metrics
+        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(metrics, self.trainer.strategy.reduce(values, reduce_op="mean").tolist(), strict=True))  # type: ignore[union-attr]
+
+    def _sum_over_ranks(self, count: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(count, reduce_op="sum")  # type: ignore[return-value]
 
     # Checkpoints hold what changes: the policy, the optimiser, the adjustment's state and the counters.

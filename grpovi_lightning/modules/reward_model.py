@@ -12,6 +12,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
+from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.rewards.models import classifier_scores, end_tokens
 
@@ -88,13 +89,17 @@ class RewardModelModule(L.LightningModule):
         """Logs held-out accuracy, loss and margin, and keeps the scores' mean and spread for the checkpoint."""
         assert self.model is not None
         named = {keys.LOSS: self.held_out_loss, keys.PAIR_ACCURACY: self.accuracy, keys.REWARD_MARGIN: self.margin}
-        self.log_dict({keys.held_out(name): metric.compute() for name, metric in named.items()}, prog_bar=True)
+        metrics = {name: float(metric.compute()) for name, metric in named.items()}
+        log_held_out(self, metrics, self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
         scores = torch.as_tensor(self.scores.compute()).double()
-        if not self.trainer.sanity_checking and float(scores.std()) > 0.0:
+        if self.trainer.validating and float(scores.std()) > 0.0:
             self.model.config.reward_mean = float(scores.mean())
             self.model.config.reward_std = float(scores.std())
         for metric in (*named.values(), self.scores):
             metric.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
         assert self.model is not None and self.tokenizer is not None

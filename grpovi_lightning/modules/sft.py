@@ -4,10 +4,12 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.models import CausalLMSource, LanguageModel
+from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
 
@@ -28,6 +30,7 @@ class SFTModule(L.LightningModule):
         super().__init__()
         self.policy_source, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
         self.policy: LanguageModel | None = None
+        self.held_out_loss = MeanMetric()
 
     def check_inputs(self) -> None:
         """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
@@ -52,7 +55,15 @@ class SFTModule(L.LightningModule):
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
         """Held-out loss, weighted by tokens."""
         total, count = self._loss(batch)
-        self.log(keys.held_out(keys.LOSS), total / count, batch_size=int(count), sync_dist=True, prog_bar=True)
+        self.held_out_loss.update(total / count, weight=count)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean over all held-out tokens."""
+        log_held_out(self, {keys.LOSS: float(self.held_out_loss.compute())}, self.trainer.global_step, [keys.LOSS])
+        self.held_out_loss.reset()
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def _loss(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
         assert self.policy is not None

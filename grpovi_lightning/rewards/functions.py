@@ -1,7 +1,6 @@
 """Rewards computed by a Python function."""
 
 import importlib
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +38,16 @@ class RewardFunction(Reward):
         """Calls the function once for the whole rollout.
 
         Raises:
-            UserError: it returned another number of values, or a value that is no finite number.
+            UserError: it returned another number of values, or a value that is no finite number; or a column
+            has the name of an argument.
         """
         prompts = rollout.prompts
+        for name in ("prompts", "completions", "completion_ids"):
+            if name in prompts.columns:
+                raise UserError(
+                    f"column {name!r} of the prompts has the name of an argument of every reward function; "
+                    "rename it, or list the columns to hand over in the data's `columns`"
+                )
 
         def repeated(values: Any) -> list[Any]:
             return [value for value in values for _ in range(rollout.group_size)]
@@ -64,14 +70,20 @@ class RewardFunction(Reward):
             raise UserError(
                 f"reward function {self.name} returned {len(values)} values, expected {expected}, one per completion"
             )
-        for i, value in enumerate(values):
-            if not isinstance(value, int | float) and not hasattr(value, "__float__"):
-                raise UserError(f"reward function {self.name} returned {value!r} at position {i}, expected a number")
-            if not math.isfinite(float(value)):
-                raise UserError(
-                    f"reward function {self.name} returned {value} at position {i}, expected a finite number"
-                )
-        return torch.tensor([float(value) for value in values], dtype=torch.float32)
+        scores = torch.tensor([self._number(value, i) for i, value in enumerate(values)], dtype=torch.float32)
+        for i in (~scores.isfinite()).nonzero().flatten().tolist():
+            raise UserError(
+                f"reward function {self.name} returned {values[i]} at position {i}, expected a finite float32 number"
+            )
+        return scores
+
+    def _number(self, value: Any, position: int) -> float:
+        if not isinstance(value, str):
+            try:
+                return float(value)
+            except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
+                pass
+        raise UserError(f"reward function {self.name} returned {value!r} at position {position}, expected a number")
 
 
 def import_function(path: str) -> Callable[..., Any]:
@@ -84,13 +96,14 @@ def import_function(path: str) -> Callable[..., Any]:
     if not module_name:
         raise UserError(f"reward function: got {path!r}, expected an import path such as my_rewards.accuracy")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(
             f"reward function {path}: no module named {error.name!r}; run in the folder that holds it or install it"
         ) from error
-    except AttributeError:
-        raise UserError(f"reward function {path}: module {module_name} has no {name!r}") from None
+    if not hasattr(module, name):
+        raise UserError(f"reward function {path}: module {module_name} has no {name!r}")
+    found = getattr(module, name)
     if not callable(found):
         raise UserError(f"reward function {path}: got a {type(found).__name__}, expected a function")
     return found

@@ -43,6 +43,7 @@ class RewardModel(Reward):
         self.dtype: Precision = dtype
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.policy_tokenizer: PreTrainedTokenizerBase | None = None
         self.shares_tokens = False
 
     def weights(self) -> dict[str, float]:
@@ -58,6 +59,7 @@ class RewardModel(Reward):
         if self.model is None:
             self.model, self.tokenizer = load_classifier(self.path, self.dtype)
             self.model.requires_grad_(False).eval()
+            self.policy_tokenizer = policy_tokenizer
             self.shares_tokens = self.tokenizer.get_vocab() == policy_tokenizer.get_vocab()
 
     @torch.no_grad()
@@ -80,12 +82,26 @@ class RewardModel(Reward):
 
     def _own_tokens(self, rollout: Rollout) -> list[list[int]]:
         assert self.tokenizer is not None
-        prompts = [text for text in rollout.prompts.texts for _ in range(rollout.group_size)]
-        texts = [prompt + completion for prompt, completion in zip(prompts, rollout.texts, strict=True)]
-        encoded: list[list[int]] = self.tokenizer(texts)["input_ids"]  # type: ignore[assignment]
+        encoded: list[list[int]] = self.tokenizer(self._texts(rollout))["input_ids"]  # type: ignore[assignment]
         end = end_tokens(self.tokenizer)
         pairs = zip(encoded, rollout.truncated.tolist(), strict=True)
         return [row if cut or row[-1:] == end else [*row, *end] for row, cut in pairs]
+
+    def _texts(self, rollout: Rollout) -> list[str]:
+        """Prompt and completion as one text.
+
+        A completion decoded by itself has lost the space before its first word where the tokenizer puts none
+        there, so what follows the prompt is read off the two decoded together.
+        """
+        assert self.policy_tokenizer is not None
+        prompts = [ids[kept].tolist() for ids, kept in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
+        heads = self.policy_tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        wholes = self.policy_tokenizer.batch_decode(self._policy_tokens(rollout), skip_special_tokens=True)
+        texts = []
+        for i, (whole, completion) in enumerate(zip(wholes, rollout.texts, strict=True)):
+            prompt, head = (part[i // rollout.group_size] for part in (rollout.prompts.texts, heads))
+            texts.append(prompt + (whole.removeprefix(head) if whole.startswith(head) else completion))
+        return texts
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -18,7 +18,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from grpovi_lightning.data.embedded.lexicon import DETERMINERS, STOP, TONES, Lexicon, WordClass, word_classes
+from grpovi_lightning.data.embedded.lexicon import (
+    DETERMINERS,
+    STOP,
+    TONES,
+    Lexicon,
+    WordClass,
+    word_classes,
+    word_tones,
+)
 from grpovi_lightning.data.embedded.prompts import Instruction, Topic, sample_instruction
 from grpovi_lightning.data.embedded.size import TaskSize
 from grpovi_lightning.data.embedded.writer import write
@@ -52,6 +60,31 @@ class NoisyWriter:
         """
         words = write(self._misread(instruction, noise, rng), self.lexicon, rng)
         return self._fit(self._slip(words, noise, rng))
+
+    def misdirect(self, words: list[str], instruction: Instruction, noise: float, rng: random.Random) -> list[str]:
+        """Turn a text to another instruction in one respect: its topics (mostly), its tone or its length.
+
+        Topics and tone words are exchanged where they stand, so that the two texts differ in nothing else.
+
+        Args:
+            words: The text.
+            instruction: What was asked for.
+            noise: Noise of the text, used where it has to be written anew.
+            rng: Source of randomness.
+        """
+        other = sample_instruction(self.size, self.lexicon, rng)
+        respect = rng.choices(("topics", "tone", "length"), weights=(0.6, 0.25, 0.15))[0]
+        if respect == "length":
+            return self.write(replace(instruction, length=other.length), noise, rng)
+        if respect == "tone":
+            tone_words = self.lexicon.tone_words[other.tone]
+            return [rng.choice(tone_words) if word in word_tones() else word for word in words]
+        asked = {word for topic in instruction.topics for word in str(topic).split()}
+        classes, renamed = word_classes(), {}
+        for word in sorted(asked.intersection(words)):
+            kin = self.lexicon.nouns if classes[word] is WordClass.NOUN else self.lexicon.adjectives
+            renamed[word] = rng.choice([w for w in kin if w not in asked and w not in words] or kin)
+        return [renamed.get(word, word) for word in words]
 
     def mutate(self, words: list[str], instruction: Instruction, rng: random.Random) -> list[str]:
         """Make one mild change to a text: better, worse or neither."""

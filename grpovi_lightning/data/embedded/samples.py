@@ -2,20 +2,20 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp
 from statistics import fmean, pstdev
 
 from grpovi_lightning.data.embedded.gold import GoldScore, score
 from grpovi_lightning.data.embedded.noise import NoisyWriter
-from grpovi_lightning.data.embedded.prompts import Instruction, sample_instruction
+from grpovi_lightning.data.embedded.prompts import Instruction
 
 #: Noise of a demonstration is uniform in this range.
 DEMONSTRATION_NOISE = (0.1, 0.8)
 #: Noise of a text in a preference pair is uniform in this range.
 PAIR_NOISE = (0.0, 1.0)
 #: How the two texts of a pair are drawn, and how often.
-PAIR_KINDS = {"independent": 0.35, "misdirected": 0.25, "mutation": 0.25, "degenerate": 0.15}
+PAIR_KINDS = {"independent": 0.25, "misdirected": 0.4, "mutation": 0.2, "degenerate": 0.15}
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def demonstrate(instruction: Instruction, writer: NoisyWriter, rng: random.Rando
 def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: random.Random) -> Pair:
     """Draw two different answers and a preference between them.
 
-    An answer of noise q is paired with another of independently drawn noise, with an answer of the same noise to an
-    instruction that differs in one respect, with a mild mutation of itself (one to three changes), or with an answer
-    that is bad on purpose: see ``PAIR_KINDS``.
+    An answer of noise q is paired with another of independently drawn noise, with itself turned to another
+    instruction in one respect, with a mild mutation of itself (one to three changes), or with an answer that is bad on
+    purpose: see ``PAIR_KINDS``.
 
     Args:
         instruction: What was asked for.
@@ -76,7 +76,8 @@ def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: ra
         scale: Bradley-Terry scale: how many nats of preference a gold reward of 1 is worth.
         rng: Source of randomness.
     """
-    noise = rng.uniform(*PAIR_NOISE)
+    # The square makes good answers more frequent, in which a single fault is easier to learn from.
+    noise = rng.uniform(*PAIR_NOISE) ** 2
     first = writer.write(instruction, noise, rng)
     second = first
     while second == first:
@@ -94,19 +95,12 @@ def _counterpart(
     if kind == "independent":
         return writer.write(instruction, rng.uniform(*PAIR_NOISE), rng)
     if kind == "misdirected":
-        return writer.write(_misdirect(instruction, writer, rng), noise, rng)
+        return writer.misdirect(words, instruction, noise, rng)
     if kind == "degenerate":
         return writer.degenerate(instruction, rng)
     for _ in range(rng.randint(1, 3)):
         words = writer.mutate(words, instruction, rng)
     return words
-
-
-def _misdirect(instruction: Instruction, writer: NoisyWriter, rng: random.Random) -> Instruction:
-    """Take the topics, the tone or the length from another instruction."""
-    other = sample_instruction(writer.size, writer.lexicon, rng)
-    respect = rng.choice(("topics", "topics", "tone", "length"))
-    return replace(instruction, **{respect: getattr(other, respect)})
 
 
 def gold_statistics(golds: Sequence[GoldScore]) -> dict[str, float]:

@@ -89,7 +89,7 @@ def test_length_falls_smoothly_with_the_distance_and_without_the_full_stop(n_wor
         ("the fox happily sees a red boat gladly near the tree and a dog sleeps .", 1.0),
         ("the fox sleeps", 1.0),  # the missing full stop is the ending's business
         ("fox the sleeps .", 1 / 4),  # only the full stop after the verb stands where it may
-        ("the fox and the boat .", 3 / 6),  # "and" and the full stop need a verb before them; so does what follows
+        ("the fox and the boat .", 4 / 6),  # "and" and the full stop need a verb before them
         ("the fox sleeps sees a boat .", 6 / 7),  # one verb a clause: "sees" may not stand there
         ("the red blue fox sleeps .", 5 / 6),
         ("the fox sleeps happily gladly .", 5 / 6),
@@ -190,6 +190,7 @@ def test_the_rewards_of_eight_noisy_answers_to_one_prompt_hardly_tie():
     assert sum(n_different) / len(n_different) > 7.2
 
 
+@pytest.mark.slow
 def test_no_constant_completion_comes_near_what_reading_the_prompt_earns():
     size, rng = TaskSize(), random.Random(0)
     lexicon = size.lexicon()
@@ -199,23 +200,20 @@ def test_no_constant_completion_comes_near_what_reading_the_prompt_earns():
     def mean_reward(words: list[str]) -> float:
         return sum(score(instruction, words).reward for instruction in instructions) / len(instructions)
 
-    candidates = [demonstrate(instruction, writer, rng).text.split() for instruction in instructions]
-    candidates += [write(instruction, lexicon, rng) for instruction in instructions]
+    candidates = [demonstrate(instruction, writer, rng).text.split() for instruction in instructions[:100]]
+    candidates += [write(instruction, lexicon, rng) for instruction in instructions[:100]]
     best = max(candidates, key=mean_reward)
-    start = best_reward = mean_reward(best)
-    for _ in range(400):  # hill climbing over words and length
+    start = highest = mean_reward(best)
+    for _ in range(300):  # hill climbing over words and length
         words = list(best)
         place = rng.randrange(len(words))
         words[place : place + rng.randint(0, 2)] = rng.choices(lexicon.text_words(), k=rng.randint(0, 2))
-        if words and (climbed := mean_reward(words)) > best_reward:
-            best, best_reward = words, climbed
-    demonstrations = sorted(demonstrate(instruction, writer, rng).gold.reward for instruction in instructions)
-    floor = demonstrations[len(demonstrations) // 20]
-    reference = mean_of_reference = sum(
-        score(instruction, write(instruction, lexicon, rng)).reward for instruction in instructions
-    ) / len(instructions)
+        if words and (climbed := mean_reward(words)) > highest:
+            best, highest = words, climbed
+    answers = sorted(demonstrate(instruction, writer, rng).gold.reward for instruction in instructions)
+    floor = answers[len(answers) // 20]
+    reference = sum(score(i, write(i, lexicon, rng)).reward for i in instructions) / len(instructions)
     assert reference == pytest.approx(1.0)
-    assert best_reward >= start
-    assert best_reward < floor + 0.2 * (mean_of_reference - floor)
-    assert best_reward < 0.4 * sum(demonstrations) / len(demonstrations) + 0.1
-    print(f"best constant {best_reward:.3f} ({' '.join(best)}), floor {floor:.3f}")
+    assert highest > start  # the search does search
+    assert highest < floor + 0.2 * (reference - floor)
+    assert highest < 0.5 * sum(answers) / len(answers)

@@ -1,0 +1,25 @@
+"""Logging on the x-axis of `metric_keys`: policy updates done before the measurement.
+
+Lightning's own step of an evaluation inside training is one lower, so the step is always given.
+"""
+
+from collections.abc import Collection
+
+import lightning as L
+
+from grpovi_lightning import metric_keys as keys
+
+
+def log_scalars(module: L.LightningModule, metrics: dict[str, float], step: int, shown: Collection[str] = ()) -> None:
+    """Sends scalars to the loggers at `step`, and to Lightning; `shown` ones appear on the progress bar."""
+    for logger in module.loggers:
+        logger.log_metrics(metrics, step=step)
+    for name, value in metrics.items():
+        module.log(name, value, logger=False, prog_bar=name in shown, batch_size=1)
+
+
+def log_held_out(module: L.LightningModule, metrics: dict[str, float], step: int, shown: Collection[str] = ()) -> None:
+    """Sends the means of an evaluation under `eval/`, or under `test/` when the test table was evaluated."""
+    prefix = keys.TEST_PREFIX if module.trainer.testing else keys.EVAL_PREFIX
+    named = {prefix + name: value for name, value in metrics.items()}
+    log_scalars(module, named, step, [prefix + name for name in shown])

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from helpers.two_processes import run_in_two_processes
+
+from grpovi_lightning.adjustment import FixedRange, GroupRange, RunningRange, increase_variance
+from grpovi_lightning.errors import UserError
+
+REWARDS = torch.tensor([[0.25, 0.5, 0.75], [-1.0, 0.0, 2.0]])
+
+
+def test_a_fixed_range_gives_its_bounds_to_every_prompt_and_leaves_the_rewards():
+    rewards, lower, upper = FixedRange(-1.0, 2.0)(REWARDS)
+    assert torch.equal(rewards, REWARDS)
+    assert lower.tolist() == [[-1.0], [-1.0]] and upper.tolist() == [[2.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "message"),
+    [
+        (0.0, 2.0, "reward -1 of prompt 1, completion 0 is outside the range [0.0, 2.0]"),
+        (-1.0, 1.5, "reward 2 of prompt 1, completion 2 is outside the range [-1.0, 1.5]"),
+        (-1.0, 0.5, "reward 0.75 of prompt 0, completion 2 is outside the range [-1.0, 0.5]"),
+    ],
+)
+def test_a_reward_outside_a_fixed_range_is_an_error_that_names_it(lower, upper, message):
+    with pytest.raises(UserError) as error:
+        FixedRange(lower, upper)(REWARDS)
+    assert message in str(error.value) and "clip" in str(error.value)
+
+
+def test_a_reward_outside_a_fixed_range_is_clipped_only_when_asked():
+    rewards, _, _ = FixedRange(0.0, 1.0, clip=True)(REWARDS)
+    assert rewards.tolist() == [[0.25, 0.5, 0.75], [0.0, 0.0, 1.0]]
+    assert REWARDS[1].tolist() == [-1.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_a_fixed_range_that_is_none_is_refused_when_it_is_made(lower, upper):
+    with pytest.raises(UserError, match="expected finite numbers, lower < upper"):
+        FixedRange(lower, upper)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rewards_at_bounds_that_float32_cannot_represent_are_inside(dtype):
+    rewards = torch.tensor([[0.1, 0.2, 0.7]], dtype=dtype)
+    bounded, lower, upper = FixedRange(0.1, 0.7)(rewards)
+    found = increase_variance(bounded, lower=lower, upper=upper)
+    assert found[0, 0] == rewards[0, 0] and found[0, 2] == rewards[0, 2]
+
+
+def test_a_group_range_is_each_groups_own_smallest_and_largest_reward():
+    _, lower, upper = GroupRange()(REWARDS)
+    assert lower.tolist() == [[0.25], [-1.0]] and upper.tolist() == [[0.75], [2.0]]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e9, -3e10])
+@pytest.mark.parametrize("range_class", [GroupRange, RunningRange])
+def test_a_group_of_equal_rewards_gets_a_range_that_changes_nothing_however_large_they_are(value, range_class):
+    rewards = torch.full((1, 4), value)
+    bounded, lower, upper = range_class()(rewards)
+    assert lower < rewards[0, 0] < upper
+    assert torch.equal(increase_variance(bounded, lower=lower, upper=upper), rewards)
+
+
+def test_a_running_range_only_widens():
+    running = RunningRange()
+    seen = []
+    for batch in ([[0.0, 1.0]], [[0.25, 0.5]], [[-3.0, 0.0]], [[0.0, 5.0]], [[0.0, 0.0]]):
+        rewards, lower, upper = running(torch.tensor(batch))
+        assert rewards.tolist() == batch
+        seen.append((lower.item(), upper.item()))
+    assert seen == [(0.0, 1.0), (0.0, 1.0), (-3.0, 1.0), (-3.0, 5.0), (-3.0, 5.0)]
+
+
+def test_a_running_range_covers_the_whole_batch_for_every_prompt():
+    _, lower, upper = RunningRange()(REWARDS)
+    assert lower.tolist() == [[-1.0], [-1.0]] and upper.tolist() == [[2.0], [2.0]]
+
+
+def test_a_running_range_goes_on_from_its_checkpoint():
+    before = RunningRange()
+    before(torch.tensor([[-2.0, 7.0]]))
+    after = RunningRange()
+    after.load_state_dict(before.state_dict())
+    _, lower, upper = after(torch.tensor([[0.0, 1.0]]))
+    assert (lower.item(), upper.item()) == (-2.0, 7.0)
+
+
+def test_a_running_range_that_saw_one_value_is_not_stuck_with_the_range_made_up_around_it():
+    running = RunningRange()
+    running(torch.tensor([[0.5, 0.5]]))
+    _, lower, upper = running(torch.tensor([[0.5, 0.75]]))
+    assert (lower.item(), upper.item()) == (0.5, 0.75)
+
+
+def _widen(rank, folder):
+    running = RunningRange()
+    batches = ([[0.0, 1.0]], [[0.5, 0.5]]) if rank == 0 else ([[-4.0, 0.5]], [[0.0, 9.0]])
+    found = []
+    for batch in batches:
+        _, lower, upper = running(torch.tensor(batch))
+        found.append((lower.item(), upper.item()))
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def test_two_ranks_share_one_running_range(tmp_path):
+    run_in_two_processes(_widen, tmp_path)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt") == [(-4.0, 1.0), (-4.0, 9.0)]

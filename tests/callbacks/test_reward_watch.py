@@ -1,0 +1,69 @@
+import json
+import warnings
+
+import pytest
+from modules.grpo_runs import binary, constant, graded, grpo, train
+
+from grpovi_lightning.adjustment import VarianceIncrease
+from grpovi_lightning.adjustment.ranges import FixedRange
+from grpovi_lightning.adjustment.weights import UniformWeights
+from grpovi_lightning.callbacks import RewardWatch, RunStatus
+
+
+def increase():
+    return VarianceIncrease(UniformWeights(), FixedRange(-5.0, 5.0))
+
+
+def zero_one():
+    return VarianceIncrease(UniformWeights(), FixedRange(0.0, 1.0))
+
+
+def run(policy_folder, folder, reward, adjustment, steps=5, window=2, **settings):
+    """The warnings on the terminal and those in the record."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = grpo(policy_folder, reward, adjustment=adjustment)
+        train(module, folder, steps, RunStatus(folder, 1), RewardWatch(window), **settings)
+    shown = [str(w.message) for w in caught if "group" in str(w.message) and "over " in str(w.message)]
+    return shown, json.loads((folder / "status.json").read_text())["warnings"]
+
+
+def test_groups_without_variance_are_warned_about_once_and_in_the_record(policy_folder, tmp_path):
+    shown, recorded = run(policy_folder, tmp_path, constant, None)
+
+    assert len(shown) == 1 and shown == recorded
+    assert shown[0].startswith("groups without reward variance: 6 of 6 groups had equal rewards over 2 steps")
+
+
+def test_an_adjustment_that_finds_nothing_to_adjust_is_warned_about_once_and_in_the_record(policy_folder, tmp_path):
+    shown, recorded = run(policy_folder, tmp_path, binary, zero_one())
+
+    assert len(shown) == 1 and shown == recorded
+    assert shown[0].startswith("adjustment without effect: VarianceIncrease changed none of 6 groups over 2 steps")
+    assert "this run equals GRPO" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "adjustment"), [(graded, None), (graded, increase()), (binary, None)], ids=["grpo", "grpovi", "binary"]
+)
+def test_a_healthy_run_gets_no_warning(policy_folder, tmp_path, reward, adjustment):
+    assert run(policy_folder, tmp_path, reward, adjustment) == ([], [])
+
+
+def test_a_run_shorter_than_the_window_is_judged_at_its_end(policy_folder, tmp_path):
+    shown, recorded = run(policy_folder, tmp_path, constant, None, steps=3, window=10)
+
+    assert len(shown) == 1 and shown == recorded
+    assert "9 of 9 groups had equal rewards over 3 steps" in shown[0]
+
+
+def test_a_resumed_run_does_not_repeat_the_warning(policy_folder, tmp_path):
+    every = {"checkpoint_every": 3, "max_epochs": -1}
+    first, _ = run(policy_folder, tmp_path, constant, None, steps=3, **every)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+
+    second, recorded = run(policy_folder, tmp_path, constant, None, steps=6, ckpt_path=last, **every)
+
+    assert len(first) == 1
+    assert second == []
+    assert recorded == first

@@ -1,0 +1,187 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from modules.grpo_runs import quiet, scalars, trainer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from grpovi_lightning.data import PreferenceDataModule
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.models import PretrainedCausalLM
+from grpovi_lightning.modules import RewardModelModule
+from grpovi_lightning.rewards import RewardModel
+from grpovi_lightning.structures import PromptBatch, Rollout
+
+PROMPTS = ["write about the fox", "a cat", "the old house in red", "ten words", "the river", "a boat and a dog"]
+PAIRS = [(p, f"the happy {w} sings", f"the sad {w} sees it") for p in PROMPTS for w in ("fox", "dog", "cat", "tree")]
+
+
+def score(model, tokenizer, prompt, completion):
+    """The logit of one text, alone and without padding."""
+    ids = [*tokenizer(prompt)["input_ids"], *tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+    return model(torch.tensor([ids])).logits[0, 0]
+
+
+def reference_scores(folder, pairs):
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    chosen = torch.stack([score(model, tokenizer, p, c) for p, c, _ in pairs])
+    rejected = torch.stack([score(model, tokenizer, p, r) for p, _, r in pairs])
+    return model, chosen, rejected
+
+
+def batch(pairs):
+    return {name: [pair[i] for pair in pairs] for i, name in enumerate(("prompt", "chosen", "rejected"))}
+
+
+@pytest.fixture
+def data(tmp_path):
+    def build(train=PAIRS, validation=PAIRS[::5]):
+        for name, pairs in (("train", train), ("validation", validation)):
+            rows = [json.dumps(dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))) + "\n" for pair in pairs]
+            (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+        files = [str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")]
+        return PreferenceDataModule(*files, batch_size=8, validation_batch_size=2, seed=1)
+
+    return build
+
+
+def fit(module, folder, data, steps, **settings):
+    with quiet():
+        trainer(folder, steps, **settings).fit(module, data)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.01, 0.5])
+def test_loss_and_gradient_are_those_of_bradley_terry_with_centring(reward_folder, coefficient, monkeypatch):
+    module = RewardModelModule(str(reward_folder), centering_coefficient=coefficient)
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)  # there is no trainer here
+    module.configure_model()
+    model, chosen, rejected = reference_scores(reward_folder, PAIRS[:5])
+    expected = (1 + (rejected - chosen).exp()).log().mean() + coefficient * ((chosen + rejected) ** 2).mean()
+    expected.backward()
+
+    loss = module.training_step(batch(PAIRS[:5]), 0)
+    loss.backward()
+
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    theirs = dict(model.named_parameters())
+    for name, p in module.model.named_parameters():
+        torch.testing.assert_close(p.grad, theirs[name].grad, atol=1e-5, rtol=1e-3)
+
+
+def test_held_out_accuracy_margin_and_loss_equal_numpy(reward_folder, data, tmp_path):
+    fit(RewardModelModule(str(reward_folder)), tmp_path / "run", data(), 1, validate_every=1)
+    logged = scalars(tmp_path / "run")
+    _, chosen, rejected = (
+        x.detach().numpy() if isinstance(x, torch.Tensor) else x for x in reference_scores(reward_folder, PAIRS[::5])
+    )
+
+    assert 0 < np.mean(chosen > rejected) < 1
+    assert logged["eval/pair_accuracy"][0] == pytest.approx(np.mean(chosen > rejected))
+    assert logged["eval/reward_margin"][0] == pytest.approx(np.mean(chosen - rejected), rel=1e-4)
+    assert logged["eval/loss"][0] == pytest.approx(np.mean(np.log1p(np.exp(rejected - chosen))), rel=1e-4)
+
+
+def test_before_training_every_pair_is_a_tie_and_counts_one_half(policy_folder, data, tmp_path):
+    fit(RewardModelModule(str(policy_folder)), tmp_path / "run", data(), 1, validate_every=1)
+
+    logged = scalars(tmp_path / "run")
+
+    assert logged["eval/pair_accuracy"][0] == 0.5
+    assert logged["eval/loss"][0] == pytest.approx(np.log(2))
+    assert logged["pair_accuracy"][0] == 0.5
+
+
+@pytest.fixture(scope="module")
+def trained(policy_folder, tmp_path_factory):
+    """A reward model taught that happy is better than sad."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, pairs in (("train", PAIRS), ("validation", PAIRS[::3])):
+        rows = [json.dumps(dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))) + "\n" for pair in pairs]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+    data = PreferenceDataModule(str(folder / "train.jsonl"), str(folder / "validation.jsonl"), batch_size=8, seed=1)
+    module = RewardModelModule(str(policy_folder), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
+    fit(module, folder / "run", data, 30, validate_every=10)
+    module.save_pretrained(str(folder / "model"))
+    return folder
+
+
+def test_training_finds_what_is_preferred(trained):
+    logged = scalars(trained / "run")
+
+    assert sorted(logged["eval/loss"]) == [0, 10, 20, 30]
+    assert logged["eval/loss"][30] < 0.3 * logged["eval/loss"][0]
+    assert logged["eval/pair_accuracy"][30] == 1.0
+    assert logged["eval/reward_margin"][30] > 1.0
+
+
+def test_the_checkpoint_names_mean_and_spread_of_the_held_out_scores(trained):
+    config = json.loads((trained / "model" / "config.json").read_text())
+    _, chosen, rejected = reference_scores(trained / "model", PAIRS[::3])
+    scores = torch.cat([chosen, rejected]).detach().double().numpy()
+
+    assert config["reward_mean"] == pytest.approx(scores.mean(), abs=1e-4)
+    assert config["reward_std"] == pytest.approx(scores.std(ddof=1), rel=1e-4)
+
+
+def test_rewards_of_the_saved_model_are_standardised(trained, policy_folder):
+    reward = RewardModel(str(trained / "model"))
+    policy = PretrainedCausalLM(str(policy_folder)).load()
+    reward.load(policy.tokenizer)
+    held_out = [(p, text) for p, chosen, rejected in PAIRS[::3] for text in (chosen, rejected)]
+
+    rewards = reward.components(ended_rollout(policy, held_out))["reward_model"]
+
+    assert float(rewards.mean()) == pytest.approx(0.0, abs=1e-4)
+    assert float(rewards.std()) == pytest.approx(1.0, rel=1e-4)
+    assert bool((rewards[0::2] > rewards[1::2]).all())
+
+
+def ended_rollout(policy, pairs):
+    """Given completions, each with its end token, as if they had been sampled."""
+    from grpovi_lightning.ops import pad_right
+
+    prompt_ids, prompt_mask = policy.encode_prompts([p for p, _ in pairs])
+    ids, mask = pad_right([[*policy.encode([c])[0], policy.tokenizer.eos_token_id] for _, c in pairs], 0)
+    count = len(pairs)
+    return Rollout(
+        prompts=PromptBatch([p for p, _ in pairs], torch.arange(count), {}),
+        group_size=1,
+        step=0,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=ids,
+        completion_mask=mask,
+        old_logprobs=torch.zeros(ids.shape),
+        truncated=torch.zeros(count, dtype=torch.bool),
+        texts=[c for _, c in pairs],
+    )
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(reward_folder, data, tmp_path):
+    def module():
+        return RewardModelModule(str(reward_folder), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+
+    every = {"validate_every": 2, "checkpoint_every": 2, "max_epochs": -1}
+    straight, resumed = module(), module()
+    fit(straight, tmp_path / "straight", data(), 4, **every)
+    fit(module(), tmp_path / "stopped", data(), 2, **every)
+
+    with quiet():
+        trainer(tmp_path / "stopped", 4, **every).fit(
+            resumed, data(), ckpt_path=tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True
+        )
+
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in straight.state_dict().items())
+    assert scalars(tmp_path / "stopped") == scalars(tmp_path / "straight")
+    assert resumed.model.config.reward_mean == straight.model.config.reward_mean
+
+
+def test_a_negative_centring_is_refused(reward_folder):
+    with pytest.raises(UserError, match=r"centering_coefficient: got -0\.1, expected at least 0"):
+        RewardModelModule(str(reward_folder), centering_coefficient=-0.1)
+
+
+def test_a_missing_checkpoint_is_refused_before_loading(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        RewardModelModule(str(tmp_path / "nowhere")).check_inputs()

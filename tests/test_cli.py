@@ -1,0 +1,191 @@
+"""Bad input: one clear line, status 2, nothing written."""
+
+import json
+import re
+
+import pytest
+from helpers.own_input import run_config, write_own_input, write_yaml
+
+from grpovi_lightning.cli import check_fit, main
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("own")
+    write_own_input(root)
+    return root
+
+
+@pytest.fixture
+def refused(inputs, tmp_path, monkeypatch, capsys):
+    """Runs `grpovi fit` on the YAML after `change` was made to it; returns the one line it printed."""
+    monkeypatch.chdir(inputs)
+
+    def run(change=lambda config: None, *arguments: str) -> str:
+        config = run_config(inputs, tmp_path / "run")
+        change(config)
+        capsys.readouterr()
+        status = main(["fit", "--config", write_yaml(tmp_path / "run.yaml", config), *arguments])
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("grpovi: error: ")]
+        assert status == 2
+        assert len(lines) == 1
+        assert not (tmp_path / "run").exists()
+        return lines[0].removeprefix("grpovi: error: ")
+
+    return run
+
+
+def model(config):
+    return config["model"]["init_args"]
+
+
+VARIANCE_INCREASE = {
+    "class_path": "grpovi_lightning.adjustment.VarianceIncrease",
+    "init_args": {"weights": {"class_path": "grpovi_lightning.adjustment.UniformWeights"}},
+}
+
+
+def test_a_missing_config_file_is_named(refused):
+    line = refused(lambda config: None, "--config", "nowhere.yaml")
+    assert "does not exist" in line and "nowhere.yaml" in line
+
+
+def test_a_missing_checkpoint_is_named_with_what_was_expected(refused):
+    line = refused(lambda config: model(config)["policy"]["init_args"].update(path="./no-model"))
+    assert "./no-model" in line and "no such folder" in line and "config.json" in line
+
+
+def test_a_missing_data_file_is_named(refused):
+    line = refused(lambda config: config["data"]["init_args"].update(train="none.jsonl"))
+    assert "none.jsonl" in line and "no such file" in line
+
+
+def test_a_missing_column_is_named_with_the_columns_there_are(refused):
+    line = refused(lambda config: config["data"]["init_args"].update(prompt_column="prompt"))
+    assert "'prompt'" in line and "question, answer" in line
+
+
+def test_a_misspelt_key_gets_the_nearest_known_one(refused):
+    line = refused(lambda config: model(config).update(grup_size=4))
+    assert "'grup_size' is not accepted" in line and "did you mean 'group_size'?" in line
+
+
+def test_a_misspelt_top_level_key_is_named(refused):
+    assert "modell" in refused(lambda config: config.update(modell=3))
+
+
+def test_a_value_of_the_wrong_type_is_named(refused):
+    line = refused(lambda config: config["trainer"].update(max_steps="many"))
+    assert "max_steps" in line and "many" in line
+
+
+def test_a_class_that_does_not_exist_is_named(refused):
+    line = refused(
+        lambda config: model(config).update(adjustment={"class_path": "grpovi_lightning.adjustment.Nothing"})
+    )
+    assert "grpovi_lightning.adjustment.Nothing" in line
+
+
+def test_a_group_of_one_is_refused(refused):
+    line = refused(lambda config: model(config).update(group_size=1))
+    assert "group_size: got 1, expected at least 2" in line
+
+
+def test_an_adjustment_that_cannot_take_effect_is_refused(refused):
+    line = refused(lambda config: model(config).update(group_size=2, adjustment=VARIANCE_INCREASE))
+    assert "VarianceIncrease cannot take effect" in line and "scale_rewards none" in line
+
+
+def test_a_missing_seed_is_refused(refused):
+    line = refused(lambda config: config.pop("seed_everything"))
+    assert line.startswith("no seed") and "seed_everything: 1" in line
+
+
+def test_a_missing_run_folder_is_refused(refused):
+    line = refused(lambda config: config["trainer"].pop("default_root_dir"))
+    assert line.startswith("no run folder") and "default_root_dir" in line
+
+
+def test_more_prompts_a_step_than_there_are_is_refused(refused):
+    line = refused(lambda config: config["data"]["init_args"].update(prompts_per_step=4000))
+    assert re.search(r"too few rows: got 40, expected at least .* 4000", line)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("nowhere.reward", "no module named 'nowhere'"),
+        ("my_rewards.missing", "my_rewards has no 'missing'"),
+        ("plain", "expected an import path"),
+    ],
+)
+def test_a_reward_function_that_cannot_be_found_is_named(refused, function, said):
+    line = refused(lambda config: model(config)["reward"]["init_args"].update(function=function))
+    assert said in line
+
+
+def test_a_checkpoint_to_continue_from_must_exist(refused):
+    assert "no-such.ckpt: no such file" in refused(lambda config: None, "--ckpt_path", "no-such.ckpt")
+
+
+def test_a_batch_that_does_not_divide_over_processes_is_refused(refused):
+    def change(config):
+        config["data"]["init_args"]["prompts_per_step"] = 3
+        config["trainer"].update(devices=2, strategy="ddp")
+
+    assert "a step's 3 rows do not divide over 2 processes" in refused(change)
+
+
+def test_a_run_folder_in_use_is_left_alone(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "status.json").write_text(json.dumps({"state": "finished"}))
+    config = write_yaml(tmp_path / "run.yaml", run_config(inputs, run))
+    assert main(["fit", "--config", config]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "holds a finished run already" in line and "--ckpt_path" in line
+    assert [file.name for file in run.iterdir()] == ["status.json"]
+
+
+def test_an_unknown_command_lists_the_commands(capsys):
+    assert main(["train"]) == 2
+    assert (
+        "unknown command 'train', expected one of fit, validate, test, task, compare, report" in capsys.readouterr().err
+    )
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    assert all(f"\n  {name}" in usage for name in ("fit", "validate", "test", "task", "compare", "report"))
+
+
+def test_no_command_prints_the_usage_and_fails(capsys):
+    assert main([]) == 2
+    assert "usage: grpovi" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "nowhere.yaml"], "nowhere.yaml"),
+        (["compare"], "required: study"),
+        (["compare", "s.yaml", "--seeds", "one"], "expected integers such as 1,2,3"),
+        (["report", "nowhere"], "nowhere"),
+        (["task", "--outptu", "x"], "outptu"),
+        (["task"], "output"),
+    ],
+)
+def test_other_commands_refuse_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("grpovi: error: ") and said in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_correct_configuration_passes_the_check_without_writing(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(inputs)
+    check_fit(["--config", write_yaml(tmp_path / "run.yaml", run_config(inputs, tmp_path / "run"))])
+    assert [file.name for file in tmp_path.iterdir()] == ["run.yaml"]

@@ -1,0 +1,52 @@
+"""Every YAML that is shipped loads, and arms of a study differ in the one knob they say they differ in."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpovi_lightning.cli import check_fit
+from grpovi_lightning.study import load_study
+
+ROOT = Path(__file__).parents[1] / "experiments"
+STUDIES = sorted(ROOT.glob("*/study.yaml"))
+
+
+def fit_commands(study_file):
+    study = load_study(study_file)
+    for part in (*study.prepare, *study.arms):
+        if getattr(part, "command", "fit") == "fit":
+            yield part.name, [argument for config in part.configs for argument in ("--config", str(config.path))]
+
+
+@pytest.mark.parametrize("study_file", STUDIES, ids=lambda path: path.parent.name)
+def test_every_stage_and_arm_of_a_study_is_a_valid_configuration(study_file, tmp_path):
+    for _, arguments in fit_commands(study_file):
+        check_fit([*arguments, "--study_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("study_file", STUDIES, ids=lambda path: path.parent.name)
+def test_no_yaml_of_a_study_is_left_unused(study_file):
+    study = load_study(study_file)
+    used = {config.path.resolve() for part in (*study.prepare, *study.arms) for config in part.configs}
+    assert {path.resolve() for path in study_file.parent.glob("*.yaml")} - {study_file.resolve()} <= used
+
+
+@pytest.mark.parametrize("study_file", STUDIES, ids=lambda path: path.parent.name)
+def test_an_arm_and_its_baseline_differ_in_the_adjustment_alone(study_file):
+    study = load_study(study_file)
+    arms = {arm.name: arm for arm in study.arms}
+    paired = [arm for arm in study.arms if arm.baseline is not None]
+    assert paired
+    for arm in paired:
+        mine, theirs = ([config.path for config in part.configs] for part in (arm, arms[arm.baseline]))
+        extra = [path for path in mine if path not in theirs]
+        assert [path for path in theirs if path not in mine] == []
+        (overlay,) = (yaml.safe_load(path.read_text()) for path in extra)
+        assert list(overlay) == ["model"] and list(overlay["model"]["init_args"]) == ["adjustment"]
+
+
+def test_every_experiment_folder_has_a_readme():
+    for study_file in STUDIES:
+        assert (study_file.parent / "README.md").is_file()

@@ -1,0 +1,64 @@
+"""Messages as the argument parser really gives them, and what is left of them."""
+
+from typing import Any
+
+import pytest
+from jsonargparse import ArgumentError, ArgumentParser
+
+from grpovi_lightning.parser_messages import one_line
+from grpovi_lightning.rewards import Reward
+
+
+class Knobs:
+    def __init__(self, group_size: int = 8, epsilon: float = 0.2):
+        """Two knobs."""
+
+
+def complaint(arguments: list[str], kind: Any) -> str:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--it", type=kind)
+    with pytest.raises(ArgumentError) as error:
+        parser.parse_args(arguments)
+    return one_line(str(error.value))
+
+
+def test_a_misspelt_key_is_named_with_the_nearest_known_one():
+    line = complaint([f"--it={{class_path: {__name__}.Knobs, init_args: {{gruop_size: 4}}}}"], Knobs)
+    assert "\n" not in line
+    assert "'gruop_size' is not accepted" in line and "did you mean 'group_size'?" in line
+
+
+def test_a_key_like_no_other_is_answered_with_those_there_are():
+    line = complaint([f"--it={{class_path: {__name__}.Knobs, init_args: {{zzz: 4}}}}"], Knobs)
+    assert "'zzz' is not accepted" in line and "expected one of group_size, epsilon" in line
+
+
+def test_the_misspelt_key_of_an_object_within_an_optional_is_found_too():
+    line = complaint([f"--it={{class_path: {__name__}.Knobs, init_args: {{epsilo: 4}}}}"], Knobs | None)
+    assert "\n" not in line and "did you mean 'epsilon'?" in line
+    assert "NoneType" not in line and "Subtypes" not in line
+
+
+def test_a_value_of_the_wrong_type_is_named():
+    line = complaint([f"--it={{class_path: {__name__}.Knobs, init_args: {{group_size: many}}}}"], Knobs)
+    assert "\n" not in line and "many" in line and "group_size" in line
+
+
+def test_a_class_that_does_not_exist_is_named():
+    line = complaint(["--it={class_path: grpovi_lightning.rewards.NoReward}"], Reward)
+    assert "\n" not in line and "NoReward" in line
+
+
+def test_a_message_of_one_line_stays_as_it_is():
+    assert one_line("Expected an integer") == "Expected an integer"
+
+
+def test_an_endless_message_is_cut():
+    line = one_line("Expected\n" + "word " * 1000)
+    assert len(line) == 500 and line.endswith("...")
+
+
+def test_a_rejected_key_of_an_unknown_class_points_to_the_list_of_keys():
+    line = one_line("Problem with class_path 'nowhere.Nothing':\n- Option 'x' is not accepted")
+    assert line.startswith("Problem with class_path 'nowhere.Nothing': Option 'x' is not accepted")
+    assert line.endswith("; see --print_config for the keys there are")
