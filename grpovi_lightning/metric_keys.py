@@ -4,8 +4,9 @@ Standard library only, so that `analysis` can import it on a machine without tor
 quantity, the name is TRL's; the one departure is documented at `REWARD_STD`. Training scalars stand
 under their plain name, held-out scalars under `eval/<name>`, those of the test table under `test/<name>`.
 
-The x-axis of both is the number of policy updates done before the measurement: the value at step 0 is
-the initial policy's, whether it was measured on training or on held-out prompts.
+The x-axis of both is the number of training steps done before the measurement: the value at step 0 is the
+initial policy's, whether it was measured on training or on held-out prompts. One step of the GRPO family is
+one rollout with its `num_iterations` updates.
 """
 
 EVAL_PREFIX = "eval/"

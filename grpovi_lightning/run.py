@@ -16,7 +16,7 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.parser_messages import one_line
 
 _TRAINER_DEFAULTS = {
-    "max_epochs": 1,
+    "max_epochs": -1,  # one epoch is the whole run; `max_steps` says how long it is
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,  # each step's rows are a function of (seed, step, rank) already
@@ -80,6 +80,11 @@ class RunCLI(LightningCLI):
         if isinstance(seed, bool):
             raise UserError(
                 f"no seed: got seed_everything {seed}, expected an integer; add `seed_everything: 1` to the YAML"
+            )
+        if self.config.trainer.max_steps < 1:
+            raise UserError(
+                f"no length: got trainer.max_steps {self.config.trainer.max_steps}, expected at least 1; "
+                "add `max_steps: 100` under `trainer`"
             )
         if self.config.trainer.default_root_dir is None:
             raise UserError(

@@ -47,7 +47,8 @@ class CompletionSamples(L.Callback):
         columns = zip(outputs["prompts"], outputs["completions"], outputs["rewards"][:, 0].tolist(), strict=True)
         rows = [[prompt, text, f"{reward:.3f}"] for prompt, text, reward in columns][: self.n_held_out]
         table = markdown_table(["prompt", "completion", "reward"], rows)
-        self._write(trainer, "eval/completions", table, trainer.global_step)
+        step = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        self._write(trainer, "eval/completions", table, step)
 
     @staticmethod
     def _write(trainer: L.Trainer, tag: str, text: str, step: int) -> None:

@@ -33,6 +33,7 @@ class StepSampler(Sampler[list[int]]):
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
+        # Of the whole run: Lightning adds the batches done before a resume to those fetched since.
         return self.last_step
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -90,6 +91,8 @@ class TextDataModule(L.LightningDataModule):
         for name, path in self.paths.items():
             if path is not None and name not in self.tables:
                 table = read_table(path, self.required_columns())
+                if "_row" in table.column_names:
+                    raise UserError(f"data file {path}: the column name '_row' is taken; rename it")
                 self.tables[name] = table.add_column("_row", list(range(len(table))))  # type: ignore[call-arg]
 
     def train_dataloader(self) -> DataLoader:
@@ -97,10 +100,11 @@ class TextDataModule(L.LightningDataModule):
         trainer, table = self.trainer, self.tables["train"]
         assert trainer is not None
         self.check(trainer.world_size)
+        if trainer.max_steps < 1:
+            raise UserError(f"no length: got trainer.max_steps {trainer.max_steps}, expected at least 1")
+        # One Lightning epoch is the whole run, so that a step's rows depend on nothing but the step.
         done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        # One Lightning epoch is the whole run, or one pass where the run is counted in epochs.
-        batches = trainer.max_steps * trainer.accumulate_grad_batches  # Lightning counts optimiser steps
-        steps = batches if trainer.max_steps > 0 else done + len(table) // self.batch_size
+        steps = trainer.max_steps * trainer.accumulate_grad_batches  # Lightning counts optimiser steps
         sampler = StepSampler(
             len(table), self.batch_size, resolve_seed(self.seed), done, steps, trainer.global_rank, trainer.world_size
         )
@@ -168,14 +172,8 @@ class PromptDataModule(TextDataModule):
         names = self.columns
         if names is None:
             names = [name for name in rows[0] if name not in (self.prompt_column, "_row")]
-        texts = [row[self.prompt_column] for row in rows]
-        for row, text in zip(rows, texts, strict=True):
-            if not isinstance(text, str):
-                raise UserError(
-                    f"prompt in row {row['_row']}: got {text!r}, expected text; is the prompt column right?"
-                )
         return PromptBatch(
-            texts=texts,
+            texts=_texts(rows, self.prompt_column),
             indices=torch.tensor([row["_row"] for row in rows]),
             columns={name: [row[name] for row in rows] for name in names},
         )
@@ -205,7 +203,7 @@ class DemonstrationDataModule(TextDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
         """Rows -> {"prompt": [...], "completion": [...]}."""
-        return {name: [row[column] for row in rows] for name, column in self.names.items()}
+        return {name: _texts(rows, column) for name, column in self.names.items()}
 
 
 class PreferenceDataModule(TextDataModule):
@@ -233,4 +231,13 @@ class PreferenceDataModule(TextDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
         """Rows -> {"prompt": [...], "chosen": [...], "rejected": [...]}."""
-        return {name: [row[column] for row in rows] for name, column in self.names.items()}
+        return {name: _texts(rows, column) for name, column in self.names.items()}
+
+
+def _texts(rows: list[dict[str, Any]], column: str) -> list[str]:
+    for row in rows:
+        if not isinstance(row[column], str):
+            raise UserError(
+                f"{column} in row {row['_row']}: got {row[column]!r}, expected text; are the column names right?"
+            )
+    return [row[column] for row in rows]

@@ -98,14 +98,19 @@ class NewCausalLM(CausalLMSource):
         return LanguageModel(model, tokenizer)
 
 
-def load_classifier(path: str, dtype: Precision = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_classifier(
+    path: str, dtype: Precision = "float32", new_head: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A one-label sequence classifier and its tokenizer.
 
-    From a causal LM's checkpoint the body is taken and the head starts at zero: every reward is 0 until
-    it is trained, and no seed is needed.
+    Args:
+        path: local folder or hub name.
+        dtype: dtype of the weights.
+        new_head: whether a causal LM's checkpoint will do, to start training from: its body is taken and the
+            head starts at zero, so every reward is 0 until it is trained, and no seed is needed.
 
     Raises:
-        UserError: the folder is missing, or the checkpoint has more than one label.
+        UserError: the folder is missing, or the checkpoint has more than one label or no trained head.
     """
     check_checkpoint(path, "reward model")
     config = load_config(path)
@@ -113,6 +118,11 @@ def load_classifier(path: str, dtype: Precision = "float32") -> tuple[PreTrained
     if trained and config.num_labels != 1:
         raise UserError(
             f"reward model {path}: got {config.num_labels} labels, expected 1; use a reward model's checkpoint"
+        )
+    if not trained and not new_head:
+        raise UserError(
+            f"reward model {path}: got {', '.join(config.architectures or ['no architecture'])}, expected a trained "
+            "sequence classifier; train one with RewardModelModule first"
         )
     new = () if trained else ("score.weight",)
     model = load_model(AutoModelForSequenceClassification, path, dtype, new, num_labels=1)
@@ -214,8 +224,11 @@ def _new_config(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _without_dropout(config: PreTrainedConfig) -> None:
-    for name, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+    """Sets every dropout to 0, also in the parts of a composite configuration."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _without_dropout(value)
+        elif isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
 
 

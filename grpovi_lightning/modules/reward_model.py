@@ -62,7 +62,7 @@ class RewardModelModule(L.LightningModule):
     def configure_model(self) -> None:
         """Loads the model once."""
         if self.model is None:
-            self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype)
+            self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, new_head=True)
 
     def configure_optimizers(self):  # noqa: D102  Lightning's hook
         assert self.model is not None

@@ -72,6 +72,9 @@ class RewardModel(Reward):
         for start in range(0, len(rows), self.batch_size):
             chosen = by_length[start : start + self.batch_size]
             scores[chosen] = classifier_scores(self.model, [rows[i] for i in chosen])
+        for i in (~scores.isfinite()).nonzero().flatten().tolist():
+            prompt = rollout.prompts.texts[i // rollout.group_size]
+            raise FloatingPointError(f"reward model {self.path}: score {scores[i]} for a completion of {prompt[:60]!r}")
         mean, std = (getattr(self.model.config, name, default) for name, default in REWARD_STATISTICS.items())
         return {self.name: (scores - mean) / std}
 

@@ -56,7 +56,7 @@ def compare(
     """
     try:
         study = load_study(study_file, seeds=seeds)
-        settings = Settings(tuple(launcher), study.threads_per_run, _job_count(jobs, study.threads_per_run), patience)
+        settings = Settings(tuple(launcher), _job_count(jobs, study.threads_per_run), patience)
         folder = Path(output) / study.name
         check_folder(folder, study)
         _check_configurations(study, folder, preflight)

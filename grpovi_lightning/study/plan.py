@@ -26,6 +26,7 @@ def plan_prepare(study: Study, folder: Path) -> list[Run]:
                 configs=stage.configs,
                 lock=folder / LOCKS / f"prepare-{stage.name}",
                 command=stage.command,
+                threads=study.threads_per_stage,
             )
         )
     return runs
@@ -44,7 +45,7 @@ def plan_arms(study: Study, folder: Path) -> list[Run]:
             target = folder / "arms" / arm.name / f"seed_{seed}"
             arguments = (*_fit_arguments(arm.configs, folder, target), "--seed_everything", str(seed))
             lock = folder / LOCKS / f"arm-{arm.name}-seed_{seed}"
-            runs.append(Run(arm.name, target, arguments, arm.configs, lock, seed=seed))
+            runs.append(Run(arm.name, target, arguments, arm.configs, lock, seed=seed, threads=study.threads_per_run))
     return runs
 
 

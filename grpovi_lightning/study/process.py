@@ -45,6 +45,8 @@ class Run:
     command: str = "fit"
     seed: int | None = None
     """None for a prepare stage."""
+    threads: int = 1
+    """CPU threads that its numerical libraries may use."""
 
     @property
     def label(self) -> str:
@@ -117,13 +119,12 @@ class Orphan:
             _signal_group(int(text), signum)
 
 
-def launch(run: Run, launcher: Sequence[str], threads: int) -> RunProcess:
+def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
     """Start a run, from its last checkpoint if it has one, else from an empty folder.
 
     Args:
         run: what to start.
         launcher: program and first arguments.
-        threads: CPU threads that its numerical libraries may use.
 
     Raises:
         UserError: when another process still works on the run.
@@ -152,7 +153,7 @@ def launch(run: Run, launcher: Sequence[str], threads: int) -> RunProcess:
                 start_new_session=True,
                 # The child keeps the locked file open, so the lock lives as long as the child or its workers.
                 pass_fds=(lock.fileno(),),
-                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(run.threads)) | {"PYTHONUNBUFFERED": "1"},
             )
         lock.truncate(0)
         lock.write(str(popen.pid))

@@ -26,6 +26,7 @@ def resolve(study: Study) -> dict[str, Any]:
         "name": study.name,
         "seeds": list(study.seeds),
         "threads_per_run": study.threads_per_run,
+        "threads_per_stage": study.threads_per_stage,
         "prepare": {
             stage.name: {"command": stage.command, "configs": _names(stage.configs)} for stage in study.prepare
         },
@@ -126,7 +127,7 @@ def _names(configs: tuple[ConfigFile, ...]) -> list[str]:
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
-    for key in ("name", "threads_per_run"):
+    for key in ("name", "threads_per_run", "threads_per_stage"):
         if there[key] != here[key]:
             return f"{key} is {here[key]!r} now and {there[key]!r} there"
     if list(there["prepare"]) != list(here["prepare"]):

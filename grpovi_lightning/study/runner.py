@@ -20,10 +20,9 @@ STATUS_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Settings:
-    """How processes are run; none of it changes what they compute, but the threads."""
+    """How processes are run; none of it changes what they compute."""
 
     launcher: tuple[str, ...]
-    threads: int
     jobs: int
     patience: float
     """Seconds that a process has to save and leave once it is asked to stop."""
@@ -105,7 +104,7 @@ class Runner:
             self._display.changed(progress)
             return
         before = read_status(run.folder)
-        process = launch(run, self._settings.launcher, self._settings.threads)
+        process = launch(run, self._settings.launcher)
         progress.state, progress.began, progress.began_at_step = "running", time.monotonic(), progress.step
         active.append(_Active(progress, process, before.version if before else None))
         self._display.changed(progress)

@@ -10,7 +10,7 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.study.reading import check_keys, check_mapping, close_files, close_matches, kind, read_mapping
 
 COMMANDS = ("fit", "task")
-STUDY_KEYS = ("name", "seeds", "prepare", "arms", "report", "threads_per_run")
+STUDY_KEYS = ("name", "seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
 STAGE_KEYS = ("configs", "command")
 ARM_KEYS = ("configs", "baseline")
 REPORT_KEYS = ("metric", "target_fraction", "pair_accuracy")
@@ -61,7 +61,9 @@ class Study:
     report: dict[str, Any]
     """Settings for the report; nothing that runs depends on them."""
     threads_per_run: int = 1
-    """CPU threads of one process. Part of the study and not of the machine: sums depend on it in the last bits."""
+    """CPU threads of one arm's process. Part of the study, not of the machine: sums depend on it in the last bits."""
+    threads_per_stage: int = 1
+    """CPU threads of a prepare stage, which has the machine to itself."""
 
 
 def load_study(study_file: str | Path, *, seeds: str | Sequence[int] | None = None) -> Study:
@@ -89,7 +91,8 @@ def load_study(study_file: str | Path, *, seeds: str | Sequence[int] | None = No
         prepare=prepare,
         arms=arms,
         report=_report(content.get("report", {}), prepare, path),
-        threads_per_run=_threads(content.get("threads_per_run", 1), path),
+        threads_per_run=_threads(content, "threads_per_run", path),
+        threads_per_stage=_threads(content, "threads_per_stage", path),
     )
 
 
@@ -202,9 +205,10 @@ def _seeds(content: dict[str, Any], given: str | Sequence[int] | None, path: Pat
     return tuple(seeds)
 
 
-def _threads(value: Any, path: Path) -> int:
+def _threads(content: dict[str, Any], key: str, path: Path) -> int:
+    value = content.get(key, 1)
     if type(value) is not int or value < 1:
-        raise UserError(f"{path}: threads_per_run is {value!r}, expected a whole number of at least 1")
+        raise UserError(f"{path}: {key} is {value!r}, expected a whole number of at least 1")
     return value
 
 

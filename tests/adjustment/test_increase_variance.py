@@ -35,7 +35,7 @@ def adjusted(rewards, exponents, lower, upper, ties="merge", dtype=torch.float64
 
 
 def normalised(exponents):
-    weights = np.array([2.0**-exponent for exponent in exponents])
+    weights = np.array([2.0 ** (min(exponents) - exponent) for exponent in exponents])
     return weights / weights.sum()
 
 

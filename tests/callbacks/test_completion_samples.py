@@ -1,4 +1,5 @@
 import html
+import json
 import re
 
 import pytest
@@ -109,9 +110,7 @@ def test_hostile_completions_reach_the_event_file_literally(policy_folder, tmp_p
     module.configure_model()
     data = prompt_data(tmp_path / "data")
     prompt = "write <script>alert(1)</script> | ` about\nthe fox"
-    (tmp_path / "data" / "prompts.jsonl").write_text(
-        "".join(f'{{"prompt": {__import__("json").dumps(prompt)}}}\n' for _ in range(3))
-    )
+    (tmp_path / "data" / "prompts.jsonl").write_text((json.dumps({"prompt": prompt}) + "\n") * 3)
 
     train(module, tmp_path, 1, CompletionSamples(every_n_steps=1), data=data)
 

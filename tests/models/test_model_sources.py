@@ -4,10 +4,11 @@ import shutil
 import pytest
 import torch
 from tiny_models import CONFIGS, language_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import NewCausalLM, PretrainedCausalLM, load_classifier
+from grpovi_lightning.models.sources import load_config
 
 LLAMA = {"model_type": "llama", **CONFIGS["llama"]}
 
@@ -51,7 +52,9 @@ def test_every_load_gives_a_copy_of_its_own(policy_folder):
     assert not torch.equal(next(first.parameters()), next(second.parameters()))
 
 
-@pytest.mark.parametrize("load", [lambda path: PretrainedCausalLM(path).load(), load_classifier])
+@pytest.mark.parametrize(
+    "load", [lambda path: PretrainedCausalLM(path).load(), lambda path: load_classifier(path, new_head=True)]
+)
 class TestFoldersThatAreNoCheckpoint:
     def test_a_missing_folder_is_refused_with_its_name(self, load, tmp_path):
         with pytest.raises(UserError, match=r"nowhere.*no such folder.*expected a Hugging Face checkpoint folder"):
@@ -135,6 +138,16 @@ def test_dropout_is_off_so_that_sampling_and_training_see_the_same_policy(tiny_t
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(policy.model(ids).logits, policy.model(ids).logits)
     assert {m.p for m in policy.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+
+
+def test_dropout_is_off_in_the_parts_of_a_composite_configuration_too(tmp_path):
+    config = AutoConfig.for_model("gemma3")
+    config.text_config.attention_dropout = config.vision_config.attention_dropout = 0.1
+    config.save_pretrained(tmp_path)
+
+    loaded = load_config(str(tmp_path))
+
+    assert (loaded.text_config.attention_dropout, loaded.vision_config.attention_dropout) == (0.0, 0.0)
 
 
 def test_every_end_token_of_the_generation_config_and_of_the_tokenizer_counts(policy_folder, tmp_path):
@@ -229,12 +242,16 @@ class TestClassifiers:
     def test_a_classifier_started_from_a_causal_lm_keeps_its_body_and_gives_every_text_the_reward_0(
         self, policy_folder
     ):
-        classifier, tokenizer = load_classifier(str(policy_folder))
+        classifier, tokenizer = load_classifier(str(policy_folder), new_head=True)
 
         body = AutoModelForCausalLM.from_pretrained(policy_folder).model.state_dict()
         assert all(torch.equal(value, body[name]) for name, value in classifier.model.state_dict().items())
         ids = tokenizer(["write about the red fox"], return_tensors="pt")["input_ids"]
         assert classifier(ids).logits.tolist() == [[0.0]]
+
+    def test_a_causal_lm_is_refused_where_a_trained_classifier_is_expected(self, policy_folder):
+        with pytest.raises(UserError, match="got LlamaForCausalLM, expected a trained sequence classifier"):
+            load_classifier(str(policy_folder))
 
     def test_a_trained_classifier_keeps_its_head(self, reward_folder):
         classifier, _ = load_classifier(str(reward_folder))
@@ -257,7 +274,7 @@ class TestClassifiers:
         saved("gpt2", tiny_tokenizer, tmp_path)
         edited(tmp_path, tmp_path, pad_token_id=None)
         edited(tmp_path, tmp_path, "tokenizer_config.json", pad_token=None)
-        classifier, _ = load_classifier(str(tmp_path))
+        classifier, _ = load_classifier(str(tmp_path), new_head=True)
         torch.nn.init.normal_(classifier.score.weight)
         rows = [[5, 6, 7], [8, 9, 10, 11, 12]]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from modules.grpo_runs import grpo, prompt_data, quiet, trainer, weights  # noqa: E402
+from modules.grpo_runs import grpo, prompt_data, quiet, trainer, weights
 
-from grpovi_lightning.adjustment import VarianceIncrease  # noqa: E402
-from grpovi_lightning.advantages import GroupAdvantage  # noqa: E402
+from grpovi_lightning.adjustment import VarianceIncrease
+from grpovi_lightning.advantages import GroupAdvantage
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import json
 import os
 import warnings
@@ -41,7 +42,7 @@ def graded(prompts, completions, completion_ids, **columns):
     scores = []
     for text, ids in zip(completions, completion_ids, strict=True):
         words = text.split()
-        rising = sum(a < b for a, b in zip(words, words[1:], strict=False)) / max(len(words) - 1, 1)
+        rising = sum(a < b for a, b in itertools.pairwise(words)) / max(len(words) - 1, 1)
         scores.append(rising - 0.1 * abs(len(ids) - 6) + 0.01 * (sum(ids) % 7))
     return scores
 

@@ -61,9 +61,9 @@ class TestModels:
         assert kl[2] > 1e-5
 
     def test_missing_checkpoints_are_named_before_anything_is_loaded(self, policy_folder, tmp_path):
-        with pytest.raises(UserError, match="policy .*nowhere: no such folder"):
+        with pytest.raises(UserError, match=r"policy .*nowhere: no such folder"):
             grpo(tmp_path / "nowhere").check_inputs()
-        with pytest.raises(UserError, match="reward model .*nowhere: no such folder"):
+        with pytest.raises(UserError, match=r"reward model .*nowhere: no such folder"):
             grpo(policy_folder, RewardModel(str(tmp_path / "nowhere"))).check_inputs()
 
     def test_save_pretrained_writes_the_trained_policy(self, policy_folder, tmp_path):

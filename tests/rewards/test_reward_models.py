@@ -92,7 +92,7 @@ def test_it_is_frozen_and_loaded_once(reward_folder, tiny_tokenizer, rollout):
 
 def test_it_starts_unloaded_and_checks_its_folder_before_loading(reward_folder, tmp_path):
     RewardModel(str(reward_folder)).check()
-    with pytest.raises(UserError, match="reward model .*nothing_here: no such folder"):
+    with pytest.raises(UserError, match=r"reward model .*nothing_here: no such folder"):
         RewardModel(str(tmp_path / "nothing_here")).check()
 
 

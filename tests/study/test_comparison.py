@@ -39,7 +39,7 @@ def test_stages_run_in_order_and_once_before_every_arm_with_every_seed(bench):
 
 
 def test_a_process_gets_its_configs_its_folders_and_its_seed(bench):
-    bench.write(threads_per_run=3)
+    bench.write(threads_per_run=3, threads_per_stage=2)
     bench.compare()
     entries = {entry["run"]: entry for entry in bench.journal("start")}
     run_dir = str(bench.run_dir("other", 2))
@@ -49,7 +49,8 @@ def test_a_process_gets_its_configs_its_folders_and_its_seed(bench):
     assert "--seed_everything" not in entries["prepare/sft"]["arguments"]
     task = ["task", "--config", str(bench.root / "task.yaml"), "--output", str(bench.folder / "prepare" / "task")]
     assert entries["prepare/task"]["arguments"] == task
-    assert {entry["threads"] for entry in entries.values()} == {"3"}
+    threads = {run.partition("/")[0] == "prepare": entry["threads"] for run, entry in entries.items()}
+    assert threads == {True: "2", False: "3"}
 
 
 def test_finished_runs_are_not_run_again(bench):

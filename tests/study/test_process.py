@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_a_sharded_checkpoint_is_usable(tmp_path):
 def test_threads_of_the_numerical_libraries_are_fixed(run):
     code = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w'))"
     seen = run.lock.parent.parent / "environment.json"
-    process = launch(run, [sys.executable, "-c", code, str(seen)], 3)
+    process = launch(replace(run, threads=3), [sys.executable, "-c", code, str(seen)])
     assert process.exit_status == 0
     environment = json.loads(seen.read_text())
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -47,7 +48,7 @@ def test_the_log_keeps_every_attempt_with_its_command(run, tmp_path):
     torch.save({}, checkpoint)
     for word in ("first", "second"):
         code = f"import sys; print('{word}'); print('and an error', file=sys.stderr)"
-        process = launch(run, [sys.executable, "-c", code], 1)
+        process = launch(run, [sys.executable, "-c", code])
         assert process.exit_status == 0
     lines = (run.folder / "process.log").read_text().splitlines()
     assert [lines[1], lines[2], lines[4], lines[5]] == ["first", "and an error", "second", "and an error"]
@@ -57,11 +58,11 @@ def test_the_log_keeps_every_attempt_with_its_command(run, tmp_path):
 
 def test_a_run_on_which_a_process_still_works_is_not_started_twice(run):
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
-    process = launch(run, sleeper, 1)
+    process = launch(run, sleeper)
     orphan = Orphan(run)
     assert orphan.alive()
     with pytest.raises(UserError, match="a process still works on"):
-        launch(run, sleeper, 1)
+        launch(run, sleeper)
     stop([orphan], patience=5)
     assert not orphan.alive()
     assert not process.alive()

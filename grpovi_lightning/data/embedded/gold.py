@@ -4,7 +4,7 @@ Every part lies in [0, 1], and so does the reward::
 
     reward  = content * form
     content = 0.5 * topics  + 0.2 * tone    + 0.3 * length
-    form    = 0.4 * grammar + 0.4 * novelty + 0.2 * ending
+    form    = 0.3 * grammar + 0.5 * novelty + 0.2 * ending
 
     topics  = mean over the asked topics of 1 (mentioned as asked), 0.5 (mentioned without the asked
               adjective right before it) or 0 (missing)
@@ -36,7 +36,7 @@ from grpovi_lightning.errors import UserError
 #: Smallest and largest gold reward that there can be.
 GOLD_RANGE = (0.0, 1.0)
 TOPICS_WEIGHT, TONE_WEIGHT, LENGTH_WEIGHT = 0.5, 0.2, 0.3
-GRAMMAR_WEIGHT, NOVELTY_WEIGHT, ENDING_WEIGHT = 0.4, 0.4, 0.2
+GRAMMAR_WEIGHT, NOVELTY_WEIGHT, ENDING_WEIGHT = 0.3, 0.5, 0.2
 BARE_TOPIC = 0.5
 
 _AFTER_PREDICATE = frozenset({WordClass.PREPOSITION, WordClass.TONE, WordClass.CONJUNCTION, WordClass.STOP})

@@ -61,10 +61,12 @@ class NoisyWriter:
         words = write(self._misread(instruction, noise, rng), self.lexicon, rng)
         return self._fit(self._slip(words, noise, rng))
 
-    def misdirect(self, words: list[str], instruction: Instruction, noise: float, rng: random.Random) -> list[str]:
-        """Turn a text to another instruction in one respect: its topics (mostly), its tone or its length.
+    def contrast(self, words: list[str], instruction: Instruction, noise: float, rng: random.Random) -> list[str]:
+        """Make the text differ in one respect that takes reading the prompt, and in as little else as can be.
 
-        Topics and tone words are exchanged where they stand, so that the two texts differ in nothing else.
+        The asked topics are exchanged for others where they stand; or the tone words are; or a
+        topic is said once more, in the place of a noun that was not asked for; or the text is written anew for
+        another length.
 
         Args:
             words: The text.
@@ -72,19 +74,12 @@ class NoisyWriter:
             noise: Noise of the text, used where it has to be written anew.
             rng: Source of randomness.
         """
+        contrasts = (self._exchange_topics, self._exchange_tone, self._echo)
+        change = rng.choices((*contrasts, None), weights=(0.4, 0.25, 0.25, 0.1))[0]
+        if change is not None:
+            return self._fit(change(list(words), instruction, rng))
         other = sample_instruction(self.size, self.lexicon, rng)
-        respect = rng.choices(("topics", "tone", "length"), weights=(0.6, 0.25, 0.15))[0]
-        if respect == "length":
-            return self.write(replace(instruction, length=other.length), noise, rng)
-        if respect == "tone":
-            tone_words = self.lexicon.tone_words[other.tone]
-            return [rng.choice(tone_words) if word in word_tones() else word for word in words]
-        asked = {word for topic in instruction.topics for word in str(topic).split()}
-        classes, renamed = word_classes(), {}
-        for word in sorted(asked.intersection(words)):
-            kin = self.lexicon.nouns if classes[word] is WordClass.NOUN else self.lexicon.adjectives
-            renamed[word] = rng.choice([w for w in kin if w not in asked and w not in words] or kin)
-        return [renamed.get(word, word) for word in words]
+        return self.write(replace(instruction, length=other.length), noise, rng)
 
     def mutate(self, words: list[str], instruction: Instruction, rng: random.Random) -> list[str]:
         """Make one mild change to a text: better, worse or neither."""
@@ -154,7 +149,31 @@ class NoisyWriter:
             words.pop()
         return words
 
-    # Mutations: (words, which they may change; instruction; rng) -> words
+    # Contrasts and mutations: (words, which they may change; instruction; rng) -> words
+
+    def _exchange_topics(self, words: list[str], instruction: Instruction, rng: random.Random) -> list[str]:
+        asked = {word for topic in instruction.topics for word in str(topic).split()}
+        classes, renamed = word_classes(), {}
+        for word in sorted(asked.intersection(words)):
+            kin = self.lexicon.nouns if classes[word] is WordClass.NOUN else self.lexicon.adjectives
+            renamed[word] = rng.choice([w for w in kin if w not in {*asked, *words, *renamed.values()}] or kin)
+        return [renamed.get(word, word) for word in words]
+
+    def _exchange_tone(self, words: list[str], instruction: Instruction, rng: random.Random) -> list[str]:
+        tone_words = self.lexicon.tone_words[rng.choice([tone for tone in TONES if tone != instruction.tone])]
+        return [rng.choice(tone_words) if word in word_tones() else word for word in words]
+
+    def _echo(self, words: list[str], instruction: Instruction, rng: random.Random) -> list[str]:
+        """Say a topic in the place of a noun that was not asked for, or else at the end."""
+        topic = rng.choice(instruction.topics)
+        asked = {topic.noun for topic in instruction.topics}
+        places = [i for i in _places(words, WordClass.NOUN) if words[i] not in asked]
+        if not places:
+            body, end = (words[:-1], [STOP]) if words[-1] == STOP else (words, [])
+            return [*body, rng.choice(PREPOSITIONS), DETERMINERS[0], *str(topic).split(), *end]
+        place = rng.choice(places)
+        start = place - (place > 0 and words[place - 1] in self.lexicon.adjectives)
+        return [*words[:start], *str(topic).split(), *words[place + 1 :]]
 
     def _mention(self, words: list[str], instruction: Instruction, rng: random.Random) -> list[str]:
         """Put a missing topic in the place of a noun that was not asked for."""

@@ -34,7 +34,7 @@ _PATTERNS = tuple(
     for template in TEMPLATES
 )
 _LENGTHS = {word: number for number, word in enumerate(NUMBER_WORDS, start=1)}
-_ADJECTIVE_SHARE = 0.5
+_ADJECTIVE_SHARE = 0.6
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from grpovi_lightning.data.embedded.noise import NoisyWriter
 from grpovi_lightning.data.embedded.prompts import Instruction
 
 #: Noise of a demonstration is uniform in this range.
-DEMONSTRATION_NOISE = (0.1, 0.8)
+DEMONSTRATION_NOISE = (0.2, 0.9)
 #: Noise of a text in a preference pair is uniform in this range.
 PAIR_NOISE = (0.0, 1.0)
 #: How the two texts of a pair are drawn, and how often.
-PAIR_KINDS = {"independent": 0.25, "misdirected": 0.4, "mutation": 0.2, "degenerate": 0.15}
+PAIR_KINDS = {"independent": 0.25, "contrast": 0.4, "mutation": 0.2, "degenerate": 0.15}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def demonstrate(instruction: Instruction, writer: NoisyWriter, rng: random.Rando
 def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: random.Random) -> Pair:
     """Draw two different answers and a preference between them.
 
-    An answer of noise q is paired with another of independently drawn noise, with itself turned to another
-    instruction in one respect, with a mild mutation of itself (one to three changes), or with an answer that is bad on
+    An answer of noise q is paired with another of independently drawn noise, with itself changed in
+    one respect that takes reading the prompt, with a mild mutation of itself (one to three changes), or with an answer that is bad on
     purpose: see ``PAIR_KINDS``.
 
     Args:
@@ -94,8 +94,8 @@ def _counterpart(
     kind = rng.choices(list(PAIR_KINDS), weights=list(PAIR_KINDS.values()))[0]
     if kind == "independent":
         return writer.write(instruction, rng.uniform(*PAIR_NOISE), rng)
-    if kind == "misdirected":
-        return writer.misdirect(words, instruction, noise, rng)
+    if kind == "contrast":
+        return writer.contrast(words, instruction, noise, rng)
     if kind == "degenerate":
         return writer.degenerate(instruction, rng)
     for _ in range(rng.randint(1, 3)):

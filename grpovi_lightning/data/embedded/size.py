@@ -53,14 +53,14 @@ class TaskSize:
         UserError: A size is out of its range, or two of them do not fit together.
     """
 
-    n_nouns: int = 36
-    n_adjectives: int = 16
+    n_nouns: int = 16
+    n_adjectives: int = 12
     n_verbs: int = 20
-    n_tone_words: int = 4
+    n_tone_words: int = 3
     max_topics: int = 3
     min_words: int = 5
-    max_words: int = 24
-    max_completion_length: int = 32
+    max_words: int = 16
+    max_completion_length: int = 24
 
     def __post_init__(self) -> None:
         """Check every size and how they fit together."""

@@ -52,14 +52,14 @@ def write_task(
     n_pairs: int = 20_000,
     n_validation_pairs: int = 1_000,
     preference_scale: float = 10.0,
-    n_nouns: int = 36,
-    n_adjectives: int = 16,
+    n_nouns: int = 16,
+    n_adjectives: int = 12,
     n_verbs: int = 20,
-    n_tone_words: int = 4,
+    n_tone_words: int = 3,
     max_topics: int = 3,
     min_words: int = 5,
-    max_words: int = 24,
-    max_completion_length: int = 32,
+    max_words: int = 16,
+    max_completion_length: int = 24,
 ) -> Path:
     """Write an embedded task: a small language, prompts, demonstrations and preference pairs, made from a seed.
 

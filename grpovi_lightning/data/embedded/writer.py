@@ -60,7 +60,7 @@ class _Pool:
 def write(instruction: Instruction, lexicon: Lexicon, rng: random.Random) -> list[str]:
     """Write a text of gold reward 1: topics, tone, length, no repetition, grammar.
 
-    The topics come first, in their order; what fills the text up comes after them.
+    The topics come first, in any order; what fills the text up comes after them.
 
     Args:
         instruction: What to write.
@@ -72,7 +72,8 @@ def write(instruction: Instruction, lexicon: Lexicon, rng: random.Random) -> lis
         length (``fewest_words``), and repeats words only where the lexicon has too few.
     """
     pool = _Pool(rng, {word for topic in instruction.topics for word in str(topic).split()})
-    clause = _Clause(list(instruction.topics), direct=len(instruction.topics) > 1)
+    topics = rng.sample(instruction.topics, len(instruction.topics))
+    clause = _Clause(topics, direct=len(topics) > 1)
     plan = _Plan([clause], wanted_tone_words(instruction.length))
     while plan.n_words() < instruction.length:
         moves = _affordable_moves(plan, instruction.topics, instruction.length - plan.n_words(), lexicon, pool)

@@ -61,7 +61,7 @@ def test_a_mutation_changes_a_text_mildly_upwards_and_downwards():
         assert mutated != words
         gaps.append(score(instruction, mutated).reward - score(instruction, words).reward)
     assert fmean(abs(gap) for gap in gaps) < 0.15
-    assert sum(gap > 0 for gap in gaps) > 200 and sum(gap < 0 for gap in gaps) > 200
+    assert sum(gap > 0 for gap in gaps) > 120 and sum(gap < 0 for gap in gaps) > 200
 
 
 def test_a_mutation_can_mention_a_missing_topic():
@@ -78,3 +78,23 @@ def test_mutating_leaves_the_text_it_was_given_alone():
     for seed in range(50):
         WRITER.mutate(words, instruction, random.Random(seed))
     assert words == kept
+
+
+def test_turning_a_text_to_another_instruction_exchanges_topics_or_tone_words_where_they_stand():
+    instruction = Instruction((Topic("fox", "red"), Topic("boat")), "calm", 8)
+    words = ["the", "red", "fox", "sees", "a", "boat", "calmly", "near", "the", "tree", "."]
+    found = set()
+    for seed in range(200):
+        turned = WRITER.misdirect(words, instruction, 0.0, random.Random(seed))
+        places = tuple(i for i, pair in enumerate(zip(words, turned, strict=False)) if pair[0] != pair[1])
+        parts = score(instruction, turned)
+        if places == (1, 2, 5):
+            assert parts.topics == 0.0 and parts.tone == 1.0 and parts.novelty == 1.0
+            found.add("topics")
+        elif places == (6,):
+            assert parts.topics == 1.0
+            found.add("tone")
+        elif len(turned) != len(words):
+            assert parts.topics == parts.tone == 1.0
+            found.add("length")
+    assert found == {"topics", "tone", "length"}

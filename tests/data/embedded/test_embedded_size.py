@@ -34,8 +34,8 @@ def test_the_fewest_words_hold_everything_asked_for(n_topics: int, n_adjectives:
         ({"max_words": 100, "max_completion_length": 128}, "got max_words=100: expected 5 to 99"),
         ({"min_words": 20, "max_words": 15}, "got min_words=20 and max_words=15: expected min_words <= max_words"),
         ({"max_words": 11}, "got max_words=11: expected at least 12 to fit max_topics=3"),
-        ({"max_completion_length": 25}, "got max_completion_length=25: expected at least max_words [+] 2 = 26"),
-        ({"max_topics": 5, "n_nouns": 8}, "got n_nouns=8: expected at least twice max_topics=5"),
+        ({"max_completion_length": 17}, "got max_completion_length=17: expected at least max_words [+] 2 = 18"),
+        ({"max_topics": 5, "n_nouns": 8, "max_words": 22}, "got n_nouns=8: expected at least twice max_topics=5"),
         ({"n_adjectives": 4}, "got n_adjectives=4: expected at least twice max_topics=3"),
     ],
 )

@@ -74,7 +74,7 @@ def test_the_saved_tokenizer_reads_back_every_text_word_by_word(sizes: dict[str,
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     texts = [row[key] for name in LINE_COUNTS for row in rows(folder, name) for key in row if isinstance(row[key], str)]
     texts = [text for text in texts if " " in text]  # not the tone column
-    longest = sizes.get("max_completion_length", 32)
+    longest = sizes.get("max_completion_length", 24)
     for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True):
         assert tokenizer.unk_token_id not in ids and tokenizer.eos_token_id not in ids
         assert len(ids) == len(text.split())
@@ -181,7 +181,7 @@ def test_a_failure_midway_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
         ({"n_nouns": 2}, "got n_nouns=2: expected 8 to 20000; choose"),
         (
             {"n_train": 50_000, "n_nouns": 8, "n_adjectives": 4, "max_topics": 1},
-            "expected at most half of the 19200 prompts of this language; lower the counts or raise n_nouns",
+            "expected at most half of the 11520 prompts of this language; lower the counts or raise n_nouns",
         ),
     ],
 )

@@ -1,0 +1,221 @@
+"""Which rows come when, and what a batch of them is."""
+
+import json
+import logging
+import warnings
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+from grpovi_lightning.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule
+from grpovi_lightning.data.modules import StepSampler
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.randomness import step_indices
+
+N_ROWS = 7
+ROWS = [{"prompt": f"prompt {i}", "answer": i, "level": "easy"} for i in range(N_ROWS)]
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(rows=ROWS, name="table.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def sampler(first=0, last=9, rank=0, world_size=1, seed=3, rows_per_step=4, n_rows=13):
+    return StepSampler(n_rows, rows_per_step, seed, first, last, rank, world_size)
+
+
+def test_the_sampler_gives_the_rows_of_each_step():
+    assert list(sampler()) == [step_indices(3, step, 13, 4) for step in range(9)]
+
+
+@pytest.mark.parametrize("first", [0, 1, 4, 8, 9])
+def test_a_sampler_that_starts_later_gives_the_rest(first):
+    assert list(sampler(first=first)) == list(sampler())[first:]
+
+
+def test_the_ranks_split_every_step_between_them():
+    whole = list(sampler())
+    parts = [list(sampler(rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    assert all(len(rows) == 2 for part in parts for rows in part)
+
+
+class Recorder(L.LightningModule):
+    """Trains nothing and writes down which rows it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.trained, self.validated = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.trained.append(batch.indices.tolist())
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(batch.indices.tolist())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(data, checkpoint=None, **settings):
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(accelerator="cpu", devices=1, num_sanity_val_steps=0, **off, **settings)
+    module = Recorder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, data, ckpt_path=checkpoint)
+    return module, trainer
+
+
+def prompts(path, **settings):
+    return PromptDataModule(path, **{"prompts_per_step": 2, "seed": 3, **settings})
+
+
+def test_a_run_goes_through_fresh_permutations_of_the_table(table):
+    module, _ = train(prompts(table()), max_steps=8)
+    assert module.trained == [step_indices(3, step, N_ROWS, 2) for step in range(8)]
+
+
+def test_a_resumed_run_goes_on_with_the_rows_that_would_have_come(table, tmp_path):
+    whole, _ = train(prompts(table()), max_steps=8)
+    first, trainer = train(prompts(table()), max_steps=3)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    rest, _ = train(prompts(table()), max_steps=8, checkpoint=tmp_path / "run.ckpt")
+    assert first.trained + rest.trained == whole.trained and len(first.trained) == 3
+
+
+def test_accumulating_gradients_reads_new_rows_for_every_part_of_a_step(table):
+    module, trainer = train(prompts(table()), max_steps=4, max_epochs=1, accumulate_grad_batches=2)
+    assert trainer.global_step == 4
+    assert module.trained == [step_indices(3, step, N_ROWS, 2) for step in range(8)]
+
+
+def test_a_run_counted_in_epochs_is_refused(table):
+    with pytest.raises(UserError, match="no length: got trainer.max_steps -1"):
+        train(prompts(table()), max_epochs=1)
+
+
+def test_without_a_seed_of_its_own_it_takes_the_runs(table, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    module, _ = train(prompts(table(), seed=None), max_steps=2)
+    assert module.trained == [step_indices(5, step, N_ROWS, 2) for step in range(2)]
+
+
+def test_held_out_rows_come_in_order_and_all_of_them(table):
+    module, _ = train(prompts(table(), validation=table(name="held_out.jsonl"), validation_batch_size=3), max_steps=3)
+    assert module.validated == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_over_two_ranks_held_out_rows_are_shared_out_in_turn(table):
+    data = prompts(table(), validation=table(), validation_batch_size=3)
+    data.setup("fit")
+    parts = []
+    for rank in (0, 1):
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        parts.append([index for batch in data.val_dataloader() for index in batch.indices.tolist()])
+    assert parts == [[0, 2, 4, 6], [1, 3, 5]]
+
+
+def test_without_a_held_out_table_there_is_nothing_to_validate(table):
+    data = prompts(table())
+    data.setup("fit")
+    assert data.val_dataloader() == []
+
+
+def test_rows_that_do_not_divide_over_the_processes_are_refused_with_both_numbers(table):
+    with pytest.raises(UserError, match="3 rows do not divide over 2 processes"):
+        prompts(table(), prompts_per_step=3).check(world_size=2)
+
+
+def test_a_table_smaller_than_one_step_is_refused_before_training(table):
+    with pytest.raises(UserError, match="too few rows: got 7, expected at least the 8 of one step"):
+        train(prompts(table(), prompts_per_step=8), max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts_per_step": 0}, "batch_size: got 0"),
+        ({"validation_batch_size": -1}, "validation_batch_size: got -1"),
+    ],
+)
+def test_a_batch_of_no_rows_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        PromptDataModule("unread.jsonl", **settings)
+
+
+def collated(data, chosen=(4, 2)):
+    data.setup("fit")
+    return data.collate([data.tables["train"][i] for i in chosen])
+
+
+def test_prompts_carry_their_row_number_and_every_other_column(table):
+    batch = collated(prompts(table()))
+    assert batch.texts == ["prompt 4", "prompt 2"] and batch.indices.tolist() == [4, 2]
+    assert batch.columns == {"answer": [4, 2], "level": ["easy", "easy"]}
+
+
+@pytest.mark.parametrize("columns", [[], ["level"]])
+def test_only_the_named_columns_are_handed_over(table, columns):
+    assert list(collated(prompts(table(), columns=columns)).columns) == columns
+
+
+def test_the_prompt_may_stand_under_another_name(table):
+    path = table([{"question": "why", "prompt": 3}] * 2)
+    batch = collated(prompts(path, prompt_column="question"), chosen=(0, 1))
+    assert batch.texts == ["why", "why"] and batch.columns == {"prompt": [3, 3]}
+
+
+def test_a_column_that_is_not_there_is_an_error_when_the_table_is_read(table):
+    with pytest.raises(UserError, match="no column 'difficulty', it has prompt, answer, level"):
+        prompts(table(), columns=["difficulty"]).setup("fit")
+    with pytest.raises(UserError, match="no column 'question'"):
+        prompts(table(), prompt_column="question").setup("fit")
+
+
+@pytest.mark.parametrize("prompt", [3, None, ["a", "b"]])
+def test_a_prompt_that_is_no_text_is_an_error_that_names_its_row(table, prompt):
+    other = ["c"] if isinstance(prompt, list) else None
+    with pytest.raises(UserError, match=r"prompt in row 1: got .*, expected text"):
+        collated(prompts(table([{"prompt": other}, {"prompt": prompt}])), chosen=(1,))
+
+
+def test_demonstrations_are_prompts_and_completions(table):
+    path = table([{"q": "a", "c": "b", "x": 1}, {"q": "d", "c": "e", "x": 1}])
+    batch = collated(DemonstrationDataModule(path, prompt_column="q", completion_column="c"), chosen=(1, 0))
+    assert batch == {"prompt": ["d", "a"], "completion": ["e", "b"]}
+
+
+def test_preferences_are_prompts_with_a_chosen_and_a_rejected_completion(table):
+    path = table([{"prompt": "a", "good": "b", "bad": "c"}])
+    data = PreferenceDataModule(path, chosen_column="good", rejected_column="bad")
+    assert collated(data, chosen=(0,)) == {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
+
+
+@pytest.mark.parametrize("kind", [DemonstrationDataModule, PreferenceDataModule])
+def test_pairs_without_their_columns_are_refused(table, kind):
+    with pytest.raises(UserError, match="no column"):
+        kind(table()).setup("fit")
+
+
+@pytest.mark.parametrize("kind", [DemonstrationDataModule, PreferenceDataModule])
+@pytest.mark.parametrize("column", ["prompt", "completion", "chosen", "rejected"])
+def test_a_pair_with_a_gap_is_an_error_that_names_its_row(table, kind, column):
+    whole = {"prompt": "a", "completion": "b", "chosen": "c", "rejected": "d"}
+    data = kind(table([whole, whole | {column: None}]))
+    if column not in data.required_columns():
+        assert len(collated(data, chosen=(1,))["prompt"]) == 1
+        return
+    with pytest.raises(UserError, match=f"{column} in row 1: got None, expected text"):
+        collated(data, chosen=(1,))
