@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from grpovi_lightning.data.embedded.lexicon import (
     DETERMINERS,
+    PREPOSITIONS,
     STOP,
     TONES,
     Lexicon,

@@ -66,8 +66,8 @@ def demonstrate(instruction: Instruction, writer: NoisyWriter, rng: random.Rando
 def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: random.Random) -> Pair:
     """Draw two different answers and a preference between them.
 
-    An answer of noise q is paired with another of independently drawn noise, with itself changed in
-    one respect that takes reading the prompt, with a mild mutation of itself (one to three changes), or with an answer that is bad on
+    An answer of noise q is paired with another of independently drawn noise, with itself changed in one respect that
+    takes reading the prompt, with a mild mutation of itself (one to three changes), or with an answer that is bad on
     purpose: see ``PAIR_KINDS``.
 
     Args:

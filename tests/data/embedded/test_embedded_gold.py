@@ -128,7 +128,7 @@ def test_the_ending_is_the_only_full_stop_at_the_end(completion: str, expected: 
 def test_the_reward_is_content_times_form_by_the_documented_weights():
     found = parts("the fox sees a boat sadly")
     assert (found.topics, found.tone, found.grammar, found.novelty, found.ending) == (0.75, 0.0, 1.0, 1.0, 0.0)
-    expected = (0.5 * 0.75 + 0.2 * 0.0 + 0.3 * exp(-4 / 3.25)) * (0.4 + 0.4)
+    expected = (0.5 * 0.75 + 0.2 * 0.0 + 0.3 * exp(-4 / 3.25)) * (0.3 + 0.5)
     assert reward("the fox sees a boat sadly") == pytest.approx(expected)
 
 
@@ -215,5 +215,5 @@ def test_no_constant_completion_comes_near_what_reading_the_prompt_earns():
     reference = sum(score(i, write(i, lexicon, rng)).reward for i in instructions) / len(instructions)
     assert reference == pytest.approx(1.0)
     assert highest > start  # the search does search
-    assert highest < floor + 0.2 * (reference - floor)
-    assert highest < 0.5 * sum(answers) / len(answers)
+    assert highest < floor + 0.3 * (reference - floor)
+    assert highest < 0.7 * sum(answers) / len(answers)

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -80,21 +81,31 @@ def test_mutating_leaves_the_text_it_was_given_alone():
     assert words == kept
 
 
-def test_turning_a_text_to_another_instruction_exchanges_topics_or_tone_words_where_they_stand():
-    instruction = Instruction((Topic("fox", "red"), Topic("boat")), "calm", 8)
+def test_a_contrast_changes_one_respect_that_takes_reading_the_prompt():
+    instruction = Instruction((Topic("fox", "red"), Topic("boat")), "calm", 10)
     words = ["the", "red", "fox", "sees", "a", "boat", "calmly", "near", "the", "tree", "."]
-    found = set()
-    for seed in range(200):
-        turned = WRITER.misdirect(words, instruction, 0.0, random.Random(seed))
-        places = tuple(i for i, pair in enumerate(zip(words, turned, strict=False)) if pair[0] != pair[1])
-        parts = score(instruction, turned)
-        if places == (1, 2, 5):
-            assert parts.topics == 0.0 and parts.tone == 1.0 and parts.novelty == 1.0
+    before, found = score(instruction, words), set()
+    for seed in range(300):
+        changed = WRITER.contrast(words, instruction, 0.0, random.Random(seed))
+        places = [i for i, (old, new) in enumerate(zip(words, changed, strict=False)) if old != new]
+        after = score(instruction, changed)
+        if len(changed) == len(words) and places == [1, 2, 5]:
+            assert after == replace(before, topics=0.0)
             found.add("topics")
-        elif places == (6,):
-            assert parts.topics == 1.0
+        elif len(changed) == len(words) and places == [6]:
+            assert after == replace(before, tone=0.0)
             found.add("tone")
-        elif len(turned) != len(words):
-            assert parts.topics == parts.tone == 1.0
+        elif changed[:9] == words[:9] and changed[9] in ("red", "boat"):
+            assert after.topics == 1.0 and after.novelty < 1.0
+            found.add("echo")
+        else:
+            assert after.topics == after.tone == after.novelty == 1.0
             found.add("length")
-    assert found == {"topics", "tone", "length"}
+    assert found == {"topics", "tone", "echo", "length"}
+
+
+def test_a_topic_is_said_once_more_at_the_end_where_no_other_noun_can_make_room():
+    instruction = Instruction((Topic("fox", "red"),), "calm", 5)
+    words = ["the", "red", "fox", "calmly", "sleeps", "."]
+    contrasts = [WRITER.contrast(words, instruction, 0.0, random.Random(seed)) for seed in range(100)]
+    assert any(c[:5] == words[:5] and c[6:] == ["the", "red", "fox", "."] for c in contrasts)

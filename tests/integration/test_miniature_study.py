@@ -1,0 +1,112 @@
+"""The miniature study from the command line: prepare stages, arms, seeds, report; then a killed run that goes on."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from analysis.loading import load_runs
+from grpovi_lightning.cli import main
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    output = tmp_path_factory.mktemp("output")
+    assert compare(output) == 0
+    return output / "miniature"
+
+
+def compare(output):
+    return main(["compare", str(EXPERIMENTS / "miniature" / "study.yaml"), "--output", str(output)])
+
+
+def statuses(study):
+    return {
+        str(path.parent.relative_to(study)): json.loads(path.read_text()) for path in study.glob("arms/*/*/status.json")
+    }
+
+
+def metrics(folder, seed):
+    """Every scalar of one run but the clock's; of a step that was logged twice, the later value."""
+    runs = load_runs(folder)
+    kept = runs[(runs.seed == seed) & ~runs.metric.str.contains("time|seconds")]
+    return {(row.metric, row.step): row.value for row in kept.itertuples()}
+
+
+def test_every_run_finishes_and_arms_of_a_seed_begin_with_the_same_completions(study):
+    found = statuses(study)
+    assert len(found) == 4
+    assert {status["state"] for status in found.values()} == {"finished"}
+    for seed in (1, 2):
+        first = {found[f"arms/{arm}/seed_{seed}"]["first_rollout"] for arm in ("grpo", "grpovi")}
+        assert len(first) == 1 and None not in first
+
+
+def test_the_report_has_a_row_for_each_arm_and_the_reward_models_accuracy(study):
+    with (study / "report" / "efficiency.csv").open() as table:
+        rows = {row["arm"]: row for row in csv.DictReader(table)}
+    assert set(rows) == {"grpo", "grpovi"}
+    assert (rows["grpovi"]["baseline"], rows["grpovi"]["n_seeds"]) == ("grpo", "2")
+    assert rows["grpovi"]["metric"] == "eval/rewards/gold/mean"
+    page = (study / "report" / "index.html").read_text()
+    assert "pair accuracy" in page.lower()
+    assert not re.search(r"""(src|href)=["']https?://""", page)
+
+
+def test_held_out_curves_have_every_axis_and_the_adjustment_is_logged(study):
+    found = metrics(study / "arms" / "grpovi", seed=1)
+    for name in ("reward", "rewards/gold/mean", "kl", "entropy", "num_tokens", "completions/mean_length"):
+        assert {step for metric, step in found if metric == f"eval/{name}"} == {0, 2, 4, 6}
+    assert found["adjustment/variance_after", 0] >= found["adjustment/variance_before", 0]
+    assert {step for metric, step in found if metric == "reward"} == set(range(6))
+
+
+def test_sample_completions_are_in_the_event_files(study):
+    events = EventAccumulator(str(study / "arms" / "grpovi" / "seed_1"), size_guidance={"tensors": 0})
+    events.Reload()
+    (text,) = events.Tensors("completions/text_summary")[0].tensor_proto.string_val
+    assert b"| prompt | completion | reward | adjusted reward | advantage |" in text
+    assert "eval/completions/text_summary" in events.Tags()["tensors"]
+
+
+def test_a_finished_study_is_not_run_again(study):
+    before = {name: (study / name / "status.json").stat().st_mtime_ns for name in statuses(study)}
+    assert compare(study.parent) == 0
+    assert {name: (study / name / "status.json").stat().st_mtime_ns for name in before} == before
+
+
+def test_a_killed_run_goes_on_to_the_same_metrics_to_the_last_bit(study, tmp_path):
+    run = tmp_path / "grpovi" / "seed_1"
+    folder = EXPERIMENTS / "miniature"
+    configs = [EXPERIMENTS / "quickstart" / "grpo.yaml", folder / "grpo.yaml"]
+    configs.append(EXPERIMENTS / "quickstart" / "variance_increase.yaml")
+    arguments = [argument for config in configs for argument in ("--config", str(config))]
+    arguments += ["--study_dir", str(study), "--trainer.default_root_dir", str(run), "--seed_everything", "1"]
+    command = [sys.executable, "-m", "grpovi_lightning.cli", "fit", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    saved = tmp_path / "saved.ckpt"
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step=4.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    shutil.copy(run / "checkpoints" / "step=2.ckpt", saved)
+    assert json.loads((run / "status.json").read_text())["state"] == "running"
+
+    subprocess.run([*command, "--ckpt_path", str(saved)], env=environment, check=True, capture_output=True)
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    assert metrics(run.parent, seed=1) == metrics(study / "arms" / "grpovi", seed=1)
