@@ -83,7 +83,8 @@ def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     J. Schulman, "Approximating KL divergence" (2020), the estimator k3. [B, T] -> [B, T], nats.
     """
     difference = ref_logprobs - logprobs
-    return difference.exp() - difference - 1.0
+    # expm1 keeps the digits that exp(x) - 1 loses where the policies hardly differ.
+    return difference.expm1() - difference
 
 
 def clip_metrics(low: Tensor, high: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ def test_accumulating_gradients_reads_new_rows_for_every_part_of_a_step(table):
 
 
 def test_a_run_counted_in_epochs_is_refused(table):
-    with pytest.raises(UserError, match="no length: got trainer.max_steps -1"):
+    with pytest.raises(UserError, match=r"no length: got trainer\.max_steps -1"):
         train(prompts(table()), max_epochs=1)
 
 

@@ -3,8 +3,8 @@
 Every part lies in [0, 1], and so does the reward::
 
     reward  = content * form
-    content = 0.5 * topics  + 0.2 * tone    + 0.3 * length
-    form    = 0.3 * grammar + 0.5 * novelty + 0.2 * ending
+    content = 0.45 * topics + 0.2 * tone    + 0.35 * length
+    form    = 0.25 * grammar + 0.5 * novelty + 0.25 * ending
 
     topics  = mean over the asked topics of 1 (mentioned as asked), 0.5 (mentioned without the asked
               adjective right before it) or 0 (missing)
@@ -14,7 +14,7 @@ Every part lies in [0, 1], and so does the reward::
     length  = exp(-|words - asked| / (2 + asked / 8)), the full stop not counted as a word
     grammar = share of the tokens (words and full stops) that may stand where they stand, given the class of
               the token before and whether the clause has its verb already
-    novelty = (different content words / content words) * (different pairs / pairs), pairs of neighbouring
+    novelty = ((different content words / content words) * (different pairs / pairs))^2, pairs of neighbouring
               words of which at least one is a content word
     ending  = 1 if the text ends with its only full stop, else 0; an empty text has form 0
 
@@ -35,8 +35,8 @@ from grpovi_lightning.errors import UserError
 
 #: Smallest and largest gold reward that there can be.
 GOLD_RANGE = (0.0, 1.0)
-TOPICS_WEIGHT, TONE_WEIGHT, LENGTH_WEIGHT = 0.5, 0.2, 0.3
-GRAMMAR_WEIGHT, NOVELTY_WEIGHT, ENDING_WEIGHT = 0.3, 0.5, 0.2
+TOPICS_WEIGHT, TONE_WEIGHT, LENGTH_WEIGHT = 0.45, 0.2, 0.35
+GRAMMAR_WEIGHT, NOVELTY_WEIGHT, ENDING_WEIGHT = 0.25, 0.5, 0.25
 BARE_TOPIC = 0.5
 
 _AFTER_PREDICATE = frozenset({WordClass.PREPOSITION, WordClass.TONE, WordClass.CONJUNCTION, WordClass.STOP})
@@ -170,7 +170,7 @@ def _novelty_part(words: Sequence[str], classes: Sequence[WordClass]) -> float:
     is_content = [kind in CONTENT_CLASSES for kind in classes]
     content = [word for word, keep in zip(words, is_content, strict=True) if keep]
     pairs = [(words[i], words[i + 1]) for i in range(len(words) - 1) if is_content[i] or is_content[i + 1]]
-    return _distinct_share(content) * _distinct_share(pairs)
+    return (_distinct_share(content) * _distinct_share(pairs)) ** 2
 
 
 def _distinct_share(items: Sequence[Any]) -> float:

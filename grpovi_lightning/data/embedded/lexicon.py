@@ -44,8 +44,6 @@ _TONES = {
     "sad": "sadly wearily tearfully gloomily mournfully bitterly",
     "calm": "calmly quietly softly gently slowly peacefully",
     "scary": "darkly grimly eerily coldly fearfully dreadfully",
-    "funny": "oddly clumsily foolishly comically madly wildly",
-    "proud": "proudly boldly bravely grandly nobly firmly",
 }
 TONES = tuple(_TONES)
 

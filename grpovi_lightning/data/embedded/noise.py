@@ -10,7 +10,7 @@ misread: the length                       plus a rounded normal number of standa
 slip: repetition                          a span of 2 to 5 words said again, with probability 0.4 q
 slip: each word                           replaced by a random word with probability 0.06 q
 slip: each neighbouring pair              swapped with probability 0.05 q
-slip: the full stop                       lost with probability 0.35 q
+slip: the full stop                       lost with probability 0.6 q
 ========================================  =====================================================================
 """
 
@@ -76,7 +76,7 @@ class NoisyWriter:
             rng: Source of randomness.
         """
         contrasts = (self._exchange_topics, self._exchange_tone, self._echo)
-        change = rng.choices((*contrasts, None), weights=(0.4, 0.25, 0.25, 0.1))[0]
+        change = rng.choices((*contrasts, None), weights=(0.35, 0.25, 0.3, 0.1))[0]
         if change is not None:
             return self._fit(change(list(words), instruction, rng))
         other = sample_instruction(self.size, self.lexicon, rng)
@@ -146,7 +146,7 @@ class NoisyWriter:
                 words[i] = rng.choice(self.lexicon.text_words())
             if i and rng.random() < 0.05 * noise:
                 words[i - 1], words[i] = words[i], words[i - 1]
-        if len(words) > FEWEST_TOKENS and rng.random() < 0.35 * noise:
+        if len(words) > FEWEST_TOKENS and rng.random() < 0.6 * noise:
             words.pop()
         return words
 

@@ -2,16 +2,22 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from statistics import fmean, pstdev
 
 from grpovi_lightning.data.embedded.gold import GoldScore, score
-from grpovi_lightning.data.embedded.noise import NoisyWriter
+from grpovi_lightning.data.embedded.lexicon import STOP
+from grpovi_lightning.data.embedded.noise import FEWEST_TOKENS, NoisyWriter
 from grpovi_lightning.data.embedded.prompts import Instruction
 
 #: Noise of a demonstration is uniform in this range.
 DEMONSTRATION_NOISE = (0.2, 0.9)
+#: A demonstrator rambles: this many times the asked number of words, and mostly no full stop.
+DEMONSTRATION_LENGTH = 1.5
+DEMONSTRATION_STOP_LOST = 0.8
+#: Share of pairs in which one answer is a demonstrator's, so that a reward model knows where a policy starts.
+DEMONSTRATED_SHARE = 0.4
 #: Noise of a text in a preference pair is uniform in this range.
 PAIR_NOISE = (0.0, 1.0)
 #: How the two texts of a pair are drawn, and how often.
@@ -59,16 +65,26 @@ def preference_probability(gold: float, other: float, scale: float) -> float:
 
 def demonstrate(instruction: Instruction, writer: NoisyWriter, rng: random.Random) -> Demonstration:
     """Draw an imperfect answer."""
-    words = writer.write(instruction, rng.uniform(*DEMONSTRATION_NOISE), rng)
+    words = _ramble(instruction, writer, rng)
     return Demonstration(instruction, " ".join(words), score(instruction, words))
+
+
+def _ramble(instruction: Instruction, writer: NoisyWriter, rng: random.Random) -> list[str]:
+    """Answer at too great a length, noisily, and mostly without the full stop."""
+    longest = writer.size.max_completion_length - 2
+    longer = replace(instruction, length=min(round(DEMONSTRATION_LENGTH * instruction.length), longest))
+    words = writer.write(longer, rng.uniform(*DEMONSTRATION_NOISE), rng)
+    if words[-1] == STOP and len(words) > FEWEST_TOKENS and rng.random() < DEMONSTRATION_STOP_LOST:
+        words.pop()
+    return words
 
 
 def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: random.Random) -> Pair:
     """Draw two different answers and a preference between them.
 
-    An answer of noise q is paired with another of independently drawn noise, with itself changed in one respect that
-    takes reading the prompt, with a mild mutation of itself (one to three changes), or with an answer that is bad on
-    purpose: see ``PAIR_KINDS``.
+    An answer of noise q, or a demonstrator's (``DEMONSTRATED_SHARE``), is paired with another of independently drawn
+    noise, with itself changed in one respect that takes reading the prompt, with a mild mutation of itself (one to
+    three changes), or with an answer that is bad on purpose: see ``PAIR_KINDS``.
 
     Args:
         instruction: What was asked for.
@@ -78,7 +94,8 @@ def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: ra
     """
     # The square makes good answers more frequent, in which a single fault is easier to learn from.
     noise = rng.uniform(*PAIR_NOISE) ** 2
-    first = writer.write(instruction, noise, rng)
+    demonstrated = rng.random() < DEMONSTRATED_SHARE
+    first = _ramble(instruction, writer, rng) if demonstrated else writer.write(instruction, noise, rng)
     second = first
     while second == first:
         second = _counterpart(first, noise, instruction, writer, rng)

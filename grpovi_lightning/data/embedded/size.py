@@ -43,7 +43,7 @@ class TaskSize:
         n_nouns: Number of nouns.
         n_adjectives: Number of adjectives.
         n_verbs: Number of verbs, half of them intransitive.
-        n_tone_words: Number of words for each of the six tones.
+        n_tone_words: Number of words for each of the four tones.
         max_topics: Largest number of topics in one prompt.
         min_words: Smallest asked length, in words.
         max_words: Largest asked length, in words.
@@ -56,7 +56,7 @@ class TaskSize:
     n_nouns: int = 16
     n_adjectives: int = 12
     n_verbs: int = 20
-    n_tone_words: int = 3
+    n_tone_words: int = 4
     max_topics: int = 3
     min_words: int = 5
     max_words: int = 16

@@ -51,11 +51,11 @@ def write_task(
     n_validation_demonstrations: int = 512,
     n_pairs: int = 20_000,
     n_validation_pairs: int = 1_000,
-    preference_scale: float = 10.0,
+    preference_scale: float = 20.0,
     n_nouns: int = 16,
     n_adjectives: int = 12,
     n_verbs: int = 20,
-    n_tone_words: int = 3,
+    n_tone_words: int = 4,
     max_topics: int = 3,
     min_words: int = 5,
     max_words: int = 16,
@@ -79,7 +79,7 @@ def write_task(
         n_nouns: Number of nouns.
         n_adjectives: Number of adjectives.
         n_verbs: Number of verbs, half of them intransitive.
-        n_tone_words: Number of words for each of the six tones.
+        n_tone_words: Number of words for each of the four tones.
         max_topics: Largest number of topics in one prompt.
         min_words: Smallest asked length, in words.
         max_words: Largest asked length, in words.
@@ -100,7 +100,7 @@ def write_task(
     if seed < 0:
         raise UserError(f"got seed={seed}: expected 0 or more; give a non-negative integer")
     if not 0.0 < preference_scale < float("inf"):
-        raise UserError(f"got preference_scale={preference_scale}: expected a positive number; try the default 10")
+        raise UserError(f"got preference_scale={preference_scale}: expected a positive number; try the default 20")
     n_prompts = sum(asdict(counts).values())
     if 2 * n_prompts > count_prompts(size):
         raise UserError(

@@ -107,13 +107,13 @@ def test_grammar_is_the_share_of_tokens_that_may_stand_where_they_stand(completi
         ("the fox sleeps near the boat .", 1.0),  # articles, prepositions and conjunctions may be repeated
         # content: fox sleeps fox waits, 3 of 4 differ;
         # pairs: the-fox fox-sleeps sleeps-and the-fox fox-waits waits-stop, 5 of 6 differ
-        ("the fox sleeps and the fox waits .", 3 / 4 * 5 / 6),
-        ("the fox sees a fox .", 2 / 3),  # pairs: the-fox fox-sees sees-a a-fox fox-stop all differ
+        ("the fox sleeps and the fox waits .", (3 / 4 * 5 / 6) ** 2),
+        ("the fox sees a fox .", (2 / 3) ** 2),  # pairs: the-fox fox-sees sees-a a-fox fox-stop all differ
         ("the the the .", 0.0),
-        ("fox fox fox fox", 1 / 4 * 1 / 3),
+        ("fox fox fox fox", (1 / 4 * 1 / 3) ** 2),
     ],
 )
-def test_novelty_is_the_share_of_different_content_words_and_pairs(completion: str, expected: float):
+def test_novelty_is_the_squared_share_of_different_content_words_and_pairs(completion: str, expected: float):
     assert parts(completion).novelty == pytest.approx(expected)
 
 
@@ -128,7 +128,7 @@ def test_the_ending_is_the_only_full_stop_at_the_end(completion: str, expected: 
 def test_the_reward_is_content_times_form_by_the_documented_weights():
     found = parts("the fox sees a boat sadly")
     assert (found.topics, found.tone, found.grammar, found.novelty, found.ending) == (0.75, 0.0, 1.0, 1.0, 0.0)
-    expected = (0.5 * 0.75 + 0.2 * 0.0 + 0.3 * exp(-4 / 3.25)) * (0.3 + 0.5)
+    expected = (0.45 * 0.75 + 0.2 * 0.0 + 0.35 * exp(-4 / 3.25)) * (0.25 + 0.5)
     assert reward("the fox sees a boat sadly") == pytest.approx(expected)
 
 
@@ -216,4 +216,4 @@ def test_no_constant_completion_comes_near_what_reading_the_prompt_earns():
     assert reference == pytest.approx(1.0)
     assert highest > start  # the search does search
     assert highest < floor + 0.3 * (reference - floor)
-    assert highest < 0.7 * sum(answers) / len(answers)
+    assert highest < sum(answers) / len(answers)  # even noisy answers that read the prompt earn more

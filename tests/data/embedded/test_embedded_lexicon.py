@@ -51,4 +51,4 @@ def test_invented_words_have_the_class_they_were_invented_for():
     lexicon = build_lexicon(100, 100, 100, 20)
     assert word_classes()[lexicon.nouns[-1]] is WordClass.NOUN
     assert word_classes()[lexicon.adjectives[-1]] is WordClass.ADJECTIVE
-    assert word_tones()[lexicon.tone_words["funny"][-1]] == "funny"
+    assert word_tones()[lexicon.tone_words["scary"][-1]] == "scary"

@@ -1,10 +1,11 @@
+import inspect
 import random
 from math import exp, sqrt
 from statistics import fmean, pstdev
 
 import pytest
 
-from grpovi_lightning.data.embedded import TaskSize, gold_reward, render, sample_instruction
+from grpovi_lightning.data.embedded import TaskSize, gold_reward, render, sample_instruction, write_task
 from grpovi_lightning.data.embedded.gold import GoldScore
 from grpovi_lightning.data.embedded.noise import NoisyWriter
 from grpovi_lightning.data.embedded.samples import (
@@ -18,7 +19,7 @@ from grpovi_lightning.data.embedded.samples import (
 
 SIZE = TaskSize()
 WRITER = NoisyWriter(SIZE, SIZE.lexicon())
-SCALE = 10.0
+SCALE = inspect.signature(write_task).parameters["preference_scale"].default
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,9 @@ def pairs() -> list[Pair]:
 
 
 def test_bradley_terry_probabilities_are_symmetric_and_even_at_no_difference():
-    assert preference_probability(0.4, 0.4, SCALE) == 0.5
-    assert preference_probability(0.9, 0.2, SCALE) == pytest.approx(1 - preference_probability(0.2, 0.9, SCALE))
-    assert preference_probability(0.6, 0.5, SCALE) == pytest.approx(1 / (1 + exp(-1.0)))
+    assert preference_probability(0.4, 0.4, 10.0) == 0.5
+    assert preference_probability(0.9, 0.2, 10.0) == pytest.approx(1 - preference_probability(0.2, 0.9, 10.0))
+    assert preference_probability(0.6, 0.5, 10.0) == pytest.approx(1 / (1 + exp(-1.0)))
 
 
 def test_labels_follow_bradley_terry_on_the_gold_difference(pairs: list[Pair]):
@@ -49,9 +50,9 @@ def test_a_pair_holds_two_different_texts_and_their_own_gold_rewards(pairs: list
         assert gold_reward([prompt] * 2, [pair.chosen, pair.rejected]) == [pair.chosen_gold, pair.rejected_gold]
 
 
-def test_the_best_possible_accuracy_on_the_labels_is_about_85_per_cent(pairs: list[Pair]):
+def test_the_best_possible_accuracy_on_the_labels_leaves_room_for_noise(pairs: list[Pair]):
     found = pair_statistics(pairs, SCALE)
-    assert 0.82 < found["bayes_accuracy"] < 0.88
+    assert 0.82 < found["bayes_accuracy"] < 0.94
     assert found["label_accuracy"] == pytest.approx(found["bayes_accuracy"], abs=0.02)
 
 
@@ -75,11 +76,20 @@ def test_demonstrations_are_imperfect_and_broad():
     rng = random.Random(0)
     golds = [demonstrate(sample_instruction(SIZE, WRITER.lexicon, rng), WRITER, rng).gold for _ in range(3000)]
     rewards = [gold.reward for gold in golds]
-    assert 0.5 < fmean(rewards) < 0.7
-    assert 0.18 < pstdev(rewards) < 0.28
+    assert 0.3 < fmean(rewards) < 0.6
+    assert 0.12 < pstdev(rewards) < 0.28
     found = gold_statistics(golds)
     assert found["mean"] == pytest.approx(fmean(rewards)) and found["std"] == pytest.approx(pstdev(rewards))
     assert found["min"] == min(rewards) and found["max"] == max(rewards)
+
+
+def test_demonstrators_ramble_past_the_asked_length_and_mostly_lose_the_full_stop():
+    rng = random.Random(0)
+    shown = [demonstrate(sample_instruction(SIZE, WRITER.lexicon, rng), WRITER, rng) for _ in range(2000)]
+    excess = fmean(len(d.text.replace(" .", "").split()) / d.instruction.length for d in shown)
+    assert 1.25 < excess < 1.75
+    assert fmean(d.gold.ending for d in shown) < 0.25
+    assert max(len(d.text.split()) for d in shown) <= SIZE.max_completion_length - 1
 
 
 def test_gold_statistics_of_two_texts_are_those_computed_by_hand():

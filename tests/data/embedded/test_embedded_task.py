@@ -181,7 +181,7 @@ def test_a_failure_midway_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
         ({"n_nouns": 2}, "got n_nouns=2: expected 8 to 20000; choose"),
         (
             {"n_train": 50_000, "n_nouns": 8, "n_adjectives": 4, "max_topics": 1},
-            "expected at most half of the 11520 prompts of this language; lower the counts or raise n_nouns",
+            "expected at most half of the 7680 prompts of this language; lower the counts or raise n_nouns",
         ),
     ],
 )
