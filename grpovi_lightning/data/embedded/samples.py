@@ -21,7 +21,7 @@ DEMONSTRATED_SHARE = 0.4
 #: Noise of a text in a preference pair is uniform in this range.
 PAIR_NOISE = (0.0, 1.0)
 #: How the two texts of a pair are drawn, and how often.
-PAIR_KINDS = {"independent": 0.25, "contrast": 0.4, "mutation": 0.2, "degenerate": 0.15}
+PAIR_KINDS = {"independent": 0.4, "contrast": 0.3, "mutation": 0.15, "degenerate": 0.15}
 
 
 @dataclass(frozen=True)
