@@ -138,6 +138,8 @@ class RunCLI(LightningCLI):
             )
         if ckpt_path is not None and not Path(ckpt_path).exists():
             raise UserError(f"checkpoint {ckpt_path}: no such file; expected one of <run>/checkpoints/*.ckpt")
+        if self.trainer.strategy.root_device.type == "mps":
+            raise UserError("device mps has no float64, which the adjustment is solved in; set `accelerator: cpu`")
         self.model.check_inputs()
         self.datamodule.check(self.trainer.world_size)
 
