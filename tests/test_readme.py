@@ -37,6 +37,9 @@ def test_the_diff_that_adds_an_adjustment_applies_and_its_test_passes(tmp_path):
 def test_the_yaml_for_ones_own_model_is_a_valid_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Other tests have a module of that name: theirs, or none, is put back afterwards.
+    monkeypatch.setitem(sys.modules, "my_rewards", None)
+    del sys.modules["my_rewards"]
     mine, variance_increase = blocks("yaml")
     (function,) = blocks("python")
     Path("mine.yaml").write_text(mine)
