@@ -7,7 +7,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 _USAGE = """usage: grpovi COMMAND [arguments]
 
@@ -24,7 +24,6 @@ _USAGE = """usage: grpovi COMMAND [arguments]
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 a run failed, 2 the request was wrong, 130 stopped."""
-    from analysis.errors import ReportError
     from grpovi_lightning.errors import UserError
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # reward functions are found where the command runs
     try:
         return commands[name](rest)
-    except (UserError, ReportError) as error:
+    except UserError as error:
         return _refuse(str(error))
 
 
@@ -91,7 +90,6 @@ def _task(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    from analysis import print_report
     from grpovi_lightning.study import compare
 
     parser = _Parser(prog="grpovi compare", description="Runs the arms of a study for every seed, then reports.")
@@ -101,20 +99,34 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs"), help="where the study's folder is made")
     given = parser.parse_args(arguments)
     return compare(
-        given.study, seeds=given.seeds, jobs=given.jobs, output=given.output, preflight=check_fit, report=print_report
+        given.study, seeds=given.seeds, jobs=given.jobs, output=given.output, preflight=check_fit, report=_print_report
     )
 
 
 def _report(arguments: list[str]) -> int:
-    from analysis import print_report
-
     parser = _Parser(prog="grpovi report", description="Tables and pictures of a study or of any folder of runs.")
     parser.add_argument("folder", type=Path, help="a study's folder, or a folder of runs")
     parser.add_argument("--metric", default=None, help="the held-out scalar that is compared")
     parser.add_argument("--baseline", default=None, help="the arm the others are compared with")
     given = parser.parse_args(arguments)
-    print_report(given.folder, metric=given.metric, baseline=given.baseline)
+    _print_report(given.folder, metric=given.metric, baseline=given.baseline)
     return 0
+
+
+def _print_report(folder: Path, **settings: Any) -> None:
+    """Analyses a folder of runs.
+
+    `analysis` is imported only here, after any configuration was parsed: Python shares one object for all unions of
+    the same types, so a library that says `float | int` before Lightning says `int | float` would turn
+    `limit_val_batches: 1`, one batch, into 1.0, all of them.
+    """
+    from analysis import ReportError, print_report
+    from grpovi_lightning.errors import UserError
+
+    try:
+        print_report(folder, **settings)
+    except ReportError as error:
+        raise UserError(str(error)) from error
 
 
 class _Parser(argparse.ArgumentParser):

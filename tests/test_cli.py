@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from helpers.own_input import run_config, write_own_input, write_yaml
@@ -189,3 +191,12 @@ def test_a_correct_configuration_passes_the_check_without_writing(inputs, tmp_pa
     monkeypatch.chdir(inputs)
     check_fit(["--config", write_yaml(tmp_path / "run.yaml", run_config(inputs, tmp_path / "run"))])
     assert [file.name for file in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_number_of_batches_stays_a_whole_number(inputs, tmp_path):
+    """In a process of its own: which libraries were imported before Lightning decides how `int | float` is read."""
+    config = write_yaml(tmp_path / "run.yaml", run_config(inputs, tmp_path / "run"))
+    command = [sys.executable, "-m", "grpovi_lightning.cli", "fit", "--config", config]
+    command += ["--trainer.limit_val_batches", "1", "--print_config"]
+    printed = subprocess.run(command, cwd=inputs, capture_output=True, text=True, check=True).stdout
+    assert "limit_val_batches: 1\n" in printed
