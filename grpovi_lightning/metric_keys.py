@@ -53,8 +53,7 @@ STEP_TIME_REWARD = "step_time/reward"
 STEP_TIME_ADJUSTMENT = "step_time/adjustment"
 STEP_TIME_UPDATE = "step_time/update"
 
-# The variance increase. Logged by every GRPO-family run.
-ADJUSTMENT_PREFIX = "adjustment/"
+# The adjustment. Every GRPO-family run logs the cosine and the sign flips; `VarianceIncrease` logs all.
 ADJUSTMENT_VARIANCE_BEFORE = "adjustment/variance_before"
 """Mean over groups of the weighted reward variance, under the adjustment's weights."""
 ADJUSTMENT_VARIANCE_AFTER = "adjustment/variance_after"
@@ -71,7 +70,6 @@ ADJUSTMENT_SIGN_FLIPS = "adjustment/sign_flips"
 """Share of completions whose advantage changes sign through the adjustment."""
 
 # Supervised fine-tuning and reward modelling.
-SFT_LOSS = "loss"
 PAIR_ACCURACY = "pair_accuracy"
 REWARD_MARGIN = "reward_margin"
 
