@@ -24,6 +24,7 @@ ADJUSTMENT_COLUMNS = {
     "unweighted before": metric_keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE,
     "unweighted after": metric_keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER,
     "groups changed": metric_keys.ADJUSTMENT_FRAC_CHANGED,
+    "zero variance": metric_keys.ADJUSTMENT_FRAC_ZERO_VARIANCE,
     "effective weights": metric_keys.ADJUSTMENT_EFFECTIVE_WEIGHTS,
     "range lower": metric_keys.ADJUSTMENT_RANGE_LOWER,
     "range upper": metric_keys.ADJUSTMENT_RANGE_UPPER,
@@ -36,7 +37,7 @@ _FACTS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer
 
 
 def adjustment_means(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each run's mean over training of the adjustment's scalars.
+    """Mean over seeds of each run's mean over training of the scalars of variance increase, applied or not.
 
     Args:
         runs: Rows of the runs that count.

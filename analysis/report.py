@@ -89,9 +89,13 @@ def write_analysis(analysis: Analysis) -> Path:
 
 def styles_of(analysis: Analysis) -> dict[str, ArmStyle]:
     """How each arm is drawn; the adjustment's name stands for the algorithm."""
+    return arm_styles(analysis.arms, analysis.settings.baselines, adjustments_of(analysis))
+
+
+def adjustments_of(analysis: Analysis) -> dict[str, str]:
+    """The class of each arm's adjustment, for the arms that recorded one."""
     names = zip(analysis.status["arm"], analysis.status["adjustment"], strict=True)
-    adjustments = {arm: name for arm, name in names if name is not None}
-    return arm_styles(analysis.arms, analysis.settings.baselines, adjustments)
+    return {arm: name for arm, name in names if name is not None}
 
 
 def draw(analysis: Analysis) -> dict[str, list[Picture]]:
@@ -149,7 +153,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
     }
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
-    adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all")
+    adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all").dropna(axis="index", how="all")
+    class_names = {arm: name.split(".")[-1] for arm, name in adjustments_of(analysis).items()}
     return templates.get_template(TEMPLATE).render(
         analysis=analysis,
         settings=analysis.settings,
@@ -161,7 +166,11 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         ],
         kl_key=kl_key(analysis.settings.metric),
         equal_kl=list(analysis.equal_kl.values()),
-        adjustment=[(arm, list(adjustment.loc[arm])) for arm in analysis.arms if arm in adjustment.index],
+        adjustment=[
+            (arm, class_names.get(arm, wording.MISSING), list(adjustment.loc[arm]))
+            for arm in analysis.arms
+            if arm in adjustment.index
+        ],
         adjustment_columns=list(adjustment.columns),
         rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
         spread_key=spread_key(analysis.settings.metric),

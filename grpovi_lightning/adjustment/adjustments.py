@@ -1,22 +1,47 @@
 """What the training loop calls between the rewards and the advantages."""
 
 from abc import abstractmethod
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment.ranges import RewardRange, RunningRange
+from grpovi_lightning.adjustment.ties import Ties, TiesName, ties_of
 from grpovi_lightning.adjustment.variance_increase import increase_variance
 from grpovi_lightning.adjustment.weights import CompletionWeights, SequenceWeights
 from grpovi_lightning.structures import Rollout
 
 
-class Adjusted(NamedTuple):
-    """Adjusted rewards [P, G] and scalars to log."""
+@dataclass(frozen=True)
+class Increase:
+    """One batch of the paper's model (3) and its solution.
+
+    Attributes:
+        rewards: [P, G] as the range let them through: raw, or moved into it.
+        adjusted: [P, G], the solution.
+        log_weights: [P, G] float64, unnormalised.
+        lower: [P, 1].
+        upper: [P, 1].
+    """
 
     rewards: Tensor
-    metrics: dict[str, float]
+    adjusted: Tensor
+    log_weights: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
+class Adjusted(NamedTuple):
+    """Rewards to train on, and what variance increase did on the way.
+
+    Attributes:
+        rewards: [P, G] adjusted.
+        increase: the batch's variance increase, where the adjustment made one.
+    """
+
+    rewards: Tensor
+    increase: Increase | None = None
 
 
 class Adjustment(nn.Module):
@@ -37,7 +62,24 @@ class IdentityAdjustment(Adjustment):
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         """Returns the rewards unchanged."""
-        return Adjusted(rewards, {})
+        return Adjusted(rewards)
+
+
+class RangeOnly(Adjustment):
+    """The rewards moved into a range, and nothing more: the control for a range that clips or bends them.
+
+    A `VarianceIncrease` with such a range makes two changes to GRPO; beside this one it differs by the increase.
+    """
+
+    def __init__(self, range: RewardRange) -> None:
+        """Takes the range of the `VarianceIncrease` to compare with."""
+        super().__init__()
+        self.range = range
+
+    def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
+        """Returns the rewards in the range."""
+        bounded, _, _ = self.range(rewards)
+        return Adjusted(bounded.to(rewards.dtype))
 
 
 class VarianceIncrease(Adjustment):
@@ -55,48 +97,29 @@ class VarianceIncrease(Adjustment):
         self,
         weights: CompletionWeights | None = None,
         range: RewardRange | None = None,
-        ties: Literal["merge", "split"] = "merge",
+        ties: Ties | TiesName = "merge",
     ) -> None:
         """Composes the adjustment.
 
         Args:
             weights: the weights p_i; default `SequenceWeights`, the paper's.
             range: the range [m, M]; default `RunningRange`, because a learned reward has no known bounds.
-            ties: "merge" keeps equal rewards equal; "split" is the paper's model.
+            ties: `MergeTies` or "merge" keeps equal rewards equal; `SplitTies` or "split" is the paper's model.
         """
         super().__init__()
         self.weights = weights or SequenceWeights()
         self.range = range or RunningRange()
-        self.ties = ties
+        self.ties = ties_of(ties)
         self.needs_reference = self.weights.needs_reference
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Adjusts [P, G] rewards and reports variance, range and weights."""
+        """Adjusts [P, G] rewards."""
+        increase = self.increase(rewards, rollout)
+        return Adjusted(increase.adjusted, increase)
+
+    def increase(self, rewards: Tensor, rollout: Rollout) -> Increase:
+        """Poses and solves model (3) for raw rewards [P, G]."""
         log_weights = self.weights(rollout)
         bounded, lower, upper = self.range(rewards)
-        adjusted = increase_variance(bounded, log_weights, lower=lower, upper=upper, ties=self.ties)
-        weights = log_weights.softmax(dim=1)
-        metrics = {
-            keys.ADJUSTMENT_VARIANCE_BEFORE: _weighted_variance(bounded, weights),
-            keys.ADJUSTMENT_VARIANCE_AFTER: _weighted_variance(adjusted, weights),
-            keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE: bounded.double().var(dim=1, correction=0).mean(),
-            keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER: adjusted.double().var(dim=1, correction=0).mean(),
-            keys.ADJUSTMENT_FRAC_CHANGED: ((adjusted - bounded).abs() > 1e-6 * (upper - lower))
-            .any(dim=1)
-            .double()
-            .mean(),
-            keys.ADJUSTMENT_EFFECTIVE_WEIGHTS: _entropy(weights).exp().mean(),
-            keys.ADJUSTMENT_RANGE_LOWER: lower.double().mean(),
-            keys.ADJUSTMENT_RANGE_UPPER: upper.double().mean(),
-        }
-        return Adjusted(adjusted, {name: value.item() for name, value in metrics.items()})
-
-
-def _weighted_variance(values: Tensor, weights: Tensor) -> Tensor:
-    values = values.double()
-    mean = (weights * values).sum(dim=1, keepdim=True)
-    return (weights * (values - mean).square()).sum(dim=1).mean()
-
-
-def _entropy(weights: Tensor) -> Tensor:
-    return -weights.xlogy(weights).sum(dim=1)
+        adjusted = increase_variance(bounded, log_weights, lower=lower, upper=upper, ties=self.ties).to(rewards.dtype)
+        return Increase(bounded, adjusted, log_weights, lower, upper)

@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from grpovi_lightning.adjustment.ties import Sums, Ties, TiesName, ties_of
 
 
 def increase_variance(
@@ -10,7 +13,7 @@ def increase_variance(
     *,
     lower: float | Tensor,
     upper: float | Tensor,
-    ties: str = "merge",
+    ties: Ties | TiesName = "merge",
 ) -> Tensor:
     """Raises the weighted reward variance of each group as far as order, mean and bounds allow.
 
@@ -39,7 +42,7 @@ def increase_variance(
         log_weights: [P, G] natural logs of the weights, unnormalised; None is uniform; -inf is a weight of 0.
         lower: lower bound of the range, a number or [P, 1].
         upper: upper bound of the range, a number or [P, 1].
-        ties: "merge" or "split".
+        ties: "merge" or "split", or the object that stands for it.
 
     Returns:
         [P, G] adjusted rewards in the caller's order, dtype and device.
@@ -48,8 +51,7 @@ def increase_variance(
         ValueError: shapes do not match, a reward is not finite or outside the range, lower >= upper, or the
             weights of a whole group are zero.
     """
-    if ties not in ("merge", "split"):
-        raise ValueError(f"ties: got {ties!r}, expected 'merge' or 'split'")
+    merge = ties_of(ties)
     r, log_w, low, high = _checked(rewards, log_weights, lower, upper)
 
     r, order = r.sort(dim=1, descending=True, stable=True)
@@ -59,9 +61,8 @@ def increase_variance(
     log_s, log_rest = ((part / (high - low)).log() for part in (r - low, high - r))
 
     log_a = (log_p + log_s).flip(1).logcumsumexp(dim=1).flip(1)
-    log_b = torch.nn.functional.pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)
-    if ties == "merge":
-        log_a, log_b, log_p = _per_atom(r, log_a, log_b, log_p)
+    log_b = pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)
+    log_a, log_b, log_p = merge(r, Sums(log_a, log_b, log_p))
 
     # log(A - B) where A > B; elsewhere the mean is spent and the value is the lower bound.
     left = log_a + (-(log_b - log_a).clamp(max=0.0).exp()).log1p()
@@ -74,19 +75,6 @@ def increase_variance(
     return torch.empty_like(z).scatter(1, order, z).to(rewards.dtype)
 
 
-def _per_atom(r: Tensor, log_a: Tensor, log_b: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives every member of a run of equal rewards the sums at the run's start and the run's summed weight."""
-    starts = torch.ones_like(r, dtype=torch.bool)
-    starts[:, 1:] = r[:, 1:] != r[:, :-1]
-    run = starts.long().cumsum(dim=1) - 1
-    first = torch.where(starts, torch.arange(r.shape[1], device=r.device).expand_as(run), 0).cummax(dim=1).values
-
-    largest = torch.full_like(log_p, -torch.inf).scatter_reduce(1, run, log_p, "amax")
-    shift = largest.gather(1, run).nan_to_num(neginf=0.0)
-    total = torch.zeros_like(log_p).scatter_add(1, run, (log_p - shift).exp())
-    return log_a.gather(1, first), log_b.gather(1, first), total.gather(1, run).log() + shift
-
-
 def _checked(
     rewards: Tensor, log_weights: Tensor | None, lower: float | Tensor, upper: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,17 +82,29 @@ def _checked(
     if rewards.ndim != 2 or rewards.shape[1] == 0 or not rewards.is_floating_point():
         raise ValueError(f"rewards: got {rewards.dtype} {list(rewards.shape)}, expected a float tensor [P, G], G >= 1")
     r = rewards.detach().double()
-    _refuse(~r.isfinite(), r, "rewards", "a finite number")
     weights = torch.zeros_like(r) if log_weights is None else log_weights.detach().to(r.device, torch.float64)
     if weights.shape != r.shape:
         raise ValueError(f"log_weights: got shape {list(weights.shape)}, expected that of rewards, {list(r.shape)}")
     low, high = (_bound(value, rewards, name) for value, name in ((lower, "lower"), (upper, "upper")))
+    # Every condition is written so that a NaN fails it. One look at the outcome: on a GPU each look waits for it.
+    good = (r >= low) & (r <= high) & (weights < torch.inf)
+    good &= (weights.amax(dim=1, keepdim=True) > -torch.inf) & (low < high) & low.isfinite() & high.isfinite()
+    if not bool(good.all()):
+        _explain(r, weights, low, high)
+    return r, weights, low, high
+
+
+def _explain(r: Tensor, weights: Tensor, low: Tensor, high: Tensor) -> None:
+    """Raises the ValueError for the first thing that is wrong with the arguments."""
+    _refuse(~r.isfinite(), r, "rewards", "a finite number")
+    _refuse(~low.isfinite(), low, "lower", "a finite number")
+    _refuse(~high.isfinite(), high, "upper", "a finite number")
     _refuse(weights.isnan() | (weights == torch.inf), weights, "log_weights", "a finite number or -inf")
     _refuse(low >= high, low, "lower", "less than upper")
     _refuse(r < low, r, "rewards", "at least the lower bound of the range")
     _refuse(r > high, r, "rewards", "at most the upper bound of the range")
     _refuse((weights == -torch.inf).all(dim=1, keepdim=True), weights[:, :1], "log_weights", "one weight above zero")
-    return r, weights, low, high
+    raise AssertionError("the arguments are in order")
 
 
 def _bound(value: float | Tensor, rewards: Tensor, name: str) -> Tensor:
@@ -117,8 +117,6 @@ def _bound(value: float | Tensor, rewards: Tensor, name: str) -> Tensor:
         bound = bound.expand(n_groups, 1)
     if bound.shape != (n_groups, 1):
         raise ValueError(f"{name}: got shape {list(bound.shape)}, expected a number or [{n_groups}, 1]")
-    if not bool(bound.isfinite().all()):
-        raise ValueError(f"{name}: got {bound.flatten().tolist()}, expected finite numbers")
     return bound
 
 

@@ -31,10 +31,10 @@ class RewardWatch(L.Callback):
         """Counts groups without variance, and groups that the adjustment changed."""
         if not isinstance(outputs, dict) or "adjusted" not in outputs:
             return
-        rewards, adjusted = outputs["rewards"], outputs["adjusted"]
+        rewards, bounded, adjusted = outputs["rewards"], outputs["bounded"], outputs["adjusted"]
         flat = (rewards == rewards[:, :1]).all(dim=1)
-        span = (rewards.amax() - rewards.amin()).clamp(min=1e-12)
-        changed = ((adjusted - rewards).abs() > 1e-6 * span).any(dim=1)
+        span = (bounded.amax() - bounded.amin()).clamp(min=1e-12)
+        changed = ((adjusted - bounded).abs() > 1e-6 * span).any(dim=1)
         self._steps += 1
         self._groups += len(rewards)
         self._flat += int(flat.sum())

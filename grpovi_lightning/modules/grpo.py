@@ -10,7 +10,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.adjustment import Adjustment, IdentityAdjustment
+from grpovi_lightning.adjustment import (
+    Adjustment,
+    IdentityAdjustment,
+    SequenceWeights,
+    UniformWeights,
+    VarianceIncrease,
+    increase_metrics,
+)
 from grpovi_lightning.advantages import GroupAdvantage
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
@@ -19,7 +26,7 @@ from grpovi_lightning.modules.clock import StepClock
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup
-from grpovi_lightning.modules.step_metrics import rollout_metrics, step_record
+from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics, step_record
 from grpovi_lightning.ops import masked_mean
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
 from grpovi_lightning.rewards import Reward
@@ -47,6 +54,7 @@ class GRPOModule(L.LightningModule):
         adjustment: Adjustment | None = None,
         advantage: GroupAdvantage | None = None,
         loss: PolicyLoss | None = None,
+        counterfactual: VarianceIncrease | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
@@ -64,6 +72,8 @@ class GRPOModule(L.LightningModule):
             adjustment: what happens to the rewards before the advantages; default none (GRPO).
             advantage: adjusted rewards to advantages.
             loss: the policy loss; default `GRPOLoss` without KL penalty.
+            counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
+                Default: the paper's weights where the run loads a reference policy, else uniform weights.
             optimizer: called with the policy's parameters.
             lr_scheduler: called with the optimizer; stepped once per update.
             max_grad_norm: gradients are clipped to this norm.
@@ -84,6 +94,11 @@ class GRPOModule(L.LightningModule):
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
         self.loss = loss or GRPOLoss()
+        self.needs_reference = self.loss.needs_reference or self.adjustment.needs_reference
+        if counterfactual is None:
+            counterfactual = VarianceIncrease(SequenceWeights() if self.needs_reference else UniformWeights())
+        self.counterfactual = counterfactual
+        self.needs_reference |= counterfactual.needs_reference
         self.optimizer, self.lr_scheduler, self.max_grad_norm = optimizer, lr_scheduler, max_grad_norm
         self.seed = seed
         self._check()
@@ -114,11 +129,6 @@ class GRPOModule(L.LightningModule):
         if self.prompts_per_micro_batch is not None and self.prompts_per_micro_batch < 1:
             raise UserError(f"prompts_per_micro_batch: got {self.prompts_per_micro_batch}, expected at least 1")
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether anything reads the reference policy; where nothing does, none is loaded."""
-        return self.loss.needs_reference or self.adjustment.needs_reference
-
     def check_inputs(self) -> None:
         """Raises `UserError` for checkpoints that are not there, before anything is loaded."""
         self.policy_source.check()
@@ -133,6 +143,14 @@ class GRPOModule(L.LightningModule):
             self.reference = self.policy_source.load()
             self.reference.requires_grad_(False).eval()
         self.reward.load(self.policy.tokenizer)
+
+    def on_fit_start(self) -> None:
+        """Says so where the diagnostics cannot use the paper's weights."""
+        if not self.needs_reference:
+            self.print(
+                "adjustment/*: nothing here needs a reference policy, so none is loaded, and what GRPOVI would have "
+                "done is logged for uniform weights; set model.counterfactual to load one for the paper's weights"
+            )
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the policy's parameters, and the schedule."""
@@ -151,19 +169,22 @@ class GRPOModule(L.LightningModule):
             rewards = rollout.grouped(self.reward.total(components))
         with self.clock.phase(keys.STEP_TIME_ADJUSTMENT):
             adjusted = self.adjustment(rewards, rollout)
-            advantages = self.advantage(adjusted.rewards)
+        advantages = self.advantage(adjusted.rewards)
         with self.clock.phase(keys.STEP_TIME_UPDATE):
             updates = [self.update(rollout, advantages.flatten()) for _ in range(self.num_iterations)]
         self.n_tokens += self._sum_over_ranks(rollout.lengths.sum())
         self.train_seconds += self.clock.total_seconds()
-        metrics = rollout_metrics(rollout, rewards, components, self.advantage(rewards), advantages)
-        metrics |= adjusted.metrics | _mean_metrics(updates) | self.clock.seconds
+        increase = adjusted.increase or self.counterfactual.increase(rewards, rollout)
+        tensors = rollout_metrics(rollout, rewards, components, advantages)
+        tensors |= increase_metrics(increase, self.advantage(rewards), self.advantage(increase.adjusted))
+        metrics = as_floats(tensors) | _mean_metrics(updates) | self.clock.seconds
         metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
         log_scalars(self, self._mean_over_ranks(metrics), int(self.n_steps), shown=[keys.REWARD])
         self.n_steps += 1
         return step_record(
             rollout,
             rewards,
+            bounded=rewards if adjusted.increase is None else increase.rewards,
             adjusted=adjusted.rewards,
             advantages=advantages,
             adjustment=type(self.adjustment).__name__,

@@ -2,24 +2,23 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.structures import Rollout
 
 
 def rollout_metrics(
-    rollout: Rollout, rewards: Tensor, components: dict[str, Tensor], raw_advantages: Tensor, advantages: Tensor
-) -> dict[str, float]:
+    rollout: Rollout, rewards: Tensor, components: dict[str, Tensor], advantages: Tensor
+) -> dict[str, Tensor]:
     """Scalars of a training rollout under TRL's names.
 
     Args:
         rollout: B completions.
         rewards: [P, G] raw.
         components: name -> [B].
-        raw_advantages: [P, G] what the advantages would be without an adjustment.
-        advantages: [P, G].
+        advantages: [P, G] that the policy is trained with.
     """
     lengths = rollout.lengths.float()
     spread = rewards.std(dim=1)
@@ -34,13 +33,16 @@ def rollout_metrics(
         keys.COMPLETIONS_CLIPPED_RATIO: rollout.truncated.float().mean(),
         keys.ADVANTAGE_STD: advantages.std(),
         keys.ADVANTAGE_ABS_MEAN: advantages.abs().mean(),
-        keys.ADJUSTMENT_ADVANTAGE_COSINE: cosine_similarity(raw_advantages.flatten(), advantages.flatten(), dim=0),
-        keys.ADJUSTMENT_SIGN_FLIPS: (raw_advantages * advantages < 0).float().mean(),
     }
     for name, values in components.items():
         metrics[keys.rewards_mean(name)] = values.mean()
         metrics[keys.rewards_std(name)] = values.std()
-    return {name: float(value) for name, value in metrics.items()}
+    return metrics
+
+
+def as_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Scalar tensors as numbers, read from the device at once."""
+    return dict(zip(metrics, torch.stack([value.double() for value in metrics.values()]).tolist(), strict=True))
 
 
 def step_record(rollout: Rollout, rewards: Tensor, **training: Any) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def step_record(rollout: Rollout, rewards: Tensor, **training: Any) -> dict[str,
 
     Returns:
         prompts (P texts), completions (B texts), completion_ids and completion_mask [B, T], rewards [P, G];
-        in training also adjusted and advantages [P, G] and adjustment, the name of its class.
+        in training also bounded, the rewards as the adjustment's range let them through, adjusted and advantages,
+        all [P, G], and adjustment, the name of its class.
     """
     return {
         "prompts": list(rollout.prompts.texts),

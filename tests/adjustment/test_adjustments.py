@@ -6,13 +6,16 @@ import torch
 from helpers.exact_adjustment import exact_adjustment
 from helpers.rollouts import rollout_of_logprobs
 
-from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment import (
     FixedRange,
     GroupRange,
     IdentityAdjustment,
+    MergeTies,
+    RangeOnly,
     RunningRange,
     SequenceWeights,
+    SigmoidRange,
+    SplitTies,
     UniformWeights,
     VarianceIncrease,
 )
@@ -35,10 +38,10 @@ def exact():
     )
 
 
-def test_the_identity_returns_the_very_same_rewards_and_nothing_to_log():
+def test_the_identity_returns_the_very_same_rewards():
     rewards = torch.tensor([[0.1, float("inf"), -3.0]])
-    adjusted, metrics = IdentityAdjustment()(rewards, rollout())
-    assert adjusted is rewards and metrics == {}
+    adjusted, increase = IdentityAdjustment()(rewards, rollout())
+    assert adjusted is rewards and increase is None
 
 
 def test_the_variance_increase_weighs_by_the_reference_probability_of_the_sequence_by_default():
@@ -47,36 +50,11 @@ def test_the_variance_increase_weighs_by_the_reference_probability_of_the_sequen
     np.testing.assert_allclose(adjustment(REWARDS, rollout()).rewards.numpy(), exact(), atol=1e-6)
 
 
-def test_what_it_logs_is_what_numpy_finds():
-    metrics = VarianceIncrease(range=FixedRange(0.0, 1.0))(REWARDS, rollout()).metrics
-    raw, after = REWARDS.double().numpy(), exact()
-    weights = np.exp(np.array(LOG_WEIGHTS))
-    weights /= weights.sum(axis=1, keepdims=True)
-
-    def weighted_variance(values):
-        return np.mean([np.cov(row, aweights=w, ddof=0) for row, w in zip(values, weights, strict=True)])
-
-    assert metrics == pytest.approx(
-        {
-            keys.ADJUSTMENT_VARIANCE_BEFORE: weighted_variance(raw),
-            keys.ADJUSTMENT_VARIANCE_AFTER: weighted_variance(after),
-            keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE: np.var(raw, axis=1).mean(),
-            keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER: np.var(after, axis=1).mean(),
-            # The second group has equal rewards, the third sits at the bounds.
-            keys.ADJUSTMENT_FRAC_CHANGED: 1 / 3,
-            keys.ADJUSTMENT_EFFECTIVE_WEIGHTS: np.exp(-(weights * np.log(weights)).sum(axis=1)).mean(),
-            keys.ADJUSTMENT_RANGE_LOWER: 0.0,
-            keys.ADJUSTMENT_RANGE_UPPER: 1.0,
-        },
-        abs=1e-6,
-    )
-    assert metrics[keys.ADJUSTMENT_VARIANCE_AFTER] > metrics[keys.ADJUSTMENT_VARIANCE_BEFORE]
-
-
-def test_a_weight_that_underflows_still_gives_a_finite_entropy():
-    rows = [[0.0], [-3000.0], [-3000.0], [-3000.0]]
-    metrics = VarianceIncrease(range=FixedRange(0.0, 1.0))(REWARDS[:1], rollout_of_logprobs(rows, 4)).metrics
-    assert metrics[keys.ADJUSTMENT_EFFECTIVE_WEIGHTS] == 1.0
+def test_what_it_did_comes_with_the_adjusted_rewards():
+    adjusted, increase = VarianceIncrease(range=FixedRange(0.0, 1.0))(REWARDS, rollout())
+    assert increase.adjusted is adjusted and torch.equal(increase.rewards, REWARDS)
+    torch.testing.assert_close(increase.log_weights, torch.tensor(LOG_WEIGHTS, dtype=torch.float64))
+    assert increase.lower.tolist() == [[0.0]] * 3 and increase.upper.tolist() == [[1.0]] * 3
 
 
 def test_the_running_range_is_the_default_and_travels_in_the_checkpoint():
@@ -85,17 +63,17 @@ def test_the_running_range_is_the_default_and_travels_in_the_checkpoint():
     adjustment(torch.tensor([[-2.0, 6.0]]), rollout_of_logprobs([[0.0], [0.0]], 2))
     resumed = VarianceIncrease(weights=UniformWeights())
     resumed.load_state_dict(adjustment.state_dict())
-    metrics = resumed(torch.tensor([[0.0, 1.0]]), rollout_of_logprobs([[0.0], [0.0]], 2)).metrics
-    assert (metrics[keys.ADJUSTMENT_RANGE_LOWER], metrics[keys.ADJUSTMENT_RANGE_UPPER]) == (-2.0, 6.0)
+    increase = resumed.increase(torch.tensor([[0.0, 1.0]]), rollout_of_logprobs([[0.0], [0.0]], 2))
+    assert (increase.lower.item(), increase.upper.item()) == (-2.0, 6.0)
 
 
 def test_clipped_rewards_are_adjusted_from_where_they_were_clipped_to():
     adjustment = VarianceIncrease(UniformWeights(), FixedRange(0.0, 1.0, clip=True))
     rewards = torch.tensor([[-1.0, 0.5, 0.25, 3.0]])
-    adjusted, metrics = adjustment(rewards, rollout_of_logprobs([[0.0]] * 4, 4))
+    adjusted, increase = adjustment(rewards, rollout_of_logprobs([[0.0]] * 4, 4))
     # 0, 0.5, 0.25 and 1 sum to 1.75: 1, 0.75, 0, 0.
     torch.testing.assert_close(adjusted, torch.tensor([[0.0, 0.75, 0.0, 1.0]]))
-    assert metrics[keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE] == pytest.approx(np.var([0.0, 0.5, 0.25, 1.0]))
+    assert increase.rewards.tolist() == [[0.0, 0.5, 0.25, 1.0]]
     assert rewards.tolist() == [[-1.0, 0.5, 0.25, 3.0]]
 
 
@@ -103,6 +81,38 @@ def test_a_group_range_keeps_the_extremes_and_splits_ties_when_told():
     rewards = torch.tensor([[0.0, 0.5, 0.5, 1.0]])
     flat = rollout_of_logprobs([[0.0]] * 4, 4)
     merged = VarianceIncrease(UniformWeights(), GroupRange())(rewards, flat).rewards
-    split = VarianceIncrease(UniformWeights(), GroupRange(), ties="split")(rewards, flat).rewards
+    split = VarianceIncrease(UniformWeights(), GroupRange(), SplitTies())(rewards, flat).rewards
     torch.testing.assert_close(merged, rewards)
     torch.testing.assert_close(split, torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("merge", MergeTies), ("split", SplitTies)])
+def test_ties_may_be_named_or_given(name, expected):
+    assert type(VarianceIncrease(ties=name).ties) is expected
+    assert type(VarianceIncrease(ties=expected()).ties) is expected
+    assert type(VarianceIncrease().ties) is MergeTies
+
+
+def test_a_name_that_stands_for_no_treatment_of_ties_is_refused_when_it_is_made():
+    with pytest.raises(ValueError, match="ties: got 'random', expected 'merge' or 'split'"):
+        VarianceIncrease(ties="random")
+
+
+def test_a_sigmoid_range_adjusts_the_bent_rewards_and_keeps_the_dtype():
+    adjustment = VarianceIncrease(UniformWeights(), SigmoidRange(centre=1.0, scale=2.0))
+    rewards = torch.tensor([[3.0, 1.0, -5.0, 2.0]])
+    adjusted, increase = adjustment(rewards, rollout_of_logprobs([[0.0]] * 4, 4))
+    bent = 1 / (1 + np.exp(-(rewards.double().numpy() - 1.0) / 2.0))
+    np.testing.assert_allclose(increase.rewards.numpy(), bent, rtol=1e-14)
+    assert adjusted.dtype == torch.float32
+    expected = [float(z) for z in exact_adjustment(bent[0], [1, 1, 1, 1], 0, 1)]
+    np.testing.assert_allclose(adjusted[0].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("range_", [SigmoidRange(0.0, 1.0), FixedRange(0.0, 1.0, clip=True), RunningRange()])
+def test_range_only_does_what_the_range_does_and_nothing_more(range_):
+    rewards = torch.tensor([[-1.0, 0.5, 0.25, 3.0]])
+    adjusted, increase = RangeOnly(range_)(rewards, rollout_of_logprobs([[0.0]] * 4, 4))
+    assert increase is None and adjusted.dtype == rewards.dtype
+    torch.testing.assert_close(adjusted, range_(rewards)[0].float())
+    assert isinstance(range_, RunningRange) == torch.equal(adjusted, rewards)

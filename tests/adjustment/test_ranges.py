@@ -1,8 +1,11 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from helpers.two_processes import run_in_two_processes
 
-from grpovi_lightning.adjustment import FixedRange, GroupRange, RunningRange, increase_variance
+from grpovi_lightning.adjustment import FixedRange, GroupRange, RunningRange, SigmoidRange, increase_variance
 from grpovi_lightning.errors import UserError
 
 REWARDS = torch.tensor([[0.25, 0.5, 0.75], [-1.0, 0.0, 2.0]])
@@ -107,3 +110,70 @@ def test_two_ranks_share_one_running_range(tmp_path):
     run_in_two_processes(_widen, tmp_path)
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt") == [(-4.0, 1.0), (-4.0, 9.0)]
+
+
+def test_a_sigmoid_range_bends_into_0_and_1_and_keeps_the_order_of_distant_rewards():
+    rewards = torch.tensor([[-30.0, 0.0, 2.0, 30.0]])
+    bent, lower, upper = SigmoidRange(centre=0.0, scale=1.0)(rewards)
+    assert bent.dtype == torch.float64 and (lower.item(), upper.item()) == (0.0, 1.0)
+    expected = [1 / (1 + math.exp(-value)) for value in rewards[0].tolist()]
+    assert bent[0].tolist() == pytest.approx(expected, rel=1e-14)
+    assert 0.0 < bent[0, 0] < bent[0, 1] < bent[0, 2] < bent[0, 3] < 1.0
+
+
+def test_a_sigmoid_range_is_fitted_to_the_first_batch_and_stays():
+    sigmoid = SigmoidRange()
+    sigmoid(REWARDS)
+    assert sigmoid.centre.item() == pytest.approx(np.mean(REWARDS.numpy()))
+    assert sigmoid.scale.item() == pytest.approx(np.std(REWARDS.numpy()))
+    bent, _, _ = sigmoid(torch.tensor([[100.0, sigmoid.centre.item()]]))
+    assert sigmoid.centre.item() == pytest.approx(np.mean(REWARDS.numpy()))
+    assert bent[0, 1].item() == pytest.approx(0.5, abs=1e-7)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e9, -3e10])
+def test_a_sigmoid_range_waits_for_a_batch_with_spread(value):
+    sigmoid = SigmoidRange()
+    bent, lower, upper = sigmoid(torch.full((3, 7), value))
+    assert (bent == 0.5).all() and (lower < bent).all() and (bent < upper).all()
+    assert sigmoid.scale.isnan()
+    sigmoid(torch.tensor([[value, 2 * value]]))
+    assert sigmoid.scale.item() == pytest.approx(abs(value) / 2, rel=1e-6)
+
+
+def test_a_sigmoid_range_goes_on_from_its_checkpoint():
+    before = SigmoidRange()
+    before(REWARDS)
+    after = SigmoidRange()
+    after.load_state_dict(before.state_dict())
+    batch = torch.tensor([[5.0, 7.0]])
+    assert torch.equal(after(batch)[0], before(batch)[0])
+
+
+@pytest.mark.parametrize(
+    ("centre", "scale", "message"),
+    [
+        (1.0, None, "give both, or none"),
+        (None, 1.0, "give both, or none"),
+        (0.0, 0.0, "scale above 0"),
+        (0.0, -1.0, "scale above 0"),
+        (math.nan, 1.0, "expected finite numbers"),
+        (0.0, math.inf, "expected finite numbers"),
+    ],
+)
+def test_a_sigmoid_that_is_none_is_refused_when_it_is_made(centre, scale, message):
+    with pytest.raises(UserError, match=message):
+        SigmoidRange(centre, scale)
+
+
+def _fit(rank, folder):
+    sigmoid = SigmoidRange()
+    sigmoid(REWARDS[rank : rank + 1])
+    torch.save((sigmoid.centre.item(), sigmoid.scale.item()), f"{folder}/{rank}.pt")
+
+
+def test_two_ranks_fit_one_sigmoid(tmp_path):
+    run_in_two_processes(_fit, tmp_path)
+    for rank in (0, 1):
+        expected = np.mean(REWARDS.numpy()), np.std(REWARDS.numpy())
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected)

@@ -8,6 +8,7 @@ import torch
 from modules.grpo_runs import binary, graded, grpo, identical, prompt_data, scalars, train, weights
 from transformers import AutoModelForCausalLM
 
+from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment import IdentityAdjustment, VarianceIncrease
 from grpovi_lightning.adjustment.ranges import FixedRange
 from grpovi_lightning.adjustment.weights import UniformWeights
@@ -179,8 +180,6 @@ class TestMetrics:
                 "num_tokens": tokens,
                 "learning_rate": 3e-3 * 0.5**step,
                 "clip_ratio/region_mean": 0.0,
-                "adjustment/sign_flips": 0.0,
-                "adjustment/advantage_cosine": 1.0,
             }
             for tag, value in expected.items():
                 assert logged[tag][step] == pytest.approx(value, rel=1e-5, abs=1e-6), (tag, step)
@@ -248,6 +247,46 @@ class TestMetrics:
         two, three = scalars(tmp_path / "two"), scalars(tmp_path / "three")
         for tag in (tag for tag in two if tag.startswith("eval/")):
             assert three[tag] == pytest.approx(two[tag], rel=1e-5, abs=1e-7), tag
+
+    def test_every_run_logs_all_that_a_variance_increase_does_or_would_do(self, policy_folder, tmp_path):
+        for name, adjustment in (("grpo", None), ("grpovi", VarianceIncrease(UniformWeights()))):
+            train(grpo(policy_folder, adjustment=adjustment), tmp_path / name, 1)
+        plain, increased = (scalars(tmp_path / name) for name in ("grpo", "grpovi"))
+        tags = {tag for tag in plain if tag.startswith("adjustment/")}
+        assert tags == {tag for tag in increased if tag.startswith("adjustment/")}
+        assert tags == {value for name, value in vars(keys).items() if name.startswith("ADJUSTMENT_")}
+
+    def test_a_grpo_run_logs_what_grpovi_would_have_done_to_its_first_rollout(self, policy_folder, tmp_path):
+        # Both arms start from the same completions, so at step 0 the two say the same, and GRPO trains on.
+        settings = {"loss": GRPOLoss(beta=0.04), "advantage": GroupAdvantage("none")}
+        plain = train(grpo(policy_folder, **settings), tmp_path / "grpo", 2)
+        train(grpo(policy_folder, adjustment=VarianceIncrease(), **settings), tmp_path / "grpovi", 2)
+        first, second = (
+            {tag: values[0] for tag, values in scalars(tmp_path / name).items() if tag.startswith("adjustment/")}
+            for name in ("grpo", "grpovi")
+        )
+        assert first == second
+        assert first["adjustment/frac_groups_changed"] > 0 and first["adjustment/advantage_cosine"] < 1
+        assert first["adjustment/variance_after"] > first["adjustment/variance_before"]
+        assert torch.equal(plain.outputs[0]["adjusted"], plain.outputs[0]["rewards"])
+
+    def test_the_counterfactual_of_the_yaml_is_the_one_that_is_logged(self, policy_folder, tmp_path):
+        counterfactual = VarianceIncrease(UniformWeights(), FixedRange(-5.0, 7.0))
+        train(grpo(policy_folder, counterfactual=counterfactual), tmp_path, 1)
+        logged = scalars(tmp_path)
+        assert (logged["adjustment/range_lower"][0], logged["adjustment/range_upper"][0]) == (-5.0, 7.0)
+        assert logged["adjustment/effective_weights"][0] == pytest.approx(4.0)
+
+    def test_without_a_reference_uniform_weights_are_logged_and_said(self, policy_folder, tmp_path, capsys):
+        module = grpo(policy_folder, loss=GRPOLoss(beta=0.0))
+        train(module, tmp_path / "without", 1)
+        assert module.reference is None and "logged for uniform weights" in capsys.readouterr().out
+        assert scalars(tmp_path / "without")["adjustment/effective_weights"][0] == pytest.approx(4.0)
+
+        module = grpo(policy_folder, loss=GRPOLoss(beta=0.0), counterfactual=VarianceIncrease())
+        train(module, tmp_path / "with", 1)
+        assert module.reference is not None and "uniform" not in capsys.readouterr().out
+        assert scalars(tmp_path / "with")["adjustment/effective_weights"][0] < 3.99
 
     def test_the_variance_increase_logs_its_own_scalars(self, policy_folder, tmp_path):
         train(grpo(policy_folder, adjustment=VarianceIncrease(UniformWeights())), tmp_path, 2)

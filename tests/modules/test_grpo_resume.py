@@ -89,7 +89,11 @@ def test_the_frozen_models_are_not_in_the_checkpoint(policy_folder, reward_folde
 
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
-    expected = {k for k in module.state_dict() if k.startswith(("policy.", "adjustment.", "n_", "train_seconds"))}
+    expected = {
+        k
+        for k in module.state_dict()
+        if k.startswith(("policy.", "adjustment.", "counterfactual.", "n_", "train_seconds"))
+    }
     assert saved.keys() == expected
     assert any(k.startswith("reference.") for k in module.state_dict())
     assert any(k.startswith("reward.") for k in module.state_dict())

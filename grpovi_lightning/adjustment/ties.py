@@ -1,0 +1,79 @@
+"""What happens to equal rewards of a group."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sums(NamedTuple):
+    """What the closed form reads for each completion, in descending order of reward, [P, G] each.
+
+    Attributes:
+        log_below: log of A, the share of the mean that lies at and below it.
+        log_above: log of B, what the completions above it lack to the upper bound.
+        log_weight: log of its weight.
+    """
+
+    log_below: Tensor
+    log_above: Tensor
+    log_weight: Tensor
+
+
+class Ties(ABC):
+    """Sums of single completions -> sums of the atoms that get one value each."""
+
+    @abstractmethod
+    def __call__(self, rewards: Tensor, sums: Sums) -> Sums:
+        """Takes rewards [P, G] in descending order, and the sums that go with them."""
+
+
+class SplitTies(Ties):
+    """The paper's model: every completion is its own, so two equal rewards may get different values.
+
+    Among equal rewards the one that was sampled first gets the higher value.
+    """
+
+    def __call__(self, rewards: Tensor, sums: Sums) -> Sums:
+        """The sums as they are."""
+        return sums
+
+
+class MergeTies(Ties):
+    """Equal rewards are one atom with the summed weight, and get one value. A departure from the paper."""
+
+    def __call__(self, rewards: Tensor, sums: Sums) -> Sums:
+        """Gives every member of a run of equal rewards the sums at the run's start and the run's weight."""
+        starts = torch.ones_like(rewards, dtype=torch.bool)
+        starts[:, 1:] = rewards[:, 1:] != rewards[:, :-1]
+        if bool(starts.all()):
+            return sums
+        run = starts.long().cumsum(dim=1) - 1
+        positions = torch.arange(rewards.shape[1], device=rewards.device).expand_as(run)
+        first = torch.where(starts, positions, 0).cummax(dim=1).values
+
+        log_weight = sums.log_weight
+        largest = torch.full_like(log_weight, -torch.inf).scatter_reduce(1, run, log_weight, "amax")
+        shift = largest.gather(1, run).nan_to_num(neginf=0.0)
+        total = torch.zeros_like(log_weight).scatter_add(1, run, (log_weight - shift).exp())
+        return Sums(
+            sums.log_below.gather(1, first), sums.log_above.gather(1, first), total.gather(1, run).log() + shift
+        )
+
+
+TiesName = Literal["merge", "split"]
+_BY_NAME: dict[str, type[Ties]] = {"merge": MergeTies, "split": SplitTies}
+
+
+def ties_of(ties: Ties | str) -> Ties:
+    """The object that a short name stands for.
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    if isinstance(ties, Ties):
+        return ties
+    if ties not in _BY_NAME:
+        raise ValueError(f"ties: got {ties!r}, expected {' or '.join(map(repr, _BY_NAME))}")
+    return _BY_NAME[ties]()

@@ -1,0 +1,109 @@
+"""What is logged of a variance increase, against NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.adjustment import Increase, increase_metrics, increase_variance
+
+REWARDS = torch.tensor([[0.25, 0.5, 0.75, 0.5], [0.125, 0.125, 0.125, 0.125], [0.0, 1.0, 1.0, 0.0]])
+LOG_WEIGHTS = torch.tensor([[-1.0, -2.0, -0.5, -3.0], [-1.0, -1.0, -2.0, -2.0], [-5.0, -1.0, -2.0, -40.0]]).double()
+
+
+def increase(rewards=REWARDS, log_weights=LOG_WEIGHTS, lower=0.0, upper=1.0, adjusted=None) -> Increase:
+    if adjusted is None:
+        adjusted = increase_variance(rewards, log_weights, lower=lower, upper=upper)
+    bounds = (torch.full((len(rewards), 1), value) for value in (lower, upper))
+    return Increase(rewards, adjusted, log_weights, *bounds)
+
+
+def centred(rewards):
+    return rewards - rewards.mean(dim=1, keepdim=True)
+
+
+def metrics_of(item: Increase) -> dict[str, float]:
+    found = increase_metrics(item, centred(item.rewards), centred(item.adjusted))
+    return {name: value.item() for name, value in found.items()}
+
+
+def test_what_is_logged_is_what_numpy_finds():
+    item = increase()
+    raw, after = item.rewards.double().numpy(), item.adjusted.double().numpy()
+    weights = np.exp(LOG_WEIGHTS.numpy())
+    weights /= weights.sum(axis=1, keepdims=True)
+    first, second = (values - values.mean(axis=1, keepdims=True) for values in (raw, after))
+
+    def weighted_variance(values):
+        return np.mean([np.cov(row, aweights=w, ddof=0) for row, w in zip(values, weights, strict=True)])
+
+    metrics = metrics_of(item)
+    assert metrics == pytest.approx(
+        {
+            keys.ADJUSTMENT_VARIANCE_BEFORE: weighted_variance(raw),
+            keys.ADJUSTMENT_VARIANCE_AFTER: weighted_variance(after),
+            keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE: np.var(raw, axis=1).mean(),
+            keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER: np.var(after, axis=1).mean(),
+            # The second group has equal rewards, the third sits at the bounds.
+            keys.ADJUSTMENT_FRAC_CHANGED: 1 / 3,
+            keys.ADJUSTMENT_FRAC_ZERO_VARIANCE: 1 / 3,
+            keys.ADJUSTMENT_EFFECTIVE_WEIGHTS: np.exp(-(weights * np.log(weights)).sum(axis=1)).mean(),
+            keys.ADJUSTMENT_RANGE_LOWER: 0.0,
+            keys.ADJUSTMENT_RANGE_UPPER: 1.0,
+            keys.ADJUSTMENT_ADVANTAGE_COSINE: (first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()),
+            keys.ADJUSTMENT_SIGN_FLIPS: np.mean(np.sign(first) * np.sign(second) < 0),
+            keys.ADJUSTMENT_RESIDUAL_MEAN: 0.0,
+            keys.ADJUSTMENT_RESIDUAL_BOUNDS: 0.0,
+            keys.ADJUSTMENT_RESIDUAL_ORDER: 0.0,
+        },
+        abs=1e-6,
+    )
+    assert metrics[keys.ADJUSTMENT_VARIANCE_AFTER] > metrics[keys.ADJUSTMENT_VARIANCE_BEFORE]
+
+
+def test_a_weight_that_underflows_still_gives_a_finite_entropy_and_no_variance():
+    metrics = metrics_of(increase(REWARDS[:1], torch.tensor([[0.0, -3000.0, -3000.0, -torch.inf]]).double()))
+    assert metrics[keys.ADJUSTMENT_EFFECTIVE_WEIGHTS] == 1.0
+    assert metrics[keys.ADJUSTMENT_FRAC_ZERO_VARIANCE] == 1.0
+
+
+def test_each_broken_constraint_shows_in_its_own_residual_as_a_share_of_the_range():
+    rewards = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]]).double()
+    uniform = torch.zeros(2, 4).double()
+
+    def residuals(second_group):
+        adjusted = torch.tensor([[0.0, 1.0, 2.0, 3.0], second_group]).double()
+        metrics = metrics_of(increase(rewards, uniform, -1.0, 4.0, adjusted))
+        return [
+            metrics[key]
+            for key in (keys.ADJUSTMENT_RESIDUAL_MEAN, keys.ADJUSTMENT_RESIDUAL_BOUNDS, keys.ADJUSTMENT_RESIDUAL_ORDER)
+        ]
+
+    assert residuals([0.0, 1.0, 2.0, 3.0]) == pytest.approx([0.0, 0.0, 0.0])
+    assert residuals([0.0, 1.0, 2.0, 3.5]) == pytest.approx([0.125 / 5, 0.0, 0.0])
+    assert residuals([0.0, 0.0, 1.0, 5.0]) == pytest.approx([0.0, 1.0 / 5, 0.0])
+    assert residuals([-1.5, 2.0, 2.5, 3.0]) == pytest.approx([0.0, 0.5 / 5, 0.0])
+    assert residuals([0.5, 0.0, 2.5, 3.0]) == pytest.approx([0.0, 0.0, 0.5 / 5])
+
+
+def test_a_bound_that_the_dtype_cannot_hold_shows_as_a_residual_of_its_resolution():
+    rewards = torch.rand(64, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    metrics = metrics_of(increase(rewards, torch.zeros(64, 8).double()))
+    assert 1e-5 < metrics[keys.ADJUSTMENT_RESIDUAL_MEAN] < torch.finfo(torch.bfloat16).eps
+    assert metrics[keys.ADJUSTMENT_RESIDUAL_BOUNDS] == metrics[keys.ADJUSTMENT_RESIDUAL_ORDER] == 0.0
+
+
+def test_advantages_that_stay_the_same_have_cosine_1_also_when_all_are_zero():
+    assert metrics_of(increase(REWARDS[1:], LOG_WEIGHTS[1:]))[keys.ADJUSTMENT_ADVANTAGE_COSINE] == 1.0
+    assert metrics_of(increase(REWARDS[1:2], LOG_WEIGHTS[1:2]))[keys.ADJUSTMENT_ADVANTAGE_COSINE] == 1.0
+
+
+def test_sign_flips_count_completions_that_cross_the_mean_but_not_those_that_reach_it():
+    item = increase(REWARDS[:1], LOG_WEIGHTS[:1])
+    flips = increase_metrics(item, torch.tensor([[1.0, -1.0, 1.0, 1e-30]]), torch.tensor([[1.0, 1.0, 0.0, -1e-30]]))
+    assert flips[keys.ADJUSTMENT_SIGN_FLIPS].item() == 0.5
+
+
+def test_a_group_of_one_has_no_order_to_break():
+    metrics = metrics_of(increase(torch.tensor([[0.5]]), torch.zeros(1, 1).double()))
+    assert metrics[keys.ADJUSTMENT_RESIDUAL_ORDER] == 0.0
