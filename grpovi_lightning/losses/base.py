@@ -1,4 +1,4 @@
-"""The contract of a policy loss and the pieces that its members share."""
+"""The contract of a policy loss, and everything that does not depend on which one it is."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -8,24 +8,51 @@ from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.ops import masked_mean
+from grpovi_lightning.losses.kl import K3, MAX_LOG_RATIO, KLEstimator, k3_divergence
+from grpovi_lightning.ops import masked_mean, masked_sum
 
 
 class LossOutput(NamedTuple):
-    """The loss to differentiate, and per-token means to log, each a detached scalar tensor."""
+    """The loss to differentiate, and detached scalar tensors to log.
+
+    The metrics are means over the tokens of this call, where a loss says nothing else, and 0 where there are none; to
+    join several calls, weight them by their token counts.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
-class PolicyLoss(ABC):
-    """Advantages and log-probabilities -> loss."""
+class Surrogate(NamedTuple):
+    """Per token, what is minimised to raise the advantage, [B, T]; and scalars to log about it."""
 
-    def __init__(self, beta: float = 0.0) -> None:
-        """Takes `beta`, the coefficient of the KL penalty, at least 0."""
+    token_loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class PolicyLoss(ABC):
+    """Advantages and log-probabilities -> loss.
+
+        total( surrogate * sampling_weight + beta * kl ) / denominator
+
+    A new loss is a file with a subclass: it says what the `surrogate` of a token is and, if it differs from the mean
+    over tokens, how token losses are added up (`total`) and what the sum is divided by (`denominator`).
+
+    The denominator is apart from the sum so that micro-batches and ranks can share that of the whole batch. It is
+    therefore a plain count: one that is added over ranks, and that may be 0.
+    """
+
+    def __init__(self, beta: float = 0.0, kl: KLEstimator | None = None) -> None:
+        """Takes the KL penalty.
+
+        Args:
+            beta: its coefficient, at least 0; 0 needs no reference model.
+            kl: what is penalised; default `K3`. The metric `kl` is the mean of k3 whatever stands here.
+        """
         if not 0.0 <= beta < float("inf"):
             raise UserError(f"beta: got {beta}, expected a finite number of at least 0")
         self.beta = beta
+        self.kl = kl or K3()
 
     @property
     def needs_reference(self) -> bool:
@@ -33,6 +60,36 @@ class PolicyLoss(ABC):
         return self.beta > 0
 
     @abstractmethod
+    def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
+        """The loss of each token, before the KL penalty.
+
+        Args:
+            logprobs: [B, T] of the current policy, with gradient; 0 where masked.
+            log_ratio: [B, T] logprobs - old_logprobs, at most `MAX_LOG_RATIO`, with gradient; 0 where masked.
+            advantages: [B, 1].
+            mask: [B, T] bool.
+        """
+
+    def total(self, token_loss: Tensor, mask: Tensor) -> Tensor:
+        """What the denominator divides, a scalar; here the sum over tokens. Both arguments [B, T]."""
+        return masked_sum(token_loss, mask)
+
+    def denominator(self, completion_mask: Tensor, rollout_mask: Tensor | None = None) -> Tensor:
+        """What the total is divided by; here the mean number of tokens in as many sequences of the rollout.
+
+        Args:
+            completion_mask: [B, T] bool, the sequences of one optimiser step.
+            rollout_mask: [B', T'] bool, all sequences that were sampled together with them. Where several optimiser
+                steps share a rollout, each counts its share of the rollout's tokens, so that a token weighs the same
+                in all of them. None: these are all.
+
+        Returns:
+            a float32 scalar; 0 where nothing is to be counted.
+        """
+        if rollout_mask is None or len(rollout_mask) == 0:
+            return completion_mask.sum().float()
+        return rollout_mask.sum().float() * (len(completion_mask) / len(rollout_mask))
+
     def __call__(
         self,
         logprobs: Tensor,
@@ -41,8 +98,11 @@ class PolicyLoss(ABC):
         completion_mask: Tensor,
         ref_logprobs: Tensor | None = None,
         denominator: Tensor | float | None = None,
+        sampling_weights: Tensor | None = None,
     ) -> LossOutput:
-        """Computes the loss of some of the sequences of a batch.
+        """Computes the loss of some of the sequences of a batch, in float32 or better.
+
+        Only `logprobs` gets a gradient. What stands at masked positions is never read.
 
         Args:
             logprobs: [B, T] of the current policy, with gradient.
@@ -50,47 +110,66 @@ class PolicyLoss(ABC):
             advantages: [B].
             completion_mask: [B, T] bool.
             ref_logprobs: [B, T] of the reference policy; needed when beta > 0.
-            denominator: what the sum is divided by; pass the whole batch's when these are only a part of
-                it, so that splitting does not change the gradient. None: that of these sequences.
+            denominator: what the total is divided by; pass the whole batch's when these are only a part of it, so
+                that splitting does not change the gradient. None: that of these sequences.
+            sampling_weights: [B, T], factors of the surrogate (not of the KL penalty) that correct for samples
+                from a slightly different policy than `old_logprobs`. None: 1.
+
+        Raises:
+            ValueError: shapes that differ, or no reference where one is needed.
         """
+        if self.beta > 0 and ref_logprobs is None:
+            raise ValueError(f"ref_logprobs: got None, expected [B, T] because beta is {self.beta}")
+        _check_shapes(logprobs, old_logprobs, advantages, completion_mask, ref_logprobs, sampling_weights)
+        mask = completion_mask.bool()
+        dtype = torch.promote_types(logprobs.dtype, torch.float32)
+
+        def filled(values: Tensor) -> Tensor:
+            return torch.where(mask, values.to(dtype), 0.0)
+
+        logprobs = filled(logprobs)
+        log_ratio = (logprobs - filled(old_logprobs.detach())).clamp(max=MAX_LOG_RATIO)
+        token_loss, metrics = self.surrogate(logprobs, log_ratio, advantages.detach().to(dtype)[:, None], mask)
+        if sampling_weights is not None:
+            token_loss = token_loss * filled(sampling_weights.detach())
+        if ref_logprobs is not None:
+            ref_logprobs = filled(ref_logprobs.detach())
+            metrics = metrics | {keys.KL: masked_mean(k3_divergence(logprobs.detach(), ref_logprobs), mask)}
+            if self.beta > 0:
+                token_loss = token_loss + self.beta * self.kl(logprobs, ref_logprobs)
+        count = torch.as_tensor(self.denominator(mask) if denominator is None else denominator)
+        if count.ndim > 0:
+            raise ValueError(f"denominator: got shape {list(count.shape)}, expected a scalar")
+        total = self.total(token_loss, mask)
+        count = count.to(total)
+        # Nothing to count is nothing to add: 0 / 1.
+        return LossOutput(total / torch.where(count == 0, 1.0, count), metrics)
 
 
-def clipped_ratio_loss(
-    log_ratio: Tensor, advantages: Tensor, epsilon: float, epsilon_high: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A), per token.
-
-    Args:
-        log_ratio: [B, T], zero where masked.
-        advantages: [B, 1] or [B, T].
-        epsilon: lower clip range.
-        epsilon_high: upper clip range.
-
-    Returns:
-        (loss [B, T], clipped low [B, T] bool, clipped high [B, T] bool); clipped means that the
-        gradient is cut off there.
-    """
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1.0 - epsilon, 1.0 + epsilon_high)
-    low = (ratio < 1.0 - epsilon) & (advantages < 0)
-    high = (ratio > 1.0 + epsilon_high) & (advantages > 0)
-    return -torch.minimum(ratio * advantages, clipped * advantages), low, high
-
-
-def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """exp(ref - lp) - (ref - lp) - 1: unbiased, non-negative estimate of KL(policy || reference) per token.
-
-    J. Schulman, "Approximating KL divergence" (2020), the estimator k3. [B, T] -> [B, T], nats.
-    """
-    difference = ref_logprobs - logprobs
-    # expm1 keeps the digits that exp(x) - 1 loses where the policies hardly differ.
-    return difference.expm1() - difference
-
-
-def clip_metrics(low: Tensor, high: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """TRL's clip ratios: share of tokens whose ratio is clipped below, above, or either."""
-    return {
-        keys.CLIP_RATIO_LOW_MEAN: masked_mean(low.float(), mask),
-        keys.CLIP_RATIO_HIGH_MEAN: masked_mean(high.float(), mask),
-        keys.CLIP_RATIO_REGION_MEAN: masked_mean((low | high).float(), mask),
+def _check_shapes(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    ref_logprobs: Tensor | None,
+    sampling_weights: Tensor | None,
+) -> None:
+    """Nothing is broadcast: a [B, 1] where [B, T] is meant would be a silent error."""
+    if logprobs.ndim != 2:
+        raise ValueError(f"logprobs: got shape {list(logprobs.shape)}, expected [B, T]")
+    per_token = {
+        "old_logprobs": old_logprobs,
+        "completion_mask": completion_mask,
+        "ref_logprobs": ref_logprobs,
+        "sampling_weights": sampling_weights,
     }
+    for name, tensor in per_token.items():
+        if tensor is not None and tensor.shape != logprobs.shape:
+            raise ValueError(
+                f"{name}: got shape {list(tensor.shape)}, expected that of logprobs, {list(logprobs.shape)}"
+            )
+    if advantages.shape != logprobs.shape[:1]:
+        raise ValueError(
+            f"advantages: got shape {list(advantages.shape)}, expected one a sequence, [{len(logprobs)}], "
+            f"for logprobs of shape {list(logprobs.shape)}"
+        )

@@ -55,3 +55,78 @@ def grpo_loss(lp, old, advantage, mask, epsilon=0.2, epsilon_high=None, beta=0.0
             total += loss * share
             gradient[b, t] = slope * share
     return total, gradient
+
+
+# The whole family. What differs between its members is told in words of the papers, not of the classes.
+
+KL_TERMS = {
+    # name: (value, derivative by lp)
+    "k1": (lambda lp, ref: lp - ref, lambda lp, ref: 1.0),
+    "k2": (lambda lp, ref: 0.5 * (lp - ref) ** 2, lambda lp, ref: lp - ref),
+    "k3": (k3, lambda lp, ref: 1 - math.exp(ref - lp)),
+}
+
+
+def clipped(rho, advantage, epsilon, epsilon_high, delta=math.inf):
+    """(loss, its derivative by log rho) of -min(min(rho, delta) A, clip(rho) A)."""
+    raw, inside = min(rho, delta), min(max(rho, 1 - epsilon), 1 + epsilon_high)
+    if raw * advantage <= inside * advantage:
+        return -raw * advantage, -rho * advantage if rho < delta else 0.0
+    return -inside * advantage, 0.0  # the constant end of the clip range
+
+
+def policy_loss(
+    family,
+    lp,
+    old,
+    advantage,
+    mask,
+    ref=None,
+    weights=None,
+    denominator=None,
+    *,
+    beta=0.0,
+    kl="k3",
+    epsilon=0.2,
+    epsilon_high=None,
+    delta=math.inf,
+    max_completion_length=None,
+):
+    """(loss, gradient [B, T]) of one of grpo, bnpo, dapo, dr_grpo, gspo, cispo over a batch that is a whole rollout.
+
+    lp, old, ref, weights: [B][T] numbers; advantage: [B]; mask: [B][T] bools. epsilon_high None is epsilon.
+    """
+    n_rows, length = np.shape(mask)
+    high = epsilon if epsilon_high is None else epsilon_high
+    rows = [[t for t in range(length) if mask[b][t]] for b in range(n_rows)]
+    n_tokens = sum(len(kept) for kept in rows)
+    total, gradient = 0.0, np.zeros((n_rows, length))
+    for b, kept in enumerate(rows):
+        if family in ("grpo", "gspo"):
+            share = 1 / max(len(kept), 1) / (denominator or n_rows)
+        elif family == "dr_grpo":
+            share = 1 / (denominator or n_rows * max_completion_length)
+        else:
+            share = 1 / (denominator or max(n_tokens, 1))
+        # exp of the mean log ratio is the geometric mean of the ratios
+        mean_ratio = math.prod(math.exp(lp[b][t] - old[b][t]) ** (1 / len(kept)) for t in kept)
+        for t in kept:
+            weight = 1.0 if weights is None else weights[b][t]
+            if family == "cispo":
+                factor = min(math.exp(lp[b][t] - old[b][t]), high)
+                total += share * weight * -factor * advantage[b] * lp[b][t]
+                gradient[b, t] += share * weight * -factor * advantage[b]
+            elif family == "gspo":
+                loss, slope = clipped(mean_ratio, advantage[b], epsilon, high, delta)
+                total += share * weight * loss
+                for other in kept:  # the shared ratio moves with every token of the sequence
+                    gradient[b, other] += share * weight * slope / len(kept)
+            else:
+                loss, slope = clipped(math.exp(lp[b][t] - old[b][t]), advantage[b], epsilon, high, delta)
+                total += share * weight * loss
+                gradient[b, t] += share * weight * slope
+            if beta:
+                value, derivative = KL_TERMS[kl]
+                total += share * beta * value(lp[b][t], ref[b][t])
+                gradient[b, t] += share * beta * derivative(lp[b][t], ref[b][t])
+    return total, gradient

@@ -1,0 +1,70 @@
+"""The clipped surrogate of PPO, which most of the family share."""
+
+import torch
+from torch import Tensor
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.losses.base import PolicyLoss, Surrogate
+from grpovi_lightning.losses.kl import KLEstimator
+from grpovi_lightning.ops import masked_mean
+
+
+class ClippedLoss(PolicyLoss):
+    """-min(min(rho, delta) A, clip(rho, 1 - epsilon, 1 + epsilon_high) A), with rho = exp(logprob - old_logprob).
+
+    With one update per rollout rho is 1 and the gradient is that of -A log pi.
+
+    The clip holds back good tokens that grew and bad ones that shrank. A bad token that grew is not clipped, and
+    rho can be anything there; `delta` caps it (two-sided clipping: INTELLECT-2, arXiv 2505.07291).
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.0,
+        epsilon: float = 0.2,
+        epsilon_high: float | None = None,
+        delta: float | None = None,
+        kl: KLEstimator | None = None,
+    ) -> None:
+        """Takes TRL's hyper-parameters.
+
+        Args:
+            beta: coefficient of the KL penalty; 0 needs no reference model.
+            epsilon: lower clip range.
+            epsilon_high: upper clip range; None is `epsilon`.
+            delta: largest ratio of tokens with negative advantage, above 1 + epsilon_high; None is no cap.
+            kl: the estimator that is penalised; default `K3`.
+        """
+        super().__init__(beta, kl)
+        high = epsilon if epsilon_high is None else epsilon_high
+        if not (0 < epsilon <= 1 and high > 0):
+            raise UserError(
+                f"clip range: got epsilon {epsilon}, epsilon_high {high}; expected 0 < epsilon <= 1, both > 0"
+            )
+        if delta is not None and not delta > 1 + high:
+            # Negative advantages would be capped at 1 + epsilon_high all the same.
+            raise UserError(
+                f"delta: got {delta}, expected above 1 + epsilon_high = {1 + high:g}; a smaller cap cannot take effect "
+                "on the negative advantages that it is for; raise it or leave it out"
+            )
+        self.epsilon, self.epsilon_high, self.delta = epsilon, high, delta
+
+    def importance(self, log_ratio: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What is clipped: (log ratios, which of them count); here one a token, both [B, T]."""
+        return log_ratio, mask
+
+    def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
+        """See `PolicyLoss`. Clip ratios as TRL counts them: of what `delta` caps, nothing."""
+        log_importance, counted = self.importance(log_ratio, mask)
+        ratio = log_importance.exp()
+        lower, upper = 1.0 - self.epsilon, 1.0 + self.epsilon_high
+        raw = ratio if self.delta is None else ratio.clamp(max=self.delta)
+        token_loss = -torch.minimum(raw * advantages, ratio.clamp(lower, upper) * advantages)
+        low, high = (ratio < lower) & (advantages < 0), (ratio > upper) & (advantages > 0)
+        metrics = {
+            keys.CLIP_RATIO_LOW_MEAN: masked_mean(low.float(), counted),
+            keys.CLIP_RATIO_HIGH_MEAN: masked_mean(high.float(), counted),
+            keys.CLIP_RATIO_REGION_MEAN: masked_mean((low | high).float(), counted),
+        }
+        return Surrogate(token_loss.expand_as(log_ratio), metrics)
