@@ -1,4 +1,4 @@
-"""The command `grpovi`: fit, validate, test, task, compare, report."""
+"""The command `grpovi`: fit, validate, test, task, compare, report, adjust."""
 
 import argparse
 import logging
@@ -17,14 +17,19 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   task     write the embedded task: grpovi task --output DIR [--seed N ...]
   compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR]
   report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM]
+  adjust   increase the variance of a table of rewards, without training:
+                               grpovi adjust FILE --lower 0 --upper 1 [--ties merge|split] [--output FILE]
 
 `grpovi COMMAND --help` lists a command's arguments.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 a run failed, 2 the request was wrong, 130 stopped."""
-    from grpovi_lightning.errors import UserError
+    """Runs one command; returns the exit status.
+
+    That is 0 done, 1 a run failed, 2 the request was wrong, 130 stopped, 141 the reader of the output went away.
+    """
+    from grpovi_lightning.errors import TrainingError, UserError
 
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
@@ -34,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "task": _task,
         "compare": _compare,
         "report": _report,
+        "adjust": _adjust,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
@@ -46,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return commands[name](rest)
     except UserError as error:
         return _refuse(str(error))
+    except TrainingError as error:
+        return _refuse(str(error), status=1)
 
 
 def check_fit(arguments: list[str]) -> None:
@@ -113,6 +121,43 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _adjust(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="grpovi adjust",
+        description="Increases the reward variance of each group of a table as GRPOVI does, without training. The "
+        "table with a further column `adjusted` goes to standard output as CSV, or to a file; a summary goes to "
+        "standard error.",
+    )
+    parser.add_argument(
+        "file",
+        type=Path,
+        help=".csv or .parquet with the columns group, reward and, unless all completions of a group weigh the same, "
+        "log_weight: natural logs, unnormalised, -inf for a weight of zero",
+    )
+    parser.add_argument(
+        "--lower", type=float, required=True, help="lowest possible reward; one such as -1e3 is given as --lower=-1e3"
+    )
+    parser.add_argument("--upper", type=float, required=True, help="highest possible reward")
+    parser.add_argument(
+        "--ties",
+        choices=["merge", "split"],
+        default="merge",
+        help="merge (default) keeps equal rewards of a group equal; split is the paper's model, which may give the "
+        "earlier row more",
+    )
+    parser.add_argument("--output", type=Path, default=None, help="a new .csv or .parquet file for the table")
+    given = parser.parse_args(arguments)
+    from grpovi_lightning.adjust_table import adjust_file
+    from grpovi_lightning.reward_tables import deliver
+
+    content, summary = adjust_file(
+        given.file, lower=given.lower, upper=given.upper, ties=given.ties, output=given.output
+    )
+    status = deliver(content, given.output)
+    print(summary, file=sys.stderr)
+    return status
+
+
 def _print_report(folder: Path, **settings: Any) -> None:
     """Analyses a folder of runs.
 
@@ -145,9 +190,9 @@ def _seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected integers such as 1,2,3") from None
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, status: int = 2) -> int:
     print(f"grpovi: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _quiet() -> None:

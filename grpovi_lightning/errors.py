@@ -1,4 +1,4 @@
-"""The one exception whose message is written for the person at the keyboard."""
+"""The exceptions whose messages are written for the person at the keyboard."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,11 @@ class UserError(ValueError):
 
     The command line prints it as a single line and exits with status 2. Every other exception is a
     defect of this package or of its surroundings and keeps its traceback.
+    """
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, found while training: the message names the cause and what was kept.
+
+    The command line prints it as a single line and exits with status 1.
     """
