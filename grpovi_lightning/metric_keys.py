@@ -12,14 +12,21 @@ one rollout with its `num_iterations` updates.
 EVAL_PREFIX = "eval/"
 TEST_PREFIX = "test/"
 
-# Rewards. `REWARD` is the weighted total that the policy is trained on, before any adjustment.
+# Rewards. `REWARD` is the weighted total that the policy is trained on, before any adjustment. Every statistic of
+# rewards is over the completions that have one; the mean of none is NaN.
 REWARD = "reward"
 REWARD_STD = "reward_std"
-"""Mean over groups of the within-group standard deviation (Bessel), whatever `scale_rewards` is."""
+"""Mean over groups of the within-group standard deviation (Bessel), whatever `scale_rewards` is. Groups with fewer
+than two scored completions are left out; 0 where no others are."""
 REWARD_BATCH_STD = "reward_batch_std"
-"""Standard deviation over all completions of the batch."""
+"""Standard deviation over all scored completions of the batch; 0 of fewer than two."""
 FRAC_REWARD_ZERO_STD = "frac_reward_zero_std"
-"""Share of groups whose rewards are all equal; they carry no gradient."""
+"""Share of groups whose scored rewards are all equal, or fewer than two; they carry no gradient."""
+FRAC_UNSCORABLE = "frac_unscorable"
+"""Share of completions without a reward: a function returned None or NaN for them. They are not trained on."""
+
+FRAC_GROUPS_RESAMPLED = "frac_groups_resampled"
+"""Share of groups that took the place of groups without reward variance; logged where `resampling` is set."""
 
 # Policy.
 KL = "kl"
@@ -39,8 +46,24 @@ COMPLETIONS_MIN_LENGTH = "completions/min_length"
 COMPLETIONS_MAX_LENGTH = "completions/max_length"
 COMPLETIONS_CLIPPED_RATIO = "completions/clipped_ratio"
 """Share of completions cut off at `max_completion_length` without an end token."""
+COMPLETIONS_MEAN_TERMINATED_LENGTH = "completions/mean_terminated_length"
+"""Mean length, in tokens, of the completions that ended with an end token; 0 where none did."""
+COMPLETIONS_MIN_TERMINATED_LENGTH = "completions/min_terminated_length"
+"""The shortest of them; 0 where none ended."""
+COMPLETIONS_MAX_TERMINATED_LENGTH = "completions/max_terminated_length"
+"""The longest of them; 0 where none ended."""
 ADVANTAGE_STD = "advantages/std"
 ADVANTAGE_ABS_MEAN = "advantages/abs_mean"
+
+# How far the sampler's log-probabilities are from the trainer's, for the same weights: tokens of the first update.
+SAMPLING_PREFIX = "sampling/"
+SAMPLING_LOGP_DIFFERENCE_MEAN = "sampling/sampling_logp_difference/mean"
+"""Mean absolute difference of the log-probabilities, nats."""
+SAMPLING_LOGP_DIFFERENCE_MAX = "sampling/sampling_logp_difference/max"
+SAMPLING_RATIO_MIN = "sampling/importance_sampling_ratio/min"
+"""Smallest pi_trainer / pi_sampler of a token, before any truncation."""
+SAMPLING_RATIO_MEAN = "sampling/importance_sampling_ratio/mean"
+SAMPLING_RATIO_MAX = "sampling/importance_sampling_ratio/max"
 
 # Cost, cumulative over the run.
 NUM_TOKENS = "num_tokens"
@@ -56,7 +79,8 @@ STEP_TIME_ADJUSTMENT = "step_time/adjustment"
 STEP_TIME_UPDATE = "step_time/update"
 
 # The variance increase. Every GRPO-family run logs all of these: what it did where the run applies one, and what it
-# would have done to the run's own rollouts where it does not. Means over groups, where nothing else is said.
+# would have done to the run's own rollouts where it does not. Means over groups, where nothing else is said; only
+# completions with a reward count, and only groups that have one. NaN where no group has.
 ADJUSTMENT_VARIANCE_BEFORE = "adjustment/variance_before"
 """Reward variance under the adjustment's weights."""
 ADJUSTMENT_VARIANCE_AFTER = "adjustment/variance_after"
@@ -88,12 +112,12 @@ REWARD_MARGIN = "reward_margin"
 
 
 def rewards_mean(name: str) -> str:
-    """Mean of the reward component `name`, TRL's key."""
+    """Mean of the reward component `name` over the completions that it scored, TRL's key; NaN where it scored none."""
     return f"rewards/{name}/mean"
 
 
 def rewards_std(name: str) -> str:
-    """Standard deviation over completions of the reward component `name`, TRL's key."""
+    """Standard deviation of the reward component `name`, TRL's key; NaN where it scored fewer than two completions."""
     return f"rewards/{name}/std"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grpovi_lightning.errors import UserError
 
-_SAMPLING, _ORDER = 0, 1  # first word of the key: streams for different uses never meet
+_SAMPLING, _ORDER, _MINIBATCHES, _SPARE = 0, 1, 2, 3  # first word of the key: streams for different uses never meet
 
 HELD_OUT_STEP = 1 << 40
 """The step that held-out sampling passes: one stream for every evaluation, far from any training step."""
@@ -74,3 +74,30 @@ def step_indices(seed: int, step: int, n_rows: int, rows_per_step: int) -> list[
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_ORDER, seed, which_pass])))
     order = generator.permutation(n_rows)
     return order[position * rows_per_step : (position + 1) * rows_per_step].tolist()
+
+
+def minibatch_order(seed: int, step: int, iteration: int, n_prompts: int) -> list[int]:
+    """The order in which the prompts of a rollout are dealt to minibatches, a permutation for each pass over it."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_MINIBATCHES, seed, step, iteration])))
+    return generator.permutation(n_prompts).tolist()
+
+
+def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: int) -> list[int]:
+    """Further rows of step `step`, different from each other and from those taken.
+
+    Raises:
+        UserError: there are not that many rows.
+    """
+    if len(taken) + n_spare > n_rows:
+        raise UserError(
+            f"too few rows: got {n_rows}, expected at least the {len(taken)} of one step and {n_spare} spare ones; "
+            "add rows or lower the numbers"
+        )
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_SPARE, seed, step])))
+    used, found = set(taken), []
+    while len(found) < n_spare:
+        row = int(generator.integers(n_rows))
+        if row not in used:
+            used.add(row)
+            found.append(row)
+    return found

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def _move(value: Any, device: torch.device | str) -> Any:
@@ -29,18 +30,40 @@ class PromptBatch:
         texts: P prompts.
         indices: [P] stable number of each prompt; it seeds the prompt's random numbers.
         columns: name -> P values, handed to reward functions as keyword arguments.
+        spare: further prompts of a training step, for a module that may want to replace some; or None.
     """
 
     texts: Sequence[str]
     indices: Tensor
     columns: Mapping[str, Sequence[Any]]
+    spare: "PromptBatch | None" = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    def select(self, prompts: Sequence[int]) -> Self:
+        """The prompts at these places, without spare ones."""
+        return replace(
+            self,
+            texts=[self.texts[p] for p in prompts],
+            indices=self.indices[list(prompts)],
+            columns={name: [values[p] for p in prompts] for name, values in self.columns.items()},
+            spare=None,
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence["PromptBatch"]) -> "PromptBatch":
+        """Several batches with the same columns as one, without spare prompts."""
+        return PromptBatch(
+            texts=[text for part in parts for text in part.texts],
+            indices=torch.cat([part.indices for part in parts]),
+            columns={name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns},
+        )
+
     def to(self, device: torch.device | str, **_: Any) -> Self:
         """Moves the tensors; Lightning calls this for every batch."""
-        return replace(self, indices=self.indices.to(device))
+        spare = None if self.spare is None else self.spare.to(device)
+        return replace(self, indices=self.indices.to(device), spare=spare)
 
 
 @dataclass(frozen=True)
@@ -89,6 +112,56 @@ class Rollout:
         """[B, ...] -> [P, G, ...]."""
         return values.unflatten(0, (len(self.prompts), self.group_size))
 
+    def rows(self, prompts: Sequence[int]) -> Tensor:
+        """[p * G] places of the completions of these prompts among the B."""
+        first = torch.tensor(prompts, dtype=torch.long, device=self.completion_ids.device) * self.group_size
+        return (first[:, None] + torch.arange(self.group_size, device=first.device)).flatten()
+
+    def select(self, prompts: Sequence[int]) -> Self:
+        """Some prompts with their groups, without the padding that only the others needed."""
+        rows = self.rows(prompts)
+        width = int(self.prompt_mask[list(prompts)].sum(dim=1).max())
+        length = int(self.lengths[rows].max())
+        return replace(
+            self,
+            prompts=self.prompts.select(prompts),
+            prompt_ids=self.prompt_ids[list(prompts), -width:],
+            prompt_mask=self.prompt_mask[list(prompts), -width:],
+            completion_ids=self.completion_ids[rows, :length],
+            completion_mask=self.completion_mask[rows, :length],
+            old_logprobs=self.old_logprobs[rows, :length],
+            truncated=self.truncated[rows],
+            texts=[self.texts[row] for row in rows.tolist()],
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[rows, :length],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence["Rollout"]) -> "Rollout":
+        """Rollouts of the same step and group size as one; the padding grows to that of the largest."""
+        width = max(part.prompt_ids.shape[1] for part in parts)
+        length = max(part.completion_ids.shape[1] for part in parts)
+
+        def prompts(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat([pad(tensor, (width - tensor.shape[1], 0)) for tensor in tensors])
+
+        def completions(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            known = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat([pad(tensor, (0, length - tensor.shape[1])) for tensor in known]) if known else None
+
+        joined = {
+            name: completions([getattr(part, name) for part in parts])
+            for name in ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs")
+        }
+        return replace(
+            parts[0],
+            prompts=PromptBatch.concatenate([part.prompts for part in parts]),
+            prompt_ids=prompts([part.prompt_ids for part in parts]),
+            prompt_mask=prompts([part.prompt_mask for part in parts]),
+            truncated=torch.cat([part.truncated for part in parts]),
+            texts=[text for part in parts for text in part.texts],
+            **joined,
+        )
+
     def with_reference(self, ref_logprobs: Tensor) -> Self:
         """The same rollout with the reference policy's log-probabilities [B, T]."""
         return replace(self, ref_logprobs=ref_logprobs)
@@ -96,3 +169,41 @@ class Rollout:
     def to(self, device: torch.device | str) -> Self:
         """Moves every tensor to `device`."""
         return replace(self, **{field.name: _move(getattr(self, field.name), device) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout, judged: what the policy learns from.
+
+    Attributes:
+        rollout: the completions.
+        advantages: [B].
+        loss_mask: [B, T] bool, the tokens that are trained on: those of the completions but for completions that are
+            left out as a whole.
+        old_logprobs: [B, T] of the policy before the first update on this rollout, 0 where masked; None: they are
+            those of the forward pass of the update itself.
+        sampling_weights: [B, T] corrections for what samples differently from how it trains, or None.
+    """
+
+    rollout: Rollout
+    advantages: Tensor
+    loss_mask: Tensor
+    old_logprobs: Tensor | None
+    sampling_weights: Tensor | None = None
+
+    def select(self, prompts: Sequence[int]) -> Self:
+        """Some prompts with their groups."""
+        part, rows = self.rollout.select(prompts), self.rollout.rows(prompts)
+        length = part.completion_ids.shape[1]
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows, :length]
+
+        return replace(
+            self,
+            rollout=part,
+            advantages=self.advantages[rows],
+            loss_mask=self.loss_mask[rows, :length],
+            old_logprobs=cut(self.old_logprobs),
+            sampling_weights=cut(self.sampling_weights),
+        )

@@ -33,18 +33,32 @@ def test_no_yaml_of_a_study_is_left_unused(study_file):
     assert {path.resolve() for path in study_file.parent.glob("*.yaml")} - {study_file.resolve()} <= used
 
 
-@pytest.mark.parametrize("study_file", STUDIES, ids=lambda path: path.parent.name)
-def test_an_arm_and_its_baseline_differ_in_the_adjustment_alone(study_file):
+def overlays(study_file):
+    """arm -> the one file that it has and its baseline has not, as a mapping."""
     study = load_study(study_file)
     arms = {arm.name: arm for arm in study.arms}
     paired = [arm for arm in study.arms if arm.baseline is not None]
     assert paired
     for arm in paired:
         mine, theirs = ([config.path for config in part.configs] for part in (arm, arms[arm.baseline]))
-        extra = [path for path in mine if path not in theirs]
         assert [path for path in theirs if path not in mine] == []
-        (overlay,) = (yaml.safe_load(path.read_text()) for path in extra)
+        (overlay,) = (yaml.safe_load(path.read_text()) for path in mine if path not in theirs)
+        yield arm.name, overlay
+
+
+@pytest.mark.parametrize("name", ["quickstart", "miniature"])
+def test_an_arm_and_its_baseline_differ_in_the_adjustment_alone(name):
+    for _, overlay in overlays(ROOT / name / "study.yaml"):
         assert list(overlay) == ["model"] and list(overlay["model"]["init_args"]) == ["adjustment"]
+
+
+def test_an_arm_of_the_family_differs_from_grpo_in_what_makes_the_method_and_not_in_the_penalty():
+    for name, overlay in overlays(ROOT / "family" / "study.yaml"):
+        own = {"dapo": {"loss", "mask_truncated_completions", "resampling"}, "dr-grpo": {"loss", "advantage"}}
+        settings = overlay["model"]["init_args"]
+        assert set(settings) == own.get(name, {"advantage"} if name == "rloo" else {"loss"})
+        assert settings.get("loss", {"init_args": {"beta": 0.04}})["init_args"]["beta"] == 0.04
+        assert set(overlay) == ({"model", "data"} if name == "dapo" else {"model"})
 
 
 def test_every_experiment_folder_has_a_readme():

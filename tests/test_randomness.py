@@ -1,11 +1,22 @@
 import itertools
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed, sampling_uniforms, step_indices
+from grpovi_lightning.randomness import (
+    HELD_OUT_STEP,
+    minibatch_order,
+    resolve_seed,
+    sampling_uniforms,
+    spare_indices,
+    step_indices,
+)
 
 
 def stream(seed=1, step=2, prompt=3, member=0, length=8):
@@ -80,3 +91,78 @@ def test_no_seed_at_all_is_an_error_that_says_what_to_add(monkeypatch):
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     with pytest.raises(UserError, match=r"no seed: .*seed_everything"):
         resolve_seed(None)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 99), st.integers(1, 40))
+def test_a_deal_to_minibatches_holds_every_prompt_once_and_is_a_pure_function(seed, step, iteration, n_prompts):
+    order = minibatch_order(seed, step, iteration, n_prompts)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    assert sorted(order) == list(range(n_prompts))
+    assert minibatch_order(seed, step, iteration, n_prompts) == order and all(type(p) is int for p in order)
+
+
+def test_every_coordinate_deals_anew():
+    coordinates = [(0, 1, 2), (0, 1, 256, 2**32), (0, 1, 2)]
+    deals = [tuple(minibatch_order(*where, 30)) for where in itertools.product(*coordinates)]
+    assert len(set(deals)) == len(deals)
+
+
+def test_every_deal_is_as_likely_as_any_other():
+    counts = Counter(tuple(minibatch_order(1, step, step % 3, 3)) for step in range(3000))
+    assert len(counts) == 6 and stats.chisquare(list(counts.values())).pvalue > 0.01
+
+
+@st.composite
+def steps_with_spare_rows(draw):
+    """(seed, step, n_rows, rows of the step, spare rows of the step)."""
+    n_rows = draw(st.integers(1, 60))
+    rows_per_step = draw(st.integers(1, n_rows))
+    seed, step = draw(st.integers(0, 2**33)), draw(st.integers(0, 2**33))
+    taken = step_indices(seed, step, n_rows, rows_per_step)
+    return seed, step, n_rows, taken, draw(st.integers(0, n_rows - rows_per_step))
+
+
+@given(steps_with_spare_rows())
+def test_spare_rows_differ_from_each_other_and_from_those_of_the_step(where):
+    _, _, n_rows, taken, n_spare = where
+    spare = spare_indices(*where)
+    assert len(spare) == n_spare and len({*spare, *taken}) == n_spare + len(taken)
+    assert {*spare, *taken} <= set(range(n_rows)) and all(type(row) is int for row in spare)
+
+
+@given(steps_with_spare_rows(), st.randoms(use_true_random=False))
+def test_spare_rows_are_a_pure_function_of_seed_and_step(where, shuffler):
+    seed, step, n_rows, taken, n_spare = where
+    spare = spare_indices(*where)
+    np.random.seed(0)
+    other = list(taken)
+    shuffler.shuffle(other)
+    assert spare_indices(seed, step, n_rows, other, n_spare) == spare and sorted(other) == sorted(taken)
+
+
+def test_asking_for_spare_rows_leaves_the_rows_of_the_step_as_they_are():
+    taken = step_indices(3, 4, 20, 5)
+    spare_indices(3, 4, 20, taken, 6)
+    assert taken == step_indices(3, 4, 20, 5)
+
+
+@pytest.mark.parametrize(("seed", "step"), [(1, 1), (0, 2), (2**32, 1), (0, 2**32 + 1)])
+def test_another_seed_or_step_has_other_spare_rows(seed, step):
+    assert spare_indices(seed, step, 1000, [], 10) != spare_indices(0, 1, 1000, [], 10)
+
+
+def test_all_rows_that_a_step_leaves_can_be_spare():
+    assert sorted(spare_indices(5, 6, 200, list(range(0, 200, 2)), 100)) == list(range(1, 200, 2))
+    assert spare_indices(5, 6, 4, [2, 0, 3, 1], 0) == []
+
+
+def test_no_row_is_spare_more_often_than_others():
+    taken = [0, 1]
+    counts = Counter(row for step in range(2000) for row in spare_indices(1, step, 12, taken, 3))
+    assert set(counts) == set(range(2, 12)) and stats.chisquare(list(counts.values())).pvalue > 0.01
+
+
+def test_too_few_rows_for_the_spare_ones_is_an_error_with_all_three_numbers():
+    with pytest.raises(UserError, match="too few rows: got 7, expected at least the 5 of one step and 3 spare ones"):
+        spare_indices(0, 0, 7, [0, 1, 2, 3, 4], 3)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from grpovi_lightning.cli import check_fit
+from grpovi_lightning.study import load_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -17,21 +18,28 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_diff_that_adds_an_adjustment_applies_and_its_test_passes(tmp_path):
+def test_the_diff_that_adds_a_loss_applies_and_its_test_and_configuration_pass(tmp_path):
     (diff,) = blocks("diff")
     assert len(diff.splitlines()) < 60
-    for name in ("grpovi_lightning", "experiments", "tests/adjustment"):
+    for name in ("grpovi_lightning", "experiments", "tests/losses"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(["git", "apply", "--verbose", "-"], cwd=tmp_path, input=diff, text=True, check=True)
 
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/adjustment/test_shrinkage.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stdout
+    configs = ["--config", "experiments/quickstart/grpo.yaml", "--config", "experiments/family/reinforce.yaml"]
+    for command in (
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/losses/test_reinforce_loss.py"],
+        ["-c", f"from grpovi_lightning.cli import check_fit; check_fit({configs})"],
+    ):
+        found = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+    study = load_study(tmp_path / "experiments" / "family" / "study.yaml")
+    assert "reinforce" in [arm.name for arm in study.arms]
 
 
 def test_the_yaml_for_ones_own_model_is_a_valid_configuration(tmp_path, monkeypatch):

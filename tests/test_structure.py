@@ -21,9 +21,9 @@ PUBLIC = {
     "analysis": ["efficiency_table", "load_runs"],
     "grpovi_lightning.adjustment": ["IdentityAdjustment", "VarianceIncrease", "increase_variance"],
     "grpovi_lightning.adjustment.reference": ["enumeration_search", "one_pass_search"],
-    "grpovi_lightning.advantages": ["GroupAdvantage"],
-    "grpovi_lightning.losses": ["GRPOLoss"],
-    "grpovi_lightning.modules": ["GRPOModule", "RewardModelModule", "SFTModule"],
+    "grpovi_lightning.advantages": ["Advantage", "GroupAdvantage", "LeaveOneOutAdvantage"],
+    "grpovi_lightning.losses": ["BNPOLoss", "CISPOLoss", "DAPOLoss", "DrGRPOLoss", "GRPOLoss", "GSPOLoss"],
+    "grpovi_lightning.modules": ["DynamicResampling", "GRPOModule", "RewardModelModule", "SFTModule"],
     "grpovi_lightning.rewards": ["CompositeReward", "RewardFunction", "RewardModel"],
     "grpovi_lightning.rollout": ["RolloutEngine", "SamplingConfig"],
 }

@@ -4,12 +4,14 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from grpovi_lightning.adjustment.ranges import RewardRange, RunningRange
 from grpovi_lightning.adjustment.ties import Ties, TiesName, ties_of
 from grpovi_lightning.adjustment.variance_increase import increase_variance
 from grpovi_lightning.adjustment.weights import CompletionWeights, SequenceWeights
+from grpovi_lightning.ops.masked import masked_extremes
 from grpovi_lightning.structures import Rollout
 
 
@@ -18,9 +20,9 @@ class Increase:
     """One batch of the paper's model (3) and its solution.
 
     Attributes:
-        rewards: [P, G] as the range let them through: raw, or moved into it.
-        adjusted: [P, G], the solution.
-        log_weights: [P, G] float64, unnormalised.
+        rewards: [P, G] as the range let them through: raw, or moved into it; NaN where a completion was not scored.
+        adjusted: [P, G], the solution; NaN there, too.
+        log_weights: [P, G] float64, unnormalised; -inf for completions that were not scored.
         lower: [P, 1].
         upper: [P, 1].
     """
@@ -30,6 +32,11 @@ class Increase:
     log_weights: Tensor
     lower: Tensor
     upper: Tensor
+
+    @property
+    def scored(self) -> Tensor:
+        """[P, G] bool, the completions that have a reward: the members of the problem."""
+        return ~self.rewards.isnan()
 
 
 class Adjusted(NamedTuple):
@@ -54,7 +61,10 @@ class Adjustment(nn.Module):
 
     @abstractmethod
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Adjusts raw rewards [P, G]; the argument is never written to."""
+        """Adjusts raw rewards [P, G]; the argument is never written to.
+
+        A reward of NaN is that of a completion that could not be scored. It stays NaN and moves no other.
+        """
 
 
 class IdentityAdjustment(Adjustment):
@@ -118,8 +128,21 @@ class VarianceIncrease(Adjustment):
         return Adjusted(increase.adjusted, increase)
 
     def increase(self, rewards: Tensor, rollout: Rollout) -> Increase:
-        """Poses and solves model (3) for raw rewards [P, G]."""
-        log_weights = self.weights(rollout)
+        """Poses and solves model (3) for raw rewards [P, G], of the completions that have one.
+
+        The others stand in it with weight 0 beside their group's smallest reward, where they change nothing.
+        """
+        scored = ~rewards.isnan()
+        log_weights = self.weights(rollout).masked_fill(~scored, -torch.inf)
         bounded, lower, upper = self.range(rewards)
-        adjusted = increase_variance(bounded, log_weights, lower=lower, upper=upper, ties=self.ties).to(rewards.dtype)
+        some = scored.any(dim=1, keepdim=True)
+        smallest = torch.where(some, masked_extremes(bounded, scored)[0], lower)
+        solution = increase_variance(
+            torch.where(scored, bounded, smallest),
+            torch.where(some, log_weights, 0.0),  # a group without any reward is flat, whatever its weights
+            lower=lower,
+            upper=upper,
+            ties=self.ties,
+        )
+        adjusted = torch.where(scored, solution, torch.nan).to(rewards.dtype)
         return Increase(bounded, adjusted, log_weights, lower, upper)

@@ -6,6 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment.adjustments import Increase
+from grpovi_lightning.ops.masked import masked_extremes
 
 _NEGLIGIBLE = 1e-12
 """Share of the squared range below which a variance counts as zero."""
@@ -16,18 +17,22 @@ _CHANGED = 1e-6
 def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Tensor) -> dict[str, Tensor]:
     """Scalars of one batch, means over its groups where nothing else is said in `metric_keys`.
 
+    Only scored completions are members of a group, and groups without any are left out.
+
     Args:
         increase: the problem and its solution.
-        raw_advantages: [P, G] from the rewards as they were scored.
-        advantages: [P, G] from the increased ones.
+        raw_advantages: [P, G] from the rewards as they were scored; 0 where one was not.
+        advantages: [P, G] from the increased ones; 0 there, too.
 
     Returns:
-        name -> scalar tensor in float64.
+        name -> scalar tensor in float64; NaN where no completion was scored, but for cosine and residuals.
     """
-    rewards, adjusted = increase.rewards.double(), increase.adjusted.double()
-    lower, upper = increase.lower.double(), increase.upper.double()
-    weights = increase.log_weights.softmax(dim=1)
-    uniform = torch.full_like(weights, 1.0 / weights.shape[1])
+    groups = increase.scored.any(dim=1)
+    scored = increase.scored[groups]
+    rewards, adjusted = (_filled(values[groups].double(), scored) for values in (increase.rewards, increase.adjusted))
+    lower, upper = increase.lower[groups].double(), increase.upper[groups].double()
+    weights = increase.log_weights[groups].masked_fill(~scored, -torch.inf).softmax(dim=1)
+    uniform = scored.double() / scored.sum(dim=1, keepdim=True)
     span = upper - lower
     before = _variance(rewards, weights)
     return {
@@ -41,23 +46,27 @@ def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Ten
         keys.ADJUSTMENT_RANGE_LOWER: lower.mean(),
         keys.ADJUSTMENT_RANGE_UPPER: upper.mean(),
         keys.ADJUSTMENT_ADVANTAGE_COSINE: _cosine(raw_advantages.double(), advantages.double()),
-        keys.ADJUSTMENT_SIGN_FLIPS: (raw_advantages.sign() * advantages.sign() < 0).double().mean(),
-        **_residuals(rewards, adjusted, weights, lower, upper),
+        keys.ADJUSTMENT_SIGN_FLIPS: (raw_advantages.sign() * advantages.sign() < 0)[increase.scored].double().mean(),
+        keys.ADJUSTMENT_RESIDUAL_MEAN: _largest((weights * (adjusted - rewards)).sum(dim=1, keepdim=True).abs() / span),
+        keys.ADJUSTMENT_RESIDUAL_BOUNDS: _largest(torch.maximum(lower - adjusted, adjusted - upper) / span),
+        keys.ADJUSTMENT_RESIDUAL_ORDER: _largest(_in_order(rewards, adjusted, scored).diff(dim=1) / span),
     }
 
 
-def _residuals(rewards: Tensor, adjusted: Tensor, weights: Tensor, lower: Tensor, upper: Tensor) -> dict[str, Tensor]:
-    """By how much the constraints of model (3) are missed at worst, as shares of the range."""
-    span = upper - lower
-    in_order = adjusted.gather(1, rewards.argsort(dim=1, descending=True, stable=True))
-    mean = ((weights * (adjusted - rewards)).sum(dim=1, keepdim=True) / span).abs()
-    bounds = (torch.maximum(lower - adjusted, adjusted - upper) / span).clamp(min=0.0)
-    order = (in_order.diff(dim=1) / span).clamp(min=0.0)
-    return {
-        keys.ADJUSTMENT_RESIDUAL_MEAN: mean.amax(),
-        keys.ADJUSTMENT_RESIDUAL_BOUNDS: bounds.amax(),
-        keys.ADJUSTMENT_RESIDUAL_ORDER: order.amax() if order.numel() else torch.zeros_like(mean.amax()),
-    }
+def _filled(values: Tensor, scored: Tensor) -> Tensor:
+    """Puts the group's smallest scored value where nothing was scored: with weight 0 it changes no statistic."""
+    return torch.where(scored, values, masked_extremes(values, scored)[0])
+
+
+def _in_order(rewards: Tensor, adjusted: Tensor, scored: Tensor) -> Tensor:
+    """The adjusted rewards in descending order of the raw ones; those that were not scored last, between no others."""
+    order = rewards.masked_fill(~scored, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return adjusted.gather(1, order)
+
+
+def _largest(violations: Tensor) -> Tensor:
+    """The worst of some violations; what is negative is none."""
+    return violations.amax().clamp(min=0.0) if violations.numel() else violations.new_zeros(())
 
 
 def _variance(values: Tensor, weights: Tensor) -> Tensor:

@@ -7,10 +7,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.ops.masked import masked_extremes, masked_sum
 
 
 class RewardRange(nn.Module):
-    """Rewards [P, G] -> (rewards to adjust [P, G], lower [P, 1], upper [P, 1])."""
+    """Rewards [P, G] -> (rewards to adjust [P, G], lower [P, 1], upper [P, 1]).
+
+    A reward of NaN is that of a completion that could not be scored: no range takes notice of it, and it stays NaN.
+    """
 
     @abstractmethod
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +55,9 @@ class GroupRange(RewardRange):
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The group's bounds; a group of equal rewards gets a range around its value, which changes nothing."""
         values = rewards.double()  # in which 1 more or less is another number
-        lower, upper = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+        lower, upper = masked_extremes(values, ~values.isnan())
+        empty = lower > upper  # no member is scored
+        lower, upper = torch.where(empty, 0.0, lower), torch.where(empty, 0.0, upper)
         flat = lower == upper
         return rewards, torch.where(flat, lower - 1.0, lower), torch.where(flat, upper + 1.0, upper)
 
@@ -74,10 +80,13 @@ class RunningRange(RewardRange):
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Widens the range by this batch, then returns it for every prompt."""
-        seen = _max_over_ranks(torch.stack([-rewards.amin().double(), rewards.amax().double()]))
+        lowest, highest = masked_extremes(rewards.double(), ~rewards.isnan())
+        seen = _max_over_ranks(torch.stack([-lowest.amin(), highest.amax()]))
         self.lower.copy_(torch.minimum(self.lower, -seen[0]))
         self.upper.copy_(torch.maximum(self.upper, seen[1]))
         shape = (rewards.shape[0], 1)
+        if bool(self.lower > self.upper):  # no reward so far, on any rank
+            return rewards, self.lower.new_full(shape, -1.0), self.upper.new_full(shape, 1.0)
         if bool(self.lower == self.upper):  # every reward so far is equal; any range around it changes nothing
             return rewards, (self.lower - 1.0).expand(shape), (self.upper + 1.0).expand(shape)
         return rewards, self.lower.expand(shape), self.upper.expand(shape)
@@ -115,7 +124,7 @@ class SigmoidRange(RewardRange):
         values = rewards.double()
         if bool(self.scale.isnan()):
             self._fit(values)
-        bent = torch.full_like(values, 0.5) if bool(self.scale.isnan()) else self._bend(values)
+        bent = torch.where(values.isnan(), values, 0.5) if bool(self.scale.isnan()) else self._bend(values)
         lower = torch.zeros_like(bent[:, :1])
         return bent, lower, torch.ones_like(lower)
 
@@ -124,11 +133,13 @@ class SigmoidRange(RewardRange):
 
     def _fit(self, values: Tensor) -> None:
         """Mean and standard deviation over all ranks; left open while every reward so far is equal."""
-        count, total = _sum_over_ranks(torch.stack([torch.ones_like(values).sum(), values.sum()]))
+        scored = ~values.isnan()
+        count, total = _sum_over_ranks(torch.stack([scored.sum().to(values), masked_sum(values, scored)]))
         mean = total / count
-        scale = (_sum_over_ranks((values - mean).square().sum()) / count).sqrt()
-        highest, lowest = _max_over_ranks(torch.stack([values.amax(), -values.amin()]))
-        if bool((highest > -lowest) & (scale > 0.0)):  # a rounded mean gives equal rewards some deviation, too
+        scale = (_sum_over_ranks(masked_sum((values - mean).square(), scored)) / count).sqrt()
+        lowest, highest = masked_extremes(values, scored)
+        least, most = _max_over_ranks(torch.stack([-lowest.amin(), highest.amax()]))
+        if bool((most > -least) & (scale > 0.0)):  # a rounded mean gives equal rewards some deviation, too
             self.centre.copy_(mean)
             self.scale.copy_(scale)
 

@@ -5,14 +5,16 @@ from typing import Any
 import lightning as L
 
 from grpovi_lightning.callbacks.status import report_warning
+from grpovi_lightning.ops.masked import differs, masked_extremes
 
 _NEARLY_ALL = 0.9
+_MANY_UNSCORED = 0.1
 
 
 class RewardWatch(L.Callback):
-    """Warns, once each, when groups have no variance, or when an adjustment finds nothing to adjust.
+    """Warns, once each, of groups without variance, of an adjustment without effect, of completions without reward.
 
-    Both are judged over windows of `window` steps, and at the end of training over what is left.
+    All are judged over windows of `window` steps, and at the end of training over what is left.
     """
 
     def __init__(self, window: int = 10) -> None:
@@ -22,22 +24,25 @@ class RewardWatch(L.Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._steps = self._groups = self._flat = self._changed = 0
+        self._steps = self._groups = self._flat = self._changed = self._completions = self._unscored = 0
         self._adjustment = "IdentityAdjustment"
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts groups without variance, and groups that the adjustment changed."""
+        """Counts groups without variance, groups that the adjustment changed, and completions without a reward."""
         if not isinstance(outputs, dict) or "adjusted" not in outputs:
             return
         rewards, bounded, adjusted = outputs["rewards"], outputs["bounded"], outputs["adjusted"]
-        flat = (rewards == rewards[:, :1]).all(dim=1)
-        span = (bounded.amax() - bounded.amin()).clamp(min=1e-12)
-        changed = ((adjusted - bounded).abs() > 1e-6 * span).any(dim=1)
+        scored = ~rewards.isnan()
+        lowest, highest = masked_extremes(bounded, scored)
+        span = (highest.amax() - lowest.amin()).clamp(min=1e-12)
+        changed = ((adjusted - bounded).abs() > 1e-6 * span).any(dim=1)  # NaN, which was not scored, is not above
         self._steps += 1
         self._groups += len(rewards)
-        self._flat += int(flat.sum())
+        self._completions += rewards.numel()
+        self._unscored += int((~scored).sum())
+        self._flat += int((~differs(rewards, scored)).sum())
         self._changed += int(changed.sum())
         self._adjustment = outputs["adjustment"]
         if self._steps >= self.window:
@@ -49,11 +54,20 @@ class RewardWatch(L.Callback):
             self._judge(trainer)
 
     def _judge(self, trainer: L.Trainer) -> None:
+        if self._unscored > _MANY_UNSCORED * self._completions:
+            self._warn(
+                trainer,
+                "unscorable completions",
+                f"{self._unscored} of {self._completions} completions over {self._steps} steps had no reward, because "
+                "a reward function returned None or NaN for them; they are not trained on. Check that the function "
+                "scores what the policy writes",
+            )
         if self._flat > _NEARLY_ALL * self._groups:
+            kind = "equal or missing rewards" if self._unscored else "equal rewards"
             self._warn(
                 trainer,
                 "groups without reward variance",
-                f"{self._flat} of {self._groups} groups had equal rewards over {self._steps} steps; they carry no "
+                f"{self._flat} of {self._groups} groups had {kind} over {self._steps} steps; they carry no "
                 "gradient. Use prompts of middling difficulty, a larger group or a finer reward",
             )
         elif self._adjustment != "IdentityAdjustment" and self._changed == 0:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from grpovi_lightning.data.tables import read_table
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.randomness import resolve_seed, step_indices
+from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
 from grpovi_lightning.structures import PromptBatch
 
 TextPairs = dict[str, list[str]]
@@ -21,26 +22,39 @@ TextPairs = dict[str, list[str]]
 class StepSampler(Sampler[list[int]]):
     """The rows of each training step, a pure function of (seed, step), from `first_step` to `last_step`.
 
-    Over several ranks each takes its own part of every step.
+    Over several ranks each takes its own part of every step, and then of the step's spare rows.
     """
 
     def __init__(
-        self, n_rows: int, rows_per_step: int, seed: int, first_step: int, last_step: int, rank: int, world_size: int
+        self,
+        n_rows: int,
+        rows_per_step: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        rank: int,
+        world_size: int,
+        spare_per_step: int = 0,
     ) -> None:
         """Describes the steps; `last_step` is exclusive."""
         self.n_rows, self.rows_per_step, self.seed = n_rows, rows_per_step, seed
         self.first_step, self.last_step = first_step, last_step
         self.rank, self.world_size = rank, world_size
+        self.spare_per_step = spare_per_step
 
     def __len__(self) -> int:
         # Of the whole run: Lightning adds the batches done before a resume to those fetched since.
         return self.last_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        share = self.rows_per_step // self.world_size
         for step in range(self.first_step, self.last_step):
             rows = step_indices(self.seed, step, self.n_rows, self.rows_per_step)
-            yield rows[self.rank * share : (self.rank + 1) * share]
+            spare = spare_indices(self.seed, step, self.n_rows, rows, self.spare_per_step)
+            yield self._share(rows) + self._share(spare)
+
+    def _share(self, rows: list[int]) -> list[int]:
+        size = len(rows) // self.world_size
+        return rows[self.rank * size : (self.rank + 1) * size]
 
 
 class TextDataModule(L.LightningDataModule):
@@ -62,6 +76,7 @@ class TextDataModule(L.LightningDataModule):
                 raise UserError(f"{name}: got {value}, expected at least 1")
         self.paths = {"train": train, "validation": validation, "test": test}
         self.batch_size, self.validation_batch_size, self.seed = batch_size, validation_batch_size, seed
+        self.spare_per_step = 0
         self.tables: dict[str, Dataset] = {}
 
     @abstractmethod
@@ -75,16 +90,22 @@ class TextDataModule(L.LightningDataModule):
             UserError: a table is wrong, or a step's rows do not divide over the processes, or are too few.
         """
         self.setup("fit")
-        if self.batch_size % world_size:
-            raise UserError(
-                f"a step's {self.batch_size} rows do not divide over {world_size} processes; "
-                "choose a multiple of the number of processes"
-            )
-        step_indices(0, 0, len(self.tables["train"]), self.batch_size)
+        for name, count in (("rows", self.batch_size), ("spare rows", self.spare_per_step)):
+            if count % world_size:
+                raise UserError(
+                    f"a step's {count} {name} do not divide over {world_size} processes; "
+                    "choose a multiple of the number of processes"
+                )
+        n_rows = len(self.tables["train"])
+        spare_indices(0, 0, n_rows, step_indices(0, 0, n_rows, self.batch_size), self.spare_per_step)
 
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> Any:
         """Rows -> a batch. Each row carries its number as `_row`."""
+
+    def collate_training(self, rows: list[dict[str, Any]]) -> Any:
+        """Rows of a training step -> a batch; spare rows come last."""
+        return self.collate(rows)
 
     def setup(self, stage: str) -> None:
         """Reads the tables once."""
@@ -106,9 +127,16 @@ class TextDataModule(L.LightningDataModule):
         done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
         steps = trainer.max_steps * trainer.accumulate_grad_batches  # Lightning counts optimiser steps
         sampler = StepSampler(
-            len(table), self.batch_size, resolve_seed(self.seed), done, steps, trainer.global_rank, trainer.world_size
+            len(table),
+            self.batch_size,
+            resolve_seed(self.seed),
+            done,
+            steps,
+            trainer.global_rank,
+            trainer.world_size,
+            self.spare_per_step,
         )
-        return DataLoader(table, batch_sampler=sampler, collate_fn=self.collate)  # type: ignore[arg-type]
+        return DataLoader(table, batch_sampler=sampler, collate_fn=self.collate_training)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The held-out table in order; each rank takes every n-th row."""
@@ -146,6 +174,7 @@ class PromptDataModule(TextDataModule):
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
         columns: list[str] | None = None,
+        spare_prompts_per_step: int = 0,
         seed: int | None = None,
     ) -> None:
         """Names the tables.
@@ -158,10 +187,15 @@ class PromptDataModule(TextDataModule):
             validation_batch_size: held-out prompts sampled at once.
             prompt_column: the column that holds the prompt.
             columns: columns handed to reward functions; None: every column but the prompt's.
+            spare_prompts_per_step: further prompts handed out with each step, over all processes, for
+                `DynamicResampling`; which prompts a step trains on otherwise stays the same.
             seed: orders the prompts; None: the run's `seed_everything`.
         """
         super().__init__(train, validation, test, prompts_per_step, validation_batch_size, seed)
         self.prompt_column, self.columns = prompt_column, columns
+        if spare_prompts_per_step < 0:
+            raise UserError(f"spare_prompts_per_step: got {spare_prompts_per_step}, expected at least 0")
+        self.spare_per_step = spare_prompts_per_step
 
     def required_columns(self) -> list[str]:
         """The prompt column and those named for the reward functions."""
@@ -177,6 +211,13 @@ class PromptDataModule(TextDataModule):
             indices=torch.tensor([row["_row"] for row in rows]),
             columns={name: [row[name] for row in rows] for name in names},
         )
+
+    def collate_training(self, rows: list[dict[str, Any]]) -> PromptBatch:
+        """The prompts of a step, and the spare ones beside them."""
+        spare = len(rows) * self.spare_per_step // (self.batch_size + self.spare_per_step)
+        if spare == 0:
+            return self.collate(rows)
+        return replace(self.collate(rows[:-spare]), spare=self.collate(rows[-spare:]))
 
 
 class DemonstrationDataModule(TextDataModule):

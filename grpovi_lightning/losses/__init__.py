@@ -7,6 +7,7 @@ from grpovi_lightning.losses.dapo import DAPOLoss
 from grpovi_lightning.losses.dr_grpo import DrGRPOLoss
 from grpovi_lightning.losses.grpo import GRPOLoss
 from grpovi_lightning.losses.gspo import GSPOLoss
+from grpovi_lightning.losses.importance import ImportanceSampling, TruncatedImportanceSampling
 from grpovi_lightning.losses.kl import K1, K2, K3, KLEstimator
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "DrGRPOLoss",
     "GRPOLoss",
     "GSPOLoss",
+    "ImportanceSampling",
     "KLEstimator",
     "LossOutput",
     "PolicyLoss",
+    "TruncatedImportanceSampling",
 ]

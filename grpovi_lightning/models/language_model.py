@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,6 @@ from transformers.cache_utils import DynamicLayer
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.ops import TokenStatistics, pad_left, position_ids, token_statistics
 from grpovi_lightning.structures import Rollout
-
-
-class _Part(NamedTuple):
-    """Some prompts [p, S] of a rollout and their completions [p * G, T]."""
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    completion_ids: Tensor
-    completion_mask: Tensor
-    group_size: int
 
 
 class LanguageModel(nn.Module):
@@ -71,9 +60,7 @@ class LanguageModel(nn.Module):
         """Where the weights are."""
         return self.model.device
 
-    def completion_statistics(
-        self, rollout: Rollout, temperature: float, prompts: slice = slice(None)
-    ) -> TokenStatistics:
+    def completion_statistics(self, rollout: Rollout, temperature: float) -> TokenStatistics:
         """Log-probabilities and entropies of completions under this model.
 
         Each prompt is run once, with gradient, and its keys and values are expanded to the group; where the
@@ -82,53 +69,42 @@ class LanguageModel(nn.Module):
         Args:
             rollout: the completions.
             temperature: the sampling temperature; logits are divided by it.
-            prompts: which of the P prompts; their completions are rows `start * G` to `stop * G`.
 
         Returns:
-            two [b, T] float32 tensors; what stands at masked positions has no meaning.
+            two [B, T] float32 tensors; what stands at masked positions has no meaning.
         """
-        start, stop, _ = prompts.indices(len(rollout.prompts))
-        rows = slice(start * rollout.group_size, stop * rollout.group_size)
-        part = _Part(
-            rollout.prompt_ids[prompts],
-            rollout.prompt_mask[prompts],
-            rollout.completion_ids[rows],
-            rollout.completion_mask[rows],
-            rollout.group_size,
-        )
-        logits = self._shared_prefix_logits(part) if self.shares_prefix else self._plain_logits(part)
-        return token_statistics(logits, part.completion_ids, temperature)
+        logits = self._shared_prefix_logits(rollout) if self.shares_prefix else self._plain_logits(rollout)
+        return token_statistics(logits, rollout.completion_ids, temperature)
 
-    def _plain_logits(self, part: "_Part") -> Tensor:
-        """Prompt and completion as one sequence a row; [b, T, V]."""
-        ids = torch.cat([part.prompt_ids.repeat_interleave(part.group_size, dim=0), part.completion_ids], dim=1)
-        mask = torch.cat([part.prompt_mask.repeat_interleave(part.group_size, dim=0), part.completion_mask], dim=1)
+    def _plain_logits(self, rollout: Rollout) -> Tensor:
+        """Prompt and completion as one sequence a row; [B, T, V]."""
+        prompts = rollout.prompt_ids.repeat_interleave(rollout.group_size, dim=0)
+        mask = _sequence_mask(rollout)
         logits = self.model(
-            input_ids=ids,
+            input_ids=torch.cat([prompts, rollout.completion_ids], dim=1),
             attention_mask=mask.long(),
             position_ids=position_ids(mask),
             use_cache=False,
-            logits_to_keep=part.completion_ids.shape[1] + 1,
+            logits_to_keep=rollout.completion_ids.shape[1] + 1,
         ).logits
         return logits[:, :-1]
 
-    def _shared_prefix_logits(self, part: "_Part") -> Tensor:
-        """Prompts once, then completions against the expanded cache; [b, T, V].
+    def _shared_prefix_logits(self, rollout: Rollout) -> Tensor:
+        """Prompts once, then completions against the expanded cache; [B, T, V].
 
         Only the first completion token is predicted by the prompt pass.
         """
         cache = DynamicCache(config=self.model.config)
-        first = self.prefill(part.prompt_ids, part.prompt_mask, cache)
-        cache.batch_repeat_interleave(part.group_size)
-        first = first.repeat_interleave(part.group_size, dim=0)[:, None]
-        if part.completion_ids.shape[1] == 1:
+        first = self.prefill(rollout.prompt_ids, rollout.prompt_mask, cache)
+        cache.batch_repeat_interleave(rollout.group_size)
+        first = first.repeat_interleave(rollout.group_size, dim=0)[:, None]
+        if rollout.completion_ids.shape[1] == 1:
             return first
-        mask = torch.cat([part.prompt_mask.repeat_interleave(part.group_size, dim=0), part.completion_mask], dim=1)
-        n_prompt = part.prompt_ids.shape[1]
+        mask = _sequence_mask(rollout)
         rest = self.model(
-            input_ids=part.completion_ids[:, :-1],
+            input_ids=rollout.completion_ids[:, :-1],
             attention_mask=mask[:, :-1].long(),
-            position_ids=position_ids(mask)[:, n_prompt:-1],
+            position_ids=position_ids(mask)[:, rollout.prompt_ids.shape[1] : -1],
             past_key_values=cache,
             use_cache=True,
         ).logits
@@ -159,6 +135,12 @@ class LanguageModel(nn.Module):
         """Writes model and tokenizer as a Hugging Face checkpoint folder."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _sequence_mask(rollout: Rollout) -> Tensor:
+    """[B, S + T] bool, prompt and completion of every row."""
+    prompts = rollout.prompt_mask.repeat_interleave(rollout.group_size, dim=0)
+    return torch.cat([prompts, rollout.completion_mask], dim=1)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,7 +1,8 @@
 """LightningModules: GRPO and GRPOVI, supervised fine-tuning, reward modelling."""
 
 from grpovi_lightning.modules.grpo import GRPOModule
+from grpovi_lightning.modules.resampling import DynamicResampling
 from grpovi_lightning.modules.reward_model import RewardModelModule
 from grpovi_lightning.modules.sft import SFTModule
 
-__all__ = ["GRPOModule", "RewardModelModule", "SFTModule"]
+__all__ = ["DynamicResampling", "GRPOModule", "RewardModelModule", "SFTModule"]

@@ -1,5 +1,7 @@
 """Held-out statistics over batches and ranks."""
 
+from math import nan
+
 import torch
 from torch import Tensor
 from torchmetrics import CatMetric, MeanMetric
@@ -11,7 +13,10 @@ from grpovi_lightning.structures import Rollout
 
 
 class HeldOutMetrics:
-    """Means over held-out completions, and the standard deviation of each reward component over them."""
+    """Means over held-out completions, and the standard deviation of each reward component over them.
+
+    Rewards and components are averaged over the completions that have one; NaN where none has.
+    """
 
     def __init__(self) -> None:
         """Starts empty; metrics appear with the first batch."""
@@ -25,19 +30,21 @@ class HeldOutMetrics:
 
         Args:
             rollout: B completions.
-            rewards: [B] totals.
-            components: name -> [B].
+            rewards: [B] totals, NaN where a completion could not be scored.
+            components: name -> [B], likewise.
             statistics: of the current policy, [B, T].
         """
         mask = rollout.completion_mask
         self._mean(keys.REWARD, rewards)
+        self._mean(keys.FRAC_UNSCORABLE, rewards.isnan().float())
         self._mean(keys.COMPLETIONS_MEAN_LENGTH, rollout.lengths.float())
         self._mean(keys.COMPLETIONS_CLIPPED_RATIO, rollout.truncated.float())
         self._mean(keys.ENTROPY, statistics.entropies[mask])
         if rollout.ref_logprobs is not None:
             self._mean(keys.KL, k3_divergence(statistics.logprobs[mask], rollout.ref_logprobs[mask]))
         for name, values in components.items():
-            self.values.setdefault(name, CatMetric().to(values.device)).update(values)
+            metric = self.values.setdefault(name, CatMetric(nan_strategy="ignore").to(values.device))
+            metric.update(values)
 
     def compute(self) -> dict[str, float]:
         """The statistics since the last reset, over all ranks."""
@@ -45,7 +52,7 @@ class HeldOutMetrics:
         for name, metric in self.values.items():
             values = torch.as_tensor(metric.compute())
             result[keys.rewards_mean(name)] = float(values.mean())
-            result[keys.rewards_std(name)] = float(values.std())
+            result[keys.rewards_std(name)] = float(values.std()) if values.numel() > 1 else nan
         return result
 
     def reset(self) -> None:
@@ -54,4 +61,5 @@ class HeldOutMetrics:
             metric.reset()
 
     def _mean(self, name: str, values: Tensor) -> None:
-        self.means.setdefault(name, MeanMetric().to(values.device)).update(values)
+        """A sum and a count, of what is not NaN: over batches and ranks they add up to one mean."""
+        self.means.setdefault(name, MeanMetric(nan_strategy="ignore").to(values.device)).update(values)

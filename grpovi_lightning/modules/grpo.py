@@ -1,10 +1,8 @@
 """GRPO and GRPOVI: rollout, rewards, adjustment, advantages, update."""
 
-from collections.abc import Iterator
-from math import isfinite
+from dataclasses import fields
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -13,35 +11,38 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment import (
     Adjustment,
     IdentityAdjustment,
+    Increase,
     SequenceWeights,
     UniformWeights,
     VarianceIncrease,
     increase_metrics,
 )
-from grpovi_lightning.advantages import GroupAdvantage
+from grpovi_lightning.advantages import Advantage, GroupAdvantage
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.losses import GRPOLoss, PolicyLoss
+from grpovi_lightning.losses import GRPOLoss, ImportanceSampling, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.modules.clock import StepClock
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup
+from grpovi_lightning.modules.policy_update import PolicyUpdates
+from grpovi_lightning.modules.ranks import gather_over_ranks, max_over_ranks, metrics_over_ranks, sum_over_ranks
+from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
 from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics, step_record
-from grpovi_lightning.ops import masked_mean
+from grpovi_lightning.modules.update_metrics import mean_metrics
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
 
 
-class GRPOModule(L.LightningModule):
+class GRPOModule(PolicyUpdates):
     """Group relative policy optimisation (arXiv 2402.03300); with `VarianceIncrease`, GRPOVI (arXiv 2505.23247).
 
     One training step is one rollout: G completions for each of P prompts, scored, adjusted, turned into
     advantages, followed by `num_iterations` updates. The reference policy is the initial policy, frozen.
     """
 
-    n_steps: Tensor
     n_tokens: Tensor
     train_seconds: Tensor
 
@@ -52,14 +53,20 @@ class GRPOModule(L.LightningModule):
         group_size: int = 8,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  a frozen value
         adjustment: Adjustment | None = None,
-        advantage: GroupAdvantage | None = None,
+        advantage: Advantage | None = None,
         loss: PolicyLoss | None = None,
         counterfactual: VarianceIncrease | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         num_iterations: int = 1,
+        num_minibatches: int = 1,
         prompts_per_micro_batch: int | None = None,
+        tokens_per_micro_batch: int | None = None,
+        mask_truncated_completions: bool = False,
+        skip_silent_groups: bool = False,
+        importance_sampling: ImportanceSampling | None = None,
+        resampling: DynamicResampling | None = None,
         seed: int | None = None,
     ) -> None:
         """Composes the algorithm; models are loaded in `configure_model`.
@@ -77,36 +84,52 @@ class GRPOModule(L.LightningModule):
             optimizer: called with the policy's parameters.
             lr_scheduler: called with the optimizer; stepped once per update.
             max_grad_norm: gradients are clipped to this norm.
-            num_iterations: updates on each rollout.
+            num_iterations: passes over each rollout.
+            num_minibatches: updates in each pass; it divides the prompts of a step and process.
             prompts_per_micro_batch: prompts, each with its whole group, in one forward pass of the update;
-                None: all. Changes memory, not the gradient.
+                None: no limit. Changes memory, not the gradient.
+            tokens_per_micro_batch: tokens of one such pass, padding included; None: no limit.
+            mask_truncated_completions: leaves completions without an end token out of the loss (DAPO).
+            skip_silent_groups: spares the forward pass of groups without any gradient: no advantage differs from 0
+                and no KL penalty pulls. The gradient stays the same; `entropy` and the clip ratios are then means
+                over the groups that do go through the model.
+            importance_sampling: corrects for a sampler that differs from the trained policy, as in mixed precision;
+                None: the sampler's log-probabilities are taken for the policy's.
+            resampling: replaces groups without reward variance by those of spare prompts; None: they stay.
             seed: seeds the sampling; None: the run's `seed_everything`.
 
         Raises:
             UserError: settings that cannot work, or cannot take effect.
         """
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(
+            loss=loss or GRPOLoss(),
+            temperature=sampling.temperature,
+            lr_scheduler=lr_scheduler,
+            max_grad_norm=max_grad_norm,
+            num_iterations=num_iterations,
+            num_minibatches=num_minibatches,
+            prompts_per_micro_batch=prompts_per_micro_batch,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            mask_truncated_completions=mask_truncated_completions,
+            skip_silent_groups=skip_silent_groups,
+            importance_sampling=importance_sampling,
+            seed=seed,
+        )
         self.policy_source, self.reward = policy, reward
-        self.group_size, self.num_iterations = group_size, num_iterations
-        self.prompts_per_micro_batch = prompts_per_micro_batch
+        self.group_size, self.resampling = group_size, resampling
         self.engine = RolloutEngine(sampling)
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
-        self.loss = loss or GRPOLoss()
         self.needs_reference = self.loss.needs_reference or self.adjustment.needs_reference
         if counterfactual is None:
             counterfactual = VarianceIncrease(SequenceWeights() if self.needs_reference else UniformWeights())
         self.counterfactual = counterfactual
         self.needs_reference |= counterfactual.needs_reference
-        self.optimizer, self.lr_scheduler, self.max_grad_norm = optimizer, lr_scheduler, max_grad_norm
-        self.seed = seed
+        self.optimizer = optimizer
         self._check()
-        self.policy: LanguageModel | None = None
         self.reference: LanguageModel | None = None
         self.held_out = HeldOutMetrics()
         self.clock = StepClock()
-        self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("n_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("train_seconds", torch.zeros((), dtype=torch.float64))
 
@@ -121,13 +144,6 @@ class GRPOModule(L.LightningModule):
                 f"{type(self.adjustment).__name__} cannot take effect: got group_size 2 with scale_rewards group, "
                 "where standardised advantages are +-1 whatever the rewards; use larger groups or scale_rewards none"
             )
-        if self.num_iterations < 1 or self.max_grad_norm <= 0:
-            raise UserError(
-                f"got num_iterations {self.num_iterations}, max_grad_norm {self.max_grad_norm}; "
-                "expected at least 1 and above 0"
-            )
-        if self.prompts_per_micro_batch is not None and self.prompts_per_micro_batch < 1:
-            raise UserError(f"prompts_per_micro_batch: got {self.prompts_per_micro_batch}, expected at least 1")
 
     def check_inputs(self) -> None:
         """Raises `UserError` for checkpoints that are not there, before anything is loaded."""
@@ -162,24 +178,22 @@ class GRPOModule(L.LightningModule):
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One step of GRPO / GRPOVI (Algorithm 3 of arXiv 2505.23247)."""
         self.clock.start()
-        with self.clock.phase(keys.STEP_TIME_ROLLOUT):
-            rollout = self.sample(prompts, self.group_size, int(self.n_steps))
-        with self.clock.phase(keys.STEP_TIME_REWARD):
-            components = self.reward.components(rollout)
-            rewards = rollout.grouped(self.reward.total(components))
+        scored = self.resample(self.roll_out(prompts), prompts.spare)
+        rollout, rewards = scored.rollout, scored.rewards
         with self.clock.phase(keys.STEP_TIME_ADJUSTMENT):
             adjusted = self.adjustment(rewards, rollout)
         advantages = self.advantage(adjusted.rewards)
         with self.clock.phase(keys.STEP_TIME_UPDATE):
-            updates = [self.update(rollout, advantages.flatten()) for _ in range(self.num_iterations)]
-        self.n_tokens += self._sum_over_ranks(rollout.lengths.sum())
+            experience = self.experience(rollout, rewards, advantages)
+            updates = [self.update(experience, chosen) for chosen in self.minibatches(rollout)]
+        self.n_tokens += sum_over_ranks(self, scored.n_tokens)
         self.train_seconds += self.clock.total_seconds()
         increase = adjusted.increase or self.counterfactual.increase(rewards, rollout)
-        tensors = rollout_metrics(rollout, rewards, components, advantages)
-        tensors |= increase_metrics(increase, self.advantage(rewards), self.advantage(increase.adjusted))
-        metrics = as_floats(tensors) | _mean_metrics(updates) | self.clock.seconds
+        metrics = self.describe(scored, increase, advantages) | mean_metrics(updates) | self.clock.seconds
         metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
-        log_scalars(self, self._mean_over_ranks(metrics), int(self.n_steps), shown=[keys.REWARD])
+        if self.resampling is not None:
+            metrics[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
+        log_scalars(self, metrics_over_ranks(self, metrics), int(self.n_steps), shown=[keys.REWARD])
         self.n_steps += 1
         return step_record(
             rollout,
@@ -190,61 +204,68 @@ class GRPOModule(L.LightningModule):
             adjustment=type(self.adjustment).__name__,
         )
 
+    def describe(self, scored: ScoredRollout, increase: Increase, advantages: Tensor) -> dict[str, float]:
+        """The scalars of a rollout, over the completions of all ranks."""
+        rollout, rewards = scored.rollout, scored.rewards
+        components = {f"rewards/{name}": rollout.grouped(values) for name, values in scored.components.items()}
+        problem = {field.name: getattr(increase, field.name) for field in fields(increase)}
+        everything = gather_over_ranks(
+            self,
+            {
+                "lengths": rollout.grouped(rollout.lengths),
+                "truncated": rollout.grouped(rollout.truncated),
+                "raw": rewards,
+                "advantages": advantages,
+                "raw_advantages": self.advantage(rewards),
+                "increased_advantages": self.advantage(increase.adjusted),
+                **components,
+                **problem,
+            },
+        )
+        tensors = rollout_metrics(
+            everything["lengths"],
+            everything["truncated"],
+            everything["raw"],
+            {name: everything[f"rewards/{name}"] for name in scored.components},
+            everything["advantages"],
+        )
+        tensors |= increase_metrics(
+            Increase(**{name: everything[name] for name in problem}),
+            everything["raw_advantages"],
+            everything["increased_advantages"],
+        )
+        return as_floats(tensors)
+
     def sample(self, prompts: PromptBatch, group_size: int, step: int) -> Rollout:
         """Completions of the current policy, with the reference's log-probabilities where they are needed."""
         assert self.policy is not None
         rollout = self.engine.generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
-        if self.reference is None:
-            return rollout
-        with torch.no_grad():
-            parts = [
-                self.reference.completion_statistics(rollout, self.engine.sampling.temperature, prompts).logprobs
-                for prompts in self.micro_batches(rollout)
-            ]
-        return rollout.with_reference(torch.where(rollout.completion_mask, torch.cat(parts), 0.0))
+        return rollout if self.reference is None else rollout.with_reference(self.logprobs(self.reference, rollout))
 
-    def update(self, rollout: Rollout, advantages: Tensor) -> dict[str, float]:
-        """One optimiser step on a rollout, in micro-batches that share the whole batch's denominator."""
-        assert self.policy is not None
-        optimizer = self.optimizers()
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        sums: dict[str, Tensor] = {}
-        n_tokens = rollout.completion_mask.sum()
-        for prompts in self.micro_batches(rollout):
-            rows = slice(prompts.start * self.group_size, prompts.stop * self.group_size)
-            mask = rollout.completion_mask[rows]
-            statistics = self.policy.completion_statistics(rollout, self.engine.sampling.temperature, prompts)
-            output = self.loss(
-                statistics.logprobs,
-                rollout.old_logprobs[rows],
-                advantages[rows],
-                mask,
-                None if rollout.ref_logprobs is None else rollout.ref_logprobs[rows],
-                denominator=len(advantages),
-            )
-            self.manual_backward(output.loss)
-            token_means = output.metrics | {keys.ENTROPY: masked_mean(statistics.entropies, mask)}
-            for name, value in token_means.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value * mask.sum() / n_tokens
-            sums[keys.LOSS] = sums.get(keys.LOSS, torch.zeros_like(output.loss)) + output.loss.detach()
-        sums[keys.GRAD_NORM] = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        metrics = {name: float(value) for name, value in sums.items()}
-        if not (isfinite(metrics[keys.LOSS]) and isfinite(metrics[keys.GRAD_NORM])):
-            raise FloatingPointError(
-                f"step {int(self.n_steps)}: loss {metrics[keys.LOSS]}, gradient norm {metrics[keys.GRAD_NORM]}; the "
-                "update was not made; lower the learning rate or look at the rewards of this step"
-            )
-        metrics[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
-        optimizer.step()  # type: ignore[union-attr]
-        if self.lr_scheduler is not None:
-            self.lr_schedulers().step()  # type: ignore[union-attr]
-        return metrics
+    def roll_out(self, prompts: PromptBatch) -> ScoredRollout:
+        """G completions for each of the prompts, scored."""
+        with self.clock.phase(keys.STEP_TIME_ROLLOUT):
+            rollout = self.sample(prompts, self.group_size, int(self.n_steps))
+        with self.clock.phase(keys.STEP_TIME_REWARD):
+            components = self.reward.components(rollout)
+            rewards = rollout.grouped(self.reward.total(components, self.group_size))
+        return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
 
-    def micro_batches(self, rollout: Rollout) -> Iterator[slice]:
-        """Slices over the P prompts."""
-        n_prompts = len(rollout.prompts)
-        size = self.prompts_per_micro_batch or n_prompts
-        return (slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size))
+    def resample(self, scored: ScoredRollout, spare: PromptBatch | None) -> ScoredRollout:
+        """Replaces silent groups by those of spare prompts, where the YAML asks for it; as often on every rank."""
+        if self.resampling is None:
+            return scored
+        if spare is None:
+            raise UserError("dynamic resampling: got no spare prompts; set the data's `spare_prompts_per_step`")
+        used = 0
+        for _ in range(self.resampling.max_tries):
+            silent = scored.silent_groups()
+            wanted = max_over_ranks(self, min(len(silent), len(spare) - used))
+            if wanted == 0:
+                break
+            scored = scored.replaced(silent, self.roll_out(spare.select(range(used, used + wanted))))
+            used += wanted
+        return scored
 
     # Held-out evaluation.
 
@@ -254,7 +275,7 @@ class GRPOModule(L.LightningModule):
         rollout = self.sample(prompts, 1, HELD_OUT_STEP)
         components = self.reward.components(rollout)
         statistics = self.policy.completion_statistics(rollout, self.engine.sampling.temperature)
-        rewards = self.reward.total(components)
+        rewards = self.reward.total(components, group_size=1)
         self.held_out.update(rollout, rewards, components, statistics)
         return step_record(rollout, rewards[:, None])
 
@@ -267,16 +288,6 @@ class GRPOModule(L.LightningModule):
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
-
-    def _mean_over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
-        """One collective for all scalars of a step; every rank has the same keys."""
-        if self.trainer.world_size == 1:
-            return metrics
-        values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(metrics, self.trainer.strategy.reduce(values, reduce_op="mean").tolist(), strict=True))  # type: ignore[union-attr]
-
-    def _sum_over_ranks(self, count: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(count, reduce_op="sum")  # type: ignore[return-value]
 
     # Checkpoints hold what changes: the policy, the optimiser, the adjustment's state and the counters.
 
@@ -296,7 +307,3 @@ class GRPOModule(L.LightningModule):
 
 def _frozen(key: str) -> bool:
     return key.startswith(("reference.", "reward."))
-
-
-def _mean_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}

@@ -20,3 +20,35 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of `values` where `mask` is true; 0 where nothing is."""
     count = mask.sum() if dim is None else mask.sum(dim=dim)
     return masked_sum(values, mask, dim) / count.clamp(min=1)
+
+
+def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (Bessel) of each row where `mask` is true.
+
+    A mask that is true everywhere gives torch's own `mean` and `std`, to the last bit.
+
+    Args:
+        values: [P, G], float.
+        mask: [P, G] bool.
+
+    Returns:
+        two tensors [P, 1]; the mean of nothing and the deviation of fewer than two values are 0.
+    """
+    if bool(mask.all()) and mask.shape[1] > 1:
+        return values.mean(dim=1, keepdim=True), values.std(dim=1, keepdim=True)
+    mean = masked_mean(values, mask, dim=1)[:, None]
+    squares = masked_sum((values - mean).square(), mask, dim=1)[:, None]
+    count = mask.sum(dim=1, keepdim=True)
+    return mean, (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+def masked_extremes(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each row where `mask` is true, [P, G] -> two of [P, 1]; inf and -inf of nothing."""
+    lowest = values.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
+    return lowest, values.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
+
+
+def differs(values: Tensor, mask: Tensor) -> Tensor:
+    """Whether a row has two different values where `mask` is true, [P, G] -> [P, 1] bool."""
+    lowest, highest = masked_extremes(values, mask)
+    return lowest < highest

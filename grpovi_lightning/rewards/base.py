@@ -6,15 +6,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from grpovi_lightning.errors import UserError
 from grpovi_lightning.structures import Rollout
 
 
 class Reward(nn.Module):
-    """Scores rollouts. The total that the policy is trained on is a weighted sum of the components."""
+    """Scores rollouts. The total that the policy is trained on is a weighted sum of the components.
+
+    A score of NaN says that the completion could not be scored; scores are never infinite.
+    """
 
     @abstractmethod
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Name -> [B] float32 scores."""
+        """Name -> [B] float32 scores, NaN where the component cannot score the completion."""
 
     @abstractmethod
     def weights(self) -> dict[str, float]:
@@ -26,7 +30,33 @@ class Reward(nn.Module):
     def check(self) -> None:
         """Raises `UserError` where it can be told without loading that loading would fail."""
 
-    def total(self, components: dict[str, Tensor]) -> Tensor:
-        """Weighted sum of the components, [B]. Components of weight 0 are observed, not trained on."""
+    def total(self, components: dict[str, Tensor], group_size: int) -> Tensor:
+        """Weighted sum of the components. Those of weight 0 are observed, not trained on: they never matter here.
+
+        A component that scored no completion of a prompt does not apply to the prompt and adds nothing, as a reward
+        function for another task does. One that scored only some makes the others unscorable, because sums over
+        different components cannot be compared within a group.
+
+        Args:
+            components: name -> [B], NaN where a completion could not be scored.
+            group_size: G, completions per prompt.
+
+        Returns:
+            [B], NaN for completions without a reward: those, and all of a prompt to which no component applies.
+
+        Raises:
+            UserError: a sum is infinite.
+        """
         trained = [weight * components[name] for name, weight in self.weights().items() if weight != 0.0]
-        return torch.stack(trained).sum(dim=0)
+        parts = torch.stack(trained).unflatten(1, (-1, group_size))
+        unscored = parts.isnan()
+        absent = unscored.all(dim=2, keepdim=True)
+        total = parts.masked_fill(absent, 0.0).sum(dim=0)
+        infinite = ~total.isfinite() & ~unscored.any(dim=0)
+        if bool(infinite.any()):
+            prompt, member = infinite.nonzero()[0].tolist()
+            raise UserError(
+                f"reward: got {total[prompt, member].item()} for completion {member} of prompt {prompt}, expected a "
+                "finite float32 number; use smaller rewards or reward_weights"
+            )
+        return total.masked_fill(absent.all(dim=0), torch.nan).flatten()

@@ -13,6 +13,8 @@ class CompositeReward(Reward):
 
     A weight of 0 observes: the component is computed and logged, but the policy is not trained on it.
     This is how a gold reward is watched while a reward model is optimised.
+
+    Parts may be for different tasks: one that scores no completion of a prompt adds nothing there (`Reward.total`).
     """
 
     def __init__(self, rewards: list[Reward], reward_weights: list[float] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Rewards computed by a Python function."""
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,14 @@ from grpovi_lightning.structures import Rollout
 
 
 class RewardFunction(Reward):
-    """A function with TRL's signature: `f(prompts, completions, completion_ids, **columns) -> list[float]`.
+    """A function with TRL's signature: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`.
 
-    Every argument has one entry per completion: prompts and columns are repeated over the group.
+    Every argument has one entry per completion: prompts and columns are repeated over the group. None or NaN stands
+    for a completion that the function cannot score; None for all completions of a prompt, for a prompt of another
+    task (see `Reward.total`).
     """
 
-    def __init__(self, function: str | Callable[..., list[float]], name: str | None = None) -> None:
+    def __init__(self, function: str | Callable[..., list[float | None]], name: str | None = None) -> None:
         """Takes the function.
 
         Args:
@@ -35,10 +38,10 @@ class RewardFunction(Reward):
         return {self.name: 1.0}
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Calls the function once for the whole rollout.
+        """Calls the function once for the whole rollout; NaN where it returned None or NaN.
 
         Raises:
-            UserError: it returned another number of values, or a value that is no finite number; or a column
+            UserError: it returned another number of values, or a value that is infinite or no number; or a column
             has the name of an argument.
         """
         prompts = rollout.prompts
@@ -71,19 +74,25 @@ class RewardFunction(Reward):
                 f"reward function {self.name} returned {len(values)} values, expected {expected}, one per completion"
             )
         scores = torch.tensor([self._number(value, i) for i, value in enumerate(values)], dtype=torch.float32)
-        for i in (~scores.isfinite()).nonzero().flatten().tolist():
+        for i in scores.isinf().nonzero().flatten().tolist():
             raise UserError(
-                f"reward function {self.name} returned {values[i]} at position {i}, expected a finite float32 number"
+                f"reward function {self.name} returned {values[i]} at position {i}, expected a finite float32 number, "
+                "or None where a completion cannot be scored"
             )
         return scores
 
     def _number(self, value: Any, position: int) -> float:
+        if value is None:
+            return math.nan
         if not isinstance(value, str):
             try:
                 return float(value)
             except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
                 pass
-        raise UserError(f"reward function {self.name} returned {value!r} at position {position}, expected a number")
+        raise UserError(
+            f"reward function {self.name} returned {value!r} at position {position}, expected a number, "
+            "or None where a completion cannot be scored"
+        )
 
 
 def import_function(path: str) -> Callable[..., Any]:

@@ -64,7 +64,11 @@ class RewardModel(Reward):
 
     @torch.no_grad()
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Scores of the B completions."""
+        """Scores of the B completions.
+
+        Raises:
+            FloatingPointError: a score is not finite. A classifier has no completions that it cannot score.
+        """
         assert self.model is not None, "load() comes before scoring"
         rows = self._policy_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
         scores = torch.empty(len(rows), device=self.model.device)
@@ -72,11 +76,12 @@ class RewardModel(Reward):
         for start in range(0, len(rows), self.batch_size):
             chosen = by_length[start : start + self.batch_size]
             scores[chosen] = classifier_scores(self.model, [rows[i] for i in chosen])
+        mean, std = (getattr(self.model.config, name, default) for name, default in REWARD_STATISTICS.items())
+        scores = (scores - mean) / std
         for i in (~scores.isfinite()).nonzero().flatten().tolist():
             prompt = rollout.prompts.texts[i // rollout.group_size]
             raise FloatingPointError(f"reward model {self.path}: score {scores[i]} for a completion of {prompt[:60]!r}")
-        mean, std = (getattr(self.model.config, name, default) for name, default in REWARD_STATISTICS.items())
-        return {self.name: (scores - mean) / std}
+        return {self.name: scores}
 
     def _policy_tokens(self, rollout: Rollout) -> list[list[int]]:
         prompts = [ids[kept].tolist() for ids, kept in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]

@@ -5,6 +5,8 @@ import pytest
 import torch
 from helpers.exact_adjustment import exact_adjustment
 from helpers.rollouts import rollout_of_logprobs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grpovi_lightning.adjustment import (
     FixedRange,
@@ -18,6 +20,7 @@ from grpovi_lightning.adjustment import (
     SplitTies,
     UniformWeights,
     VarianceIncrease,
+    increase_variance,
 )
 
 REWARDS = torch.tensor([[0.25, 0.5, 0.75, 0.5], [0.125, 0.125, 0.125, 0.125], [0.0, 1.0, 1.0, 0.0]])
@@ -116,3 +119,88 @@ def test_range_only_does_what_the_range_does_and_nothing_more(range_):
     assert increase is None and adjusted.dtype == rewards.dtype
     torch.testing.assert_close(adjusted, range_(rewards)[0].float())
     assert isinstance(range_, RunningRange) == torch.equal(adjusted, rewards)
+
+
+# Completions without a reward.
+
+NAN = math.nan
+RANGES = {
+    "fixed": lambda: FixedRange(-9.0, 9.0),
+    "clipped": lambda: FixedRange(-1.0, 1.0, clip=True),
+    "group": GroupRange,
+    "running": RunningRange,
+    "sigmoid": SigmoidRange,
+}
+member = st.tuples(
+    st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-9, 9, width=32), st.just(NAN)),
+    st.floats(-8, 0, width=32),  # the reference's log-probability of the completion
+)
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("weights", [UniformWeights(), SequenceWeights()], ids=["uniform", "sequence"])
+@pytest.mark.parametrize("ties", ["merge", "split"])
+@given(members=st.lists(member, min_size=1, max_size=7))
+@settings(max_examples=60, deadline=None)
+def test_completions_without_a_reward_move_the_others_as_if_they_were_not_there(name, weights, ties, members):
+    def adjusted(rows):
+        rollout = rollout_of_logprobs([[logprob] for _, logprob in rows], len(rows))
+        rewards = torch.tensor([[reward for reward, _ in rows]], dtype=torch.float64)
+        return VarianceIncrease(weights, RANGES[name](), ties)(rewards, rollout)
+
+    found, increase = adjusted(members)
+    scored = torch.tensor([[not math.isnan(reward) for reward, _ in members]])
+    for values in (found, increase.rewards, increase.adjusted):
+        assert torch.equal(values.isnan(), ~scored)
+    assert torch.equal(increase.scored, scored)
+    known = [row for row in members if not math.isnan(row[0])]
+    if known:
+        alone, other = adjusted(known)
+        torch.testing.assert_close(found[scored], alone[0], rtol=0.0, atol=1e-8)
+        torch.testing.assert_close(increase.rewards[scored], other.rewards[0], rtol=0.0, atol=1e-12)
+        torch.testing.assert_close(increase.log_weights[scored], other.log_weights[0], rtol=0.0, atol=0.0)
+
+
+def test_a_hand_worked_group_with_completions_without_a_reward():
+    # 0.5, 0.25 and 0.5 sum to 1.25: 1, 0.25, 0 when ties are split; merged, the two share what is left of 1.25.
+    rewards = torch.tensor([[0.5, NAN, 0.25, 0.5, NAN], [NAN] * 5, [NAN, 0.75, NAN, NAN, NAN]])
+    rollout = rollout_of_logprobs([[0.0]] * 15, 5)
+    for ties, expected in (("split", [1.0, NAN, 0.0, 0.25, NAN]), ("merge", [0.625, NAN, 0.0, 0.625, NAN])):
+        found = VarianceIncrease(UniformWeights(), FixedRange(0.0, 1.0), ties)(rewards, rollout).rewards
+        assert found[0].tolist() == pytest.approx(expected, nan_ok=True)
+        assert found[1].isnan().all()
+        assert found[2].tolist() == pytest.approx([NAN, 0.75, NAN, NAN, NAN], nan_ok=True)
+    assert rewards.isnan().sum() == 11  # not written to
+
+
+def test_a_completion_without_a_reward_takes_no_weight_however_probable_it_is():
+    # It is exp(400) times as probable as the others, which alone share the weight.
+    rollout = rollout_of_logprobs([[-400.0], [0.0], [-400.0], [-400.0]], 4)
+    increase = VarianceIncrease(SequenceWeights(), FixedRange(0.0, 1.0)).increase(
+        torch.tensor([[0.25, NAN, 0.5, 0.75]]), rollout
+    )
+    assert increase.adjusted[0].tolist() == pytest.approx([0.0, NAN, 0.5, 1.0], nan_ok=True)
+    assert increase.log_weights.softmax(dim=1)[0].tolist() == pytest.approx([1 / 3, 0.0, 1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_where_every_completion_has_a_reward_the_solution_is_that_of_the_closed_form_to_the_last_bit(name):
+    rewards = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    rollout = rollout_of_logprobs((-30 * torch.rand(72, 1, generator=torch.Generator().manual_seed(1))).tolist(), 8)
+    increase = VarianceIncrease(range=RANGES[name]()).increase(rewards, rollout)
+    bounded, lower, upper = RANGES[name]()(rewards)
+    direct = increase_variance(bounded, SequenceWeights()(rollout), lower=lower, upper=upper).float()
+    assert torch.equal(increase.adjusted, direct) and torch.equal(increase.rewards, bounded)
+    assert increase.scored.all()
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_range_only_leaves_completions_without_a_reward_without_one(name):
+    rewards = torch.tensor([[-0.5, NAN, 0.25], [NAN, NAN, NAN]])
+    found = RangeOnly(RANGES[name]())(rewards, rollout_of_logprobs([[0.0]] * 6, 3)).rewards
+    assert torch.equal(found.isnan(), rewards.isnan())
+
+
+def test_the_closed_form_itself_still_refuses_a_reward_that_is_no_number():
+    with pytest.raises(ValueError, match=r"rewards: got nan at \[0, 1\], expected a finite number"):
+        increase_variance(torch.tensor([[0.5, NAN]]), lower=0.0, upper=1.0)

@@ -107,3 +107,87 @@ def test_sign_flips_count_completions_that_cross_the_mean_but_not_those_that_rea
 def test_a_group_of_one_has_no_order_to_break():
     metrics = metrics_of(increase(torch.tensor([[0.5]]), torch.zeros(1, 1).double()))
     assert metrics[keys.ADJUSTMENT_RESIDUAL_ORDER] == 0.0
+
+
+# Completions without a reward.
+
+NAN = float("nan")
+GAPS = torch.tensor(
+    [
+        [0.25, NAN, 0.5, 0.75, 0.5],
+        [NAN, NAN, NAN, NAN, NAN],
+        [NAN, 0.5, NAN, NAN, NAN],
+        [0.3, 0.4, 0.5, 0.6, 0.9],
+        [0.5, 0.25, 0.5, NAN, NAN],
+    ]
+).double()
+GAP_WEIGHTS = -3.0 * torch.rand(5, 5, generator=torch.Generator().manual_seed(0)).double()
+
+
+def without_gaps(row, ties):
+    """The variance increase of one group, in a group of those that have a reward, with centred advantages."""
+    known = ~GAPS[row].isnan()
+    rewards, weights = GAPS[row][known][None], GAP_WEIGHTS[row][known][None]
+    adjusted = increase_variance(rewards, weights, lower=0.0, upper=1.0, ties=ties)
+    return increase(rewards, weights, adjusted=adjusted), centred(rewards), centred(adjusted)
+
+
+@pytest.mark.parametrize("ties", ["merge", "split"])
+def test_only_completions_with_a_reward_count_and_only_groups_that_have_one(ties):
+    adjusted, first, second = GAPS.clone(), torch.zeros(5, 5).double(), torch.zeros(5, 5).double()
+    rows = (0, 2, 3, 4)
+    parts = {row: without_gaps(row, ties) for row in rows}
+    for row, (item, raw, increased) in parts.items():
+        known = ~GAPS[row].isnan()
+        adjusted[row, known], first[row, known], second[row, known] = item.adjusted[0], raw[0], increased[0]
+    # Weights of completions without a reward are whatever they are.
+    found = increase_metrics(increase(GAPS, GAP_WEIGHTS, adjusted=adjusted), first, second)
+    alone = [increase_metrics(*part) for part in parts.values()]
+    sizes = [part[0].rewards.shape[1] for part in parts.values()]
+
+    assert list(found) == list(alone[0])
+    for name, value in found.items():
+        each = [metrics[name].item() for metrics in alone]
+        if "residual" in name:
+            expected = max(each)
+        elif name == keys.ADJUSTMENT_SIGN_FLIPS:
+            expected = np.average(each, weights=sizes)
+        elif name == keys.ADJUSTMENT_ADVANTAGE_COSINE:
+            a, b = (torch.cat([part[i].flatten() for part in parts.values()]).numpy() for i in (1, 2))
+            expected = a @ b / np.sqrt((a @ a) * (b @ b))
+        else:
+            expected = np.mean(each)
+        assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-12), name
+    assert found[keys.ADJUSTMENT_FRAC_CHANGED].item() == 3 / 4
+    assert found[keys.ADJUSTMENT_FRAC_ZERO_VARIANCE].item() == 1 / 4
+
+
+def test_a_completion_without_a_reward_hides_no_broken_constraint_and_breaks_none():
+    uniform = torch.zeros(1, 5).double()
+
+    def residuals(adjusted, rewards=(NAN, 1.0, 2.0, NAN, 3.0)):
+        group = torch.tensor([rewards]).double()
+        metrics = metrics_of(increase(group, uniform, -1.0, 4.0, torch.tensor([adjusted]).double()))
+        return [
+            metrics[key]
+            for key in (keys.ADJUSTMENT_RESIDUAL_MEAN, keys.ADJUSTMENT_RESIDUAL_BOUNDS, keys.ADJUSTMENT_RESIDUAL_ORDER)
+        ]
+
+    assert residuals([NAN, 1.0, 2.0, NAN, 3.0]) == pytest.approx([0.0, 0.0, 0.0])
+    assert residuals([NAN, 1.0, 2.0, NAN, 3.5]) == pytest.approx([0.5 / 3 / 5, 0.0, 0.0])
+    assert residuals([NAN, -2.0, 3.0, NAN, 5.0]) == pytest.approx([0.0, 1.0 / 5, 0.0])
+    assert residuals([NAN, 2.5, 1.5, NAN, 2.0]) == pytest.approx([0.0, 0.0, 1.0 / 5])
+    # The smallest rewards are tied and split, and it stands before them in the group.
+    assert residuals([NAN, 2.0, 0.0, NAN, 3.0], (NAN, 1.0, 1.0, NAN, 3.0)) == pytest.approx([0.0, 0.0, 0.0])
+
+
+def test_a_batch_without_any_reward_has_all_the_names_and_says_nothing():
+    gaps = torch.full((2, 3), NAN).double()
+    metrics = increase_metrics(
+        increase(gaps, torch.zeros(2, 3).double(), adjusted=gaps), torch.zeros(2, 3), torch.zeros(2, 3)
+    )
+    assert list(metrics) == list(increase_metrics(increase(), centred(REWARDS), centred(REWARDS)))
+    residuals = [value.item() for name, value in metrics.items() if "residual" in name]
+    assert residuals == [0.0, 0.0, 0.0] and metrics[keys.ADJUSTMENT_ADVANTAGE_COSINE] == 1.0
+    others = [v for name, v in metrics.items() if "residual" not in name and name != keys.ADJUSTMENT_ADVANTAGE_COSINE]
+    assert all(value.isnan() for value in others)

@@ -9,6 +9,8 @@ from grpovi_lightning.adjustment import FixedRange, GroupRange, RunningRange, Si
 from grpovi_lightning.errors import UserError
 
 REWARDS = torch.tensor([[0.25, 0.5, 0.75], [-1.0, 0.0, 2.0]])
+NAN = math.nan
+UNSCORED = torch.tensor([[0.25, NAN, 0.75, NAN], [NAN, 0.0, 2.0, -1.0], [NAN, NAN, NAN, NAN]])
 
 
 def test_a_fixed_range_gives_its_bounds_to_every_prompt_and_leaves_the_rewards():
@@ -177,3 +179,69 @@ def test_two_ranks_fit_one_sigmoid(tmp_path):
     for rank in (0, 1):
         expected = np.mean(REWARDS.numpy()), np.std(REWARDS.numpy())
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected)
+
+
+# Completions without a reward.
+
+
+def test_a_fixed_range_takes_no_notice_of_missing_rewards_whether_it_clips_or_not():
+    for clip in (False, True):
+        rewards, lower, upper = FixedRange(-1.0, 2.0, clip)(UNSCORED)
+        assert torch.equal(rewards.isnan(), UNSCORED.isnan())
+        assert lower.tolist() == [[-1.0]] * 3 and upper.tolist() == [[2.0]] * 3
+    with pytest.raises(UserError, match="reward 2 of prompt 1, completion 2 is outside"):
+        FixedRange(-1.0, 1.0)(UNSCORED)
+
+
+def test_a_group_range_is_that_of_the_members_that_have_a_reward():
+    rewards, lower, upper = GroupRange()(UNSCORED)
+    assert torch.equal(rewards.isnan(), UNSCORED.isnan())
+    assert lower[:2].tolist() == [[0.25], [-1.0]] and upper[:2].tolist() == [[0.75], [2.0]]
+    assert -math.inf < lower[2] < upper[2] < math.inf
+
+
+def test_a_running_range_does_not_see_missing_rewards():
+    running = RunningRange()
+    for batch, expected in [
+        ([[NAN, NAN], [NAN, NAN]], None),
+        ([[NAN, 0.5], [NAN, NAN]], None),  # a single value, and a range made up around it
+        ([[NAN, 0.5], [NAN, 1.0]], (0.5, 1.0)),
+        ([[NAN, NAN], [NAN, NAN]], (0.5, 1.0)),
+        ([[-3.0, NAN], [NAN, NAN]], (-3.0, 1.0)),
+    ]:
+        _, lower, upper = running(torch.tensor(batch))
+        assert lower.shape == upper.shape == (2, 1) and lower.isfinite().all() and (lower < upper).all()
+        assert expected is None or (lower[0].item(), upper[0].item()) == expected
+
+
+def test_a_sigmoid_range_is_fitted_to_the_rewards_that_there_are():
+    sigmoid = SigmoidRange()
+    bent, _, _ = sigmoid(torch.full((2, 2), NAN))
+    assert bent.isnan().all() and sigmoid.scale.isnan()
+    bent, _, _ = sigmoid(torch.tensor([[0.5, NAN], [NAN, 0.5]]))
+    assert bent.flatten().tolist() == pytest.approx([0.5, NAN, NAN, 0.5], nan_ok=True) and sigmoid.scale.isnan()
+    bent, _, _ = sigmoid(UNSCORED)
+    known = [0.25, 0.75, 0.0, 2.0, -1.0]
+    assert sigmoid.centre.item() == pytest.approx(np.mean(known))
+    assert sigmoid.scale.item() == pytest.approx(np.std(known))
+    assert torch.equal(bent.isnan(), UNSCORED.isnan())
+
+
+def _half_scored(rank, folder):
+    batches = [UNSCORED[2:], UNSCORED[:1]] if rank == 0 else [UNSCORED[1:2], UNSCORED[2:]]
+    running, sigmoid = RunningRange(), SigmoidRange()
+    found = []
+    for batch in batches:
+        _, lower, upper = running(batch)
+        sigmoid(batch)
+        found.append((lower.item(), upper.item(), sigmoid.centre.item(), sigmoid.scale.item()))
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def test_a_rank_without_any_reward_takes_the_range_of_the_others(tmp_path):
+    run_in_two_processes(_half_scored, tmp_path)
+    first, second = torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
+    assert first == second
+    fitted = np.mean([0.0, 2.0, -1.0]), np.std([0.0, 2.0, -1.0])
+    assert [found[:2] for found in first] == [(-1.0, 2.0), (-1.0, 2.0)]
+    assert [found[2:] for found in first] == [pytest.approx(fitted)] * 2

@@ -24,7 +24,8 @@ def run(policy_folder, folder, reward, adjustment, steps=5, window=2, **settings
         warnings.simplefilter("always")
         module = grpo(policy_folder, reward, adjustment=adjustment)
         train(module, folder, steps, RunStatus(folder, 1), RewardWatch(window), **settings)
-    shown = [str(w.message) for w in caught if "group" in str(w.message) and "over " in str(w.message)]
+    texts = [str(w.message) for w in caught if "over " in str(w.message)]
+    shown = [text for text in texts if "group" in text or "completions" in text]
     return shown, json.loads((folder / "status.json").read_text())["warnings"]
 
 
@@ -67,3 +68,47 @@ def test_a_resumed_run_does_not_repeat_the_warning(policy_folder, tmp_path):
     assert len(first) == 1
     assert second == []
     assert recorded == first
+
+
+# Completions without a reward: three groups of four a step.
+
+
+def sometimes(missing):
+    """The graded reward, with None at the given places among the twelve."""
+
+    def reward(**arguments):
+        return [None if i in missing else score for i, score in enumerate(graded(**arguments))]
+
+    return reward
+
+
+def test_many_completions_without_a_reward_are_warned_about_once_and_in_the_record(policy_folder, tmp_path):
+    shown, recorded = run(policy_folder, tmp_path, sometimes({0, 5}), increase())
+
+    assert len(shown) == 1 and shown == recorded
+    assert shown[0].startswith("unscorable completions: 4 of 24 completions over 2 steps had no reward")
+
+
+def test_a_few_completions_without_a_reward_are_normal_in_a_run_that_adjusts(policy_folder, tmp_path):
+    assert run(policy_folder, tmp_path, sometimes({7}), increase()) == ([], [])
+
+
+def test_groups_with_fewer_than_two_rewards_count_as_groups_without_variance(policy_folder, tmp_path):
+    only_one_a_group = sometimes({0, 1, 2, 4, 5, 6, 8, 9, 10})
+    shown, recorded = run(policy_folder, tmp_path, only_one_a_group, None)
+
+    assert shown == recorded and [text.split(":")[0] for text in shown] == [
+        "unscorable completions",
+        "groups without reward variance",
+    ]
+    assert "6 of 6 groups had equal or missing rewards over 2 steps" in shown[1]
+
+
+def test_a_missing_reward_is_no_change_that_an_adjustment_made(policy_folder, tmp_path):
+    def zero_one_or_none(completion_ids, **_):
+        return [None if i == 7 else float(sum(ids) % 2) for i, ids in enumerate(completion_ids)]
+
+    shown, _ = run(policy_folder, tmp_path, zero_one_or_none, zero_one())
+
+    assert len(shown) == 1
+    assert shown[0].startswith("adjustment without effect: VarianceIncrease changed none of 6 groups over 2 steps")

@@ -7,12 +7,10 @@ SLIDING = ["mistral", "gemma2", "gemma3_text"]
 LENGTHS = ([3, 9, 1], [[5, 1, 8], [2, 8, 3], [4, 6, 1]])
 
 
-def gradients(policy, data, weights, prompts=slice(None)):
+def gradients(policy, data, weights):
     policy.zero_grad()
-    statistics = policy.completion_statistics(data, 0.7, prompts)
-    rows = slice(None) if prompts == slice(None) else slice(prompts.start * 3, prompts.stop * 3)
-    mask = data.completion_mask[rows]
-    torch.where(mask, statistics.logprobs * weights[rows], 0.0).sum().backward()
+    statistics = policy.completion_statistics(data, 0.7)
+    torch.where(data.completion_mask, statistics.logprobs * weights, 0.0).sum().backward()
     return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
 
 
@@ -93,13 +91,19 @@ def test_a_part_of_the_prompts_has_the_values_it_has_in_the_whole(family, tiny_t
     weights = torch.randn(data.completion_ids.shape, generator=torch.Generator().manual_seed(3))
     whole = policy.completion_statistics(data, 1.0)
 
-    part = policy.completion_statistics(data, 1.0, slice(1, 3))
+    # The first completions are the longest, and the last prompt is the shortest: both lose padding.
+    chosen = [2, 1]
+    rows = data.rows(chosen)
+    part = policy.completion_statistics(data.select(chosen), 1.0)
 
-    mask = data.completion_mask[3:]
-    torch.testing.assert_close(part.logprobs[mask], whole.logprobs[3:][mask], atol=1e-5, rtol=0)
-    torch.testing.assert_close(part.entropies[mask], whole.entropies[3:][mask], atol=1e-5, rtol=0)
-    parts = [gradients(policy, data, weights, slice(0, 1)), gradients(policy, data, weights, slice(1, 3))]
-    summed = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+    length = part.logprobs.shape[1]
+    mask = data.completion_mask[rows][:, :length]
+    assert mask.sum() == data.completion_mask[rows].sum()
+    for found, expected in zip(part, whole, strict=True):
+        torch.testing.assert_close(found[mask], expected[rows][:, :length][mask], atol=1e-5, rtol=0)
+    first = gradients(policy, data.select([0]), weights[:3])
+    rest = gradients(policy, data.select(chosen), weights[rows][:, :length])
+    summed = {name: first[name] + rest[name] for name in first}
     assert relative_difference(summed, gradients(policy, data, weights)) < 1e-5
 
 

@@ -1,4 +1,4 @@
-"""Trains three GRPO steps over `devices` processes and saves the weights: python ddp_driver.py POLICY OUT DEVICES."""
+"""Trains three GRPO steps over some processes and saves the weights: ddp_driver.py POLICY OUT DEVICES VARIANT."""
 
 import sys
 from pathlib import Path
@@ -6,25 +6,61 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from modules.grpo_runs import grpo, prompt_data, quiet, trainer, weights
+from modules.grpo_runs import PROMPTS, graded, grpo, prompt_data, quiet, trainer, weights
 
 from grpovi_lightning.adjustment import VarianceIncrease
 from grpovi_lightning.advantages import GroupAdvantage
+from grpovi_lightning.losses import BNPOLoss, DAPOLoss, GRPOLoss, TruncatedImportanceSampling
+from grpovi_lightning.modules.resampling import DynamicResampling
+from grpovi_lightning.rollout import SamplingConfig
+
+
+def half_silent(prompts, completions, completion_ids, **columns):
+    """Equal rewards for half of the prompts, so that a rank can have nothing to learn from."""
+    scores = graded(prompts, completions, completion_ids)
+    return [0.5 if prompt in PROMPTS[1::2] else score for prompt, score in zip(prompts, scores, strict=True)]
+
+
+def unscorable(prompts, completions, completion_ids, **columns):
+    """No reward for completions whose first token is even; the same on any rank."""
+    scores = graded(prompts, completions, completion_ids)
+    return [None if ids[0] % 3 == 0 else score for ids, score in zip(completion_ids, scores, strict=True)]
+
+
+VARIANTS = {
+    "one micro-batch": {"loss": GRPOLoss(beta=0.04)},
+    "two micro-batches": {"loss": GRPOLoss(beta=0.04), "prompts_per_micro_batch": 1},
+    "token budget": {
+        "loss": DAPOLoss(),
+        "tokens_per_micro_batch": 200,
+        "mask_truncated_completions": True,
+        "sampling": SamplingConfig(max_completion_length=30, temperature=0.9),
+    },
+    "silent groups": {"loss": BNPOLoss(), "reward": half_silent, "skip_silent_groups": True},
+    "unscorable": {"loss": BNPOLoss(beta=0.04), "reward": unscorable, "prompts_per_micro_batch": 1},
+    "resampling": {"loss": GRPOLoss(beta=0.04), "reward": half_silent, "resampling": DynamicResampling(1)},
+    "correction": {"loss": GRPOLoss(beta=0.04), "importance_sampling": TruncatedImportanceSampling()},
+}
 
 
 def main() -> None:
-    policy_folder, folder, devices = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    policy_folder, folder, devices, variant = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    settings = dict(VARIANTS[variant])
     module = grpo(
         policy_folder,
+        settings.pop("reward", graded),
         adjustment=VarianceIncrease(),
         advantage=GroupAdvantage("batch"),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-        prompts_per_micro_batch=1,
+        **settings,
     )
-    settings = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
-    run = trainer(folder, 3, validate_every=3, **settings)
+    run = trainer(folder, 3, validate_every=3, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    spare = 4 if variant == "resampling" else 0
+    data = prompt_data(
+        folder / f"data_{run.global_rank}", validation=True, prompts_per_step=4, spare_prompts_per_step=spare
+    )
     with quiet():
-        run.fit(module, prompt_data(folder / f"data_{run.global_rank}", validation=True, prompts_per_step=4))
+        run.fit(module, data)
     state = {"weights": weights(module), "range": [module.adjustment.range.lower, module.adjustment.range.upper]}
     torch.save(state, folder / f"weights_{run.global_rank}.pt")
 

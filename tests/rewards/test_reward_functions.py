@@ -63,19 +63,30 @@ def test_arrays_tensors_and_tuples_are_lists_of_numbers(rollout, returned):
         ([], "returned 0 values, expected 4"),
         (None, "returned NoneType, expected a list"),
         (1.0, "returned float, expected a list"),
-        ([1.0, 2.0, None, 4.0], "returned None at position 2, expected a number"),
-        ([1.0, "2.0", 3.0, 4.0], "returned '2.0' at position 1, expected a number"),
+        ([1.0, "2.0", 3.0, 4.0], "returned '2.0' at position 1, expected a number, or None where"),
         ([1.0, 2.0, 3.0, [4.0]], r"returned \[4.0\] at position 3, expected a number"),
         (torch.ones(4, 2), r"returned tensor\(\[1., 1.\]\) at position 0, expected a number"),
-        ([1.0, 2.0, math.nan, 4.0], "returned nan at position 2, expected a finite"),
+        (
+            [1.0, None, math.nan, math.inf],
+            "returned inf at position 3, expected a finite float32 number, or None where",
+        ),
         ([-math.inf, 2.0, 3.0, 4.0], "returned -inf at position 0, expected a finite"),
         ([1.0, 1e300, 3.0, 4.0], r"returned 1e\+300 at position 1, expected a finite float32"),
         ([1.0, 2.0, 3.0, 10**400], "returned 10+ at position 3, expected a number"),
     ],
 )
-def test_anything_but_one_finite_number_a_completion_is_an_error_that_names_it(rollout, returned, message):
+def test_anything_but_one_finite_number_or_none_a_completion_is_an_error_that_names_it(rollout, returned, message):
     with pytest.raises(UserError, match=f"reward function mine {message}"):
         RewardFunction(lambda **_: returned, name="mine").components(rollout)
+
+
+@pytest.mark.parametrize(
+    "returned", [[1.0, None, 0.0, None], [1.0, math.nan, 0.0, None], np.array([1.0, math.nan, 0.0, math.nan])]
+)
+def test_none_and_nan_stand_for_a_completion_that_cannot_be_scored(rollout, returned):
+    scores = RewardFunction(lambda **_: returned, name="mine").components(rollout)["mine"]
+    assert scores.dtype == torch.float32
+    assert scores.tolist() == pytest.approx([1.0, math.nan, 0.0, math.nan], nan_ok=True)
 
 
 @pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids"])

@@ -81,6 +81,17 @@ def test_scores_are_standardised_by_what_the_checkpoint_says(tmp_path, tokenizer
     torch.testing.assert_close(found, (raw - 0.25) / 4.0)
 
 
+@pytest.mark.parametrize("std", [0.0, float("nan")])
+def test_a_score_that_is_no_finite_number_is_an_error_and_no_completion_without_a_reward(
+    tmp_path, tokenizer_folder, tiny_tokenizer, rollout, std
+):
+    folder = save_reward_model(tmp_path / "reward", tokenizer_folder, reward_mean=0.25)
+    reward = loaded(folder, tiny_tokenizer)
+    reward.model.config.reward_std = std
+    with pytest.raises(FloatingPointError, match=r"score (-?inf|nan) for a completion of 'write about the fox'"):
+        reward.components(rollout)
+
+
 def test_it_is_frozen_and_loaded_once(reward_folder, tiny_tokenizer, rollout):
     reward = loaded(reward_folder, tiny_tokenizer)
     model = reward.model

@@ -1,4 +1,4 @@
-"""Adjusted rewards -> advantages."""
+"""Advantages relative to the mean of the group: GRPO's."""
 
 from typing import Literal, get_args
 
@@ -6,17 +6,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from grpovi_lightning.advantages.base import Advantage, centred
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.ops.masked import masked_moments
 
 ScaleRewards = Literal["group", "batch", "none"]
 
 
-class GroupAdvantage:
+class GroupAdvantage(Advantage):
     """Group-relative advantages: (reward - mean of the group) / (std + eps), as in GRPO (arXiv 2402.03300) and TRL.
 
     `scale_rewards` chooses the standard deviation: of the `group` (GRPO), of the whole `batch` over all
     ranks, or `none` (no division, as Dr. GRPO, arXiv 2503.20783, proposes). Standard deviations use
     Bessel's correction and include groups of equal rewards, whose advantages are exactly 0.
+
+    Mean and standard deviations are those of the completions that have a reward. A group with fewer than two has
+    advantages of exactly 0.
     """
 
     def __init__(self, scale_rewards: ScaleRewards = "group", eps: float = 1e-4) -> None:
@@ -32,31 +37,26 @@ class GroupAdvantage:
 
     @property
     def standardised(self) -> bool:
-        """Whether each group's advantages have unit spread, whatever the spread of its rewards."""
+        """True where each group is divided by its own standard deviation."""
         return self.scale_rewards == "group"
 
-    def __call__(self, rewards: Tensor) -> Tensor:
-        """Adjusted rewards [P, G], G >= 2 -> advantages [P, G]."""
-        if rewards.ndim != 2 or rewards.shape[1] < 2:
-            raise ValueError(f"rewards: got shape {list(rewards.shape)}, expected [P, G] with G of at least 2")
-        values = rewards.double()  # rewards far from 0 would lose their differences in a float32 mean
-        # Rounding of the mean must not turn a group of equal rewards into +-1 through a tiny std.
-        equal = (values == values[:, :1]).all(dim=1, keepdim=True)
-        centred = torch.where(equal, 0.0, values - values.mean(dim=1, keepdim=True))
+    def advantages(self, rewards: Tensor, scored: Tensor) -> Tensor:
+        """Centres each group, and scales it."""
         match self.scale_rewards:
             case "group":
-                scale = values.std(dim=1, keepdim=True) + self.eps
+                scale = masked_moments(rewards, scored)[1] + self.eps
             case "batch":
-                scale = _global_std(values) + self.eps
+                scale = _global_std(rewards) + self.eps
             case "none":
                 scale = 1.0
-        return (centred / scale).to(rewards.dtype)
+        return centred(rewards, scored) / scale
 
 
 def _global_std(rewards: Tensor) -> Tensor:
-    """Standard deviation with Bessel's correction over the rewards of all ranks."""
+    """Standard deviation with Bessel's correction over the scored rewards of all ranks; 0 of fewer than two."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         gathered = [torch.empty_like(rewards) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, rewards.contiguous())
         rewards = torch.cat(gathered)
-    return rewards.std()
+    scored = rewards[~rewards.isnan()]
+    return scored.std() if scored.numel() > 1 else rewards.new_zeros(())

@@ -1,0 +1,34 @@
+"""Corrections for a sampler that does not compute quite the policy that is trained."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from grpovi_lightning.errors import UserError
+
+
+class ImportanceSampling(ABC):
+    """How much each sampled token counts: pi_trainer / pi_sampler, tamed in some way."""
+
+    @abstractmethod
+    def __call__(self, log_ratio: Tensor) -> Tensor:
+        """Log-probability in the trainer minus that in the sampler, [B, T], 0 where masked -> factors [B, T]."""
+
+
+class TruncatedImportanceSampling(ImportanceSampling):
+    """min(pi_trainer / pi_sampler, cap) for each token, as TRL's token truncation.
+
+    Sampling in lower precision, or with another implementation of the model, draws from a slightly different policy.
+    Without a correction the gradient is biased by that difference; without the cap single tokens could dominate it
+    (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
+    """
+
+    def __init__(self, cap: float = 2.0) -> None:
+        """Takes the largest factor, at least 1."""
+        if not 1.0 <= cap < float("inf"):
+            raise UserError(f"importance sampling cap: got {cap}, expected a finite number of at least 1")
+        self.cap = cap
+
+    def __call__(self, log_ratio: Tensor) -> Tensor:
+        """See `ImportanceSampling`."""
+        return log_ratio.exp().clamp(max=self.cap)

@@ -1,0 +1,52 @@
+"""A loss or a gradient that is no number: the update is refused and its batch kept."""
+
+from math import isfinite
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.errors import TrainingError
+from grpovi_lightning.modules.ranks import max_over_ranks
+from grpovi_lightning.structures import Experience
+
+
+def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics: dict[str, float]) -> None:
+    """Raises where loss or gradient norm is not finite on any rank, after every rank wrote its part of the batch.
+
+    The file holds tensors and text, and is read with `torch.load(FILE, weights_only=True)`.
+
+    Args:
+        module: the module that trains.
+        experience: what the update was computed from.
+        metrics: of this update; loss and gradient norm are looked at.
+
+    Raises:
+        TrainingError: names the numbers and the file.
+    """
+    bad = [name for name in (keys.LOSS, keys.GRAD_NORM) if not isfinite(metrics[name])]
+    if max_over_ranks(module, len(bad)) == 0:
+        return
+    rollout, trainer = experience.rollout, module.trainer
+    file = Path(trainer.default_root_dir) / f"non_finite_step_{rollout.step}_rank_{trainer.global_rank}.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "step": rollout.step,
+        "metrics": dict(metrics),
+        "prompts": list(rollout.prompts.texts),
+        "completions": list(rollout.texts),
+        "advantages": experience.advantages,
+        "loss_mask": experience.loss_mask,
+        "prompt_ids": rollout.prompt_ids,
+        "prompt_mask": rollout.prompt_mask,
+        "completion_ids": rollout.completion_ids,
+        "completion_mask": rollout.completion_mask,
+        "old_logprobs": rollout.old_logprobs,
+        "ref_logprobs": rollout.ref_logprobs,
+    }
+    torch.save(content, file)
+    raise TrainingError(
+        f"step {rollout.step}: loss {metrics[keys.LOSS]}, gradient norm {metrics[keys.GRAD_NORM]}; the update was not "
+        f"made, its batch is in {file}; lower the learning rate or look at the rewards of this step"
+    )

@@ -1,0 +1,58 @@
+"""What one update says in numbers, gathered over its micro-batches."""
+
+import torch
+from torch import Tensor
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.losses import LossOutput
+from grpovi_lightning.ops import TokenStatistics, masked_mean
+from grpovi_lightning.structures import Experience
+
+
+class UpdateMetrics:
+    """Means over the tokens that are trained on, the loss, and how far sampler and trainer disagree."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self.n_tokens = torch.zeros(())
+        self._sums: dict[str, Tensor] = {}
+        self._loss = torch.zeros(())
+        self._log_ratios: list[Tensor] = []
+
+    def add(self, batch: Experience, output: LossOutput, statistics: TokenStatistics) -> None:
+        """Adds a micro-batch after its backward pass."""
+        n_tokens = batch.loss_mask.sum()
+        token_means = output.metrics | {keys.ENTROPY: masked_mean(statistics.entropies.detach(), batch.loss_mask)}
+        for name, value in token_means.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value * n_tokens
+        self.n_tokens = self.n_tokens.to(n_tokens.device) + n_tokens
+        self._loss = self._loss.to(output.loss.device) + output.loss.detach()
+        sampled = statistics.logprobs.detach() - batch.rollout.old_logprobs
+        self._log_ratios.append(sampled[batch.rollout.completion_mask])
+
+    def compute(self, n_tokens: Tensor) -> dict[str, float]:
+        """The numbers of this rank, whose mean over ranks is that of the whole update.
+
+        Args:
+            n_tokens: tokens trained on over all ranks, divided by the number of ranks.
+        """
+        tensors = {name: total / n_tokens.clamp(min=1) for name, total in self._sums.items()} | {keys.LOSS: self._loss}
+        log_ratios = torch.cat(self._log_ratios).double()
+        ratios = log_ratios.exp()
+        tensors |= {
+            keys.SAMPLING_LOGP_DIFFERENCE_MEAN: log_ratios.abs().mean(),
+            keys.SAMPLING_LOGP_DIFFERENCE_MAX: log_ratios.abs().max(),
+            keys.SAMPLING_RATIO_MIN: ratios.min(),
+            keys.SAMPLING_RATIO_MEAN: ratios.mean(),
+            keys.SAMPLING_RATIO_MAX: ratios.max(),
+        }
+        return dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
+
+
+def mean_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the updates on one rollout.
+
+    Sampler and trainer are compared in the first update alone, before the policy has moved.
+    """
+    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+    return means | {name: value for name, value in updates[0].items() if name.startswith(keys.SAMPLING_PREFIX)}
