@@ -102,6 +102,7 @@ class Rollout:
         shape = self.completion_ids.shape
         assert shape[0] == rows == len(self.texts) == len(self.truncated), "B = P * G rows expected"
         assert shape == self.completion_mask.shape == self.old_logprobs.shape, "completion tensors are [B, T]"
+        assert self.ref_logprobs is None or self.ref_logprobs.shape == shape, "ref_logprobs are [B, T]"
 
     @property
     def lengths(self) -> Tensor:

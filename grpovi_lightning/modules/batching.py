@@ -22,7 +22,7 @@ def minibatches(n_prompts: int, num_iterations: int, num_minibatches: int, seed:
 def micro_batches(
     rollout: Rollout, prompts: list[int], max_prompts: int | None, max_tokens: int | None, at_least: int = 1
 ) -> list[list[int]]:
-    """Splits prompts, each with its whole group, into parts that fit into memory; similar lengths go together.
+    """Splits prompts, each with its whole group, into parts that fit into memory; groups of similar cost go together.
 
     Args:
         rollout: where the lengths are read.
@@ -35,7 +35,7 @@ def micro_batches(
         return [prompts]
     costs = _Costs(rollout)
     parts: list[list[int]] = []
-    for prompt in sorted(prompts, key=lambda p: costs.completion[p], reverse=True):
+    for prompt in sorted(prompts, key=lambda p: costs.tokens([p]), reverse=True):
         grown = [*parts[-1], prompt] if parts else []
         fits = (max_prompts is None or len(grown) <= max_prompts) and (
             max_tokens is None or costs.tokens(grown) <= max_tokens

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.base import Reward
@@ -67,7 +67,7 @@ class RewardModel(Reward):
         """Scores of the B completions.
 
         Raises:
-            FloatingPointError: a score is not finite. A classifier has no completions that it cannot score.
+            TrainingError: a score is not finite. A classifier has no completions that it cannot score.
         """
         assert self.model is not None, "load() comes before scoring"
         rows = self._policy_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
@@ -80,7 +80,10 @@ class RewardModel(Reward):
         scores = (scores - mean) / std
         for i in (~scores.isfinite()).nonzero().flatten().tolist():
             prompt = rollout.prompts.texts[i // rollout.group_size]
-            raise FloatingPointError(f"reward model {self.path}: score {scores[i]} for a completion of {prompt[:60]!r}")
+            raise TrainingError(
+                f"reward model {self.path}: score {scores[i]} for a completion of {prompt[:60]!r}, expected a finite "
+                "number; look at the checkpoint, its `reward_std` and its dtype"
+            )
         return {self.name: scores}
 
     def _policy_tokens(self, rollout: Rollout) -> list[list[int]]:

@@ -4,6 +4,7 @@ from modules.grpo_runs import graded, grpo, identical, scalars, train, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpovi_lightning.callbacks import EvaluateAtStart, ExportModel
+from grpovi_lightning.errors import TrainingError
 
 
 def test_the_initial_policy_is_evaluated_once_before_the_first_update(policy_folder, tmp_path):
@@ -57,7 +58,7 @@ def test_the_exported_folder_loads_in_transformers_with_the_trained_weights(poli
 def test_a_run_that_failed_exports_no_model(policy_folder, tmp_path):
     module = grpo(policy_folder, optimizer=lambda p: torch.optim.SGD(p, lr=1e30))
 
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(TrainingError):
         train(module, tmp_path, 3, ExportModel(tmp_path / "model"))
 
     assert not (tmp_path / "model").exists()

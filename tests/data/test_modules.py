@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grpovi_lightning.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule
 from grpovi_lightning.data.modules import StepSampler
@@ -28,8 +30,8 @@ def table(tmp_path):
     return write
 
 
-def sampler(first=0, last=9, rank=0, world_size=1, seed=3, rows_per_step=4, n_rows=13):
-    return StepSampler(n_rows, rows_per_step, seed, first, last, rank, world_size)
+def sampler(first=0, last=9, rank=0, world_size=1, seed=3, rows_per_step=4, n_rows=13, spare=0):
+    return StepSampler(n_rows, rows_per_step, seed, first, last, rank, world_size, spare)
 
 
 def test_the_sampler_gives_the_rows_of_each_step():
@@ -67,11 +69,11 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train(data, checkpoint=None, **settings):
+def train(data, checkpoint=None, kind=Recorder, **settings):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(accelerator="cpu", devices=1, num_sanity_val_steps=0, **off, **settings)
-    module = Recorder()
+    module = kind()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, data, ckpt_path=checkpoint)
@@ -219,3 +221,131 @@ def test_a_pair_with_a_gap_is_an_error_that_names_its_row(table, kind, column):
         return
     with pytest.raises(UserError, match=f"{column} in row 1: got None, expected text"):
         collated(data, chosen=(1,))
+
+
+# Spare rows.
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 4), st.integers(0, 9), st.integers(0, 5))
+def test_the_ranks_share_out_a_steps_rows_and_then_its_spare_ones(world_size, own, extra, unused, seed):
+    per_step, spare = own * world_size, extra * world_size
+    n_rows = per_step + spare + unused
+    settings = {"world_size": world_size, "seed": seed, "rows_per_step": per_step, "n_rows": n_rows, "last": 4}
+    parts = [list(sampler(rank=rank, spare=spare, **settings)) for rank in range(world_size)]
+    for step in range(4):
+        shares = [part[step] for part in parts]
+        assert all(len(rows) == own + extra for rows in shares)
+        assert [row for rows in shares for row in rows[:own]] == step_indices(seed, step, n_rows, per_step)
+        together = [row for rows in shares for row in rows]
+        assert len(set(together)) == len(together) == per_step + spare and set(together) <= set(range(n_rows))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_spare_rows_of_a_step_do_not_depend_on_the_number_of_processes(world_size):
+    parts = [list(sampler(rank=rank, world_size=world_size, spare=6)) for rank in range(world_size)]
+    own = 4 // world_size
+    spare = [[row for rows in shares for row in rows[own:]] for shares in zip(*parts, strict=True)]
+    assert spare == [rows[4:] for rows in sampler(spare=6)]
+
+
+def test_a_sampler_that_starts_later_gives_the_same_spare_rows():
+    assert list(sampler(first=5, spare=3)) == list(sampler(spare=3))[5:]
+
+
+class SpareRecorder(Recorder):
+    """Writes down the spare rows, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare, self.held_out_spare = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.spare.append(None if batch.spare is None else batch.spare.indices.tolist())
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.held_out_spare.append(batch.spare)
+        super().validation_step(batch, batch_idx)
+
+
+def test_a_run_trains_on_the_same_rows_whether_or_not_there_are_spare_ones(table):
+    without, _ = train(prompts(table()), kind=SpareRecorder, max_steps=6)
+    found, _ = train(prompts(table(), spare_prompts_per_step=3), kind=SpareRecorder, max_steps=6)
+    assert found.trained == without.trained and without.spare == [None] * 6
+    assert all(len({*own, *spare}) == 5 for own, spare in zip(found.trained, found.spare, strict=True))
+    assert len({tuple(spare) for spare in found.spare}) > 1
+
+
+def test_a_resumed_run_gets_the_spare_rows_that_would_have_come(table, tmp_path):
+    def run(**settings):
+        return train(prompts(table(), spare_prompts_per_step=3), kind=SpareRecorder, **settings)
+
+    whole, _ = run(max_steps=6)
+    first, trainer = run(max_steps=2)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    rest, _ = run(max_steps=6, checkpoint=tmp_path / "run.ckpt")
+    assert first.spare + rest.spare == whole.spare and first.trained + rest.trained == whole.trained
+
+
+def test_held_out_prompts_have_no_spare_ones(table):
+    held_out = {"validation": table(name="held_out.jsonl"), "validation_batch_size": 3}
+    data = prompts(table(), spare_prompts_per_step=3, **held_out)
+    module, _ = train(data, kind=SpareRecorder, max_steps=3)
+    assert module.validated == [[0, 1, 2], [3, 4, 5], [6]] and module.held_out_spare == [None] * 3
+
+
+def as_rank(data, rank, world_size, max_steps):
+    """The data module as it stands in one process of a run."""
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=0)))
+    data.trainer = SimpleNamespace(
+        world_size=world_size,
+        global_rank=rank,
+        max_steps=max_steps,
+        accumulate_grad_batches=1,
+        fit_loop=SimpleNamespace(epoch_loop=progress),
+    )
+    return data
+
+
+@pytest.mark.parametrize(("per_step", "spare"), [(2, 2), (2, 4), (4, 2)])
+def test_over_two_ranks_each_batch_has_its_share_of_the_prompts_and_of_the_spare_ones(table, per_step, spare):
+    data = prompts(table(), prompts_per_step=per_step, spare_prompts_per_step=spare)
+    data.setup("fit")
+    whole = list(as_rank(data, 0, 1, max_steps=3).train_dataloader())
+    parts = [list(as_rank(data, rank, 2, max_steps=3).train_dataloader()) for rank in (0, 1)]
+    for both, *shares in zip(whole, *parts, strict=True):
+        assert len(both) == per_step and len(both.spare) == spare
+        assert [len(batch) for batch in shares] == [per_step // 2] * 2
+        assert [len(batch.spare) for batch in shares] == [spare // 2] * 2
+        assert torch.cat([batch.indices for batch in shares]).equal(both.indices)
+        assert torch.cat([batch.spare.indices for batch in shares]).equal(both.spare.indices)
+
+
+def test_spare_prompts_carry_their_row_number_and_columns(table):
+    data = prompts(table(), spare_prompts_per_step=3, columns=["answer"])
+    data.setup("fit")
+    batch = data.collate_training([data.tables["train"][i] for i in (4, 2, 6, 0, 1)])
+    assert batch.texts == ["prompt 4", "prompt 2"] and batch.columns == {"answer": [4, 2]}
+    assert batch.spare.texts == ["prompt 6", "prompt 0", "prompt 1"] and batch.spare.indices.tolist() == [6, 0, 1]
+    assert batch.spare.columns == {"answer": [6, 0, 1]} and batch.spare.spare is None
+
+
+def test_spare_rows_that_do_not_divide_over_the_processes_are_refused_with_both_numbers(table):
+    data = prompts(table(), spare_prompts_per_step=3)
+    data.check(world_size=1)
+    with pytest.raises(UserError, match="3 spare rows do not divide over 2 processes") as error:
+        data.check(world_size=2)
+    assert "\n" not in str(error.value)
+
+
+def test_too_few_rows_for_a_step_and_its_spare_ones_are_refused_with_all_three_numbers(table):
+    prompts(table(), spare_prompts_per_step=5).check(world_size=1)
+    expected = "too few rows: got 7, expected at least the 2 of one step and 6 spare ones"
+    with pytest.raises(UserError, match=expected) as error:
+        prompts(table(), spare_prompts_per_step=6).check(world_size=1)
+    assert "\n" not in str(error.value)
+
+
+def test_less_than_no_spare_prompts_are_refused():
+    with pytest.raises(UserError, match="spare_prompts_per_step: got -1, expected at least 0"):
+        PromptDataModule("unread.jsonl", spare_prompts_per_step=-1)

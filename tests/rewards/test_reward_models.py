@@ -4,7 +4,7 @@ from helpers.rollouts import rollout_of_words
 from helpers.tiny_checkpoints import WORDS, save_reward_model, save_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards import RewardModel
 
 PROMPTS = ["write about the fox", "write about the small red boat and the river"]
@@ -88,7 +88,7 @@ def test_a_score_that_is_no_finite_number_is_an_error_and_no_completion_without_
     folder = save_reward_model(tmp_path / "reward", tokenizer_folder, reward_mean=0.25)
     reward = loaded(folder, tiny_tokenizer)
     reward.model.config.reward_std = std
-    with pytest.raises(FloatingPointError, match=r"score (-?inf|nan) for a completion of 'write about the fox'"):
+    with pytest.raises(TrainingError, match=r"score (-?inf|nan) for a completion of 'write about the fox'"):
         reward.components(rollout)
 
 
