@@ -132,17 +132,21 @@ class VarianceIncrease(Adjustment):
 
         The others stand in it with weight 0 beside their group's smallest reward, where they change nothing.
         """
-        scored = ~rewards.isnan()
-        log_weights = self.weights(rollout).masked_fill(~scored, -torch.inf)
+        log_weights = self.weights(rollout)
         bounded, lower, upper = self.range(rewards)
-        some = scored.any(dim=1, keepdim=True)
-        smallest = torch.where(some, masked_extremes(bounded, scored)[0], lower)
-        solution = increase_variance(
-            torch.where(scored, bounded, smallest),
+        unscored = rewards.isnan()
+        if not bool(unscored.any()):
+            adjusted = increase_variance(bounded, log_weights, lower=lower, upper=upper, ties=self.ties)
+            return Increase(bounded, adjusted.to(rewards.dtype), log_weights, lower, upper)
+        log_weights = log_weights.masked_fill(unscored, -torch.inf)
+        some = ~unscored.all(dim=1, keepdim=True)
+        smallest = torch.where(some, masked_extremes(bounded, ~unscored)[0], lower)
+        adjusted = increase_variance(
+            torch.where(unscored, smallest, bounded),
             torch.where(some, log_weights, 0.0),  # a group without any reward is flat, whatever its weights
             lower=lower,
             upper=upper,
             ties=self.ties,
         )
-        adjusted = torch.where(scored, solution, torch.nan).to(rewards.dtype)
+        adjusted = adjusted.masked_fill(unscored, torch.nan).to(rewards.dtype)
         return Increase(bounded, adjusted, log_weights, lower, upper)

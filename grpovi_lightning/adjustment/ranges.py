@@ -80,16 +80,17 @@ class RunningRange(RewardRange):
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Widens the range by this batch, then returns it for every prompt."""
-        lowest, highest = masked_extremes(rewards.double(), ~rewards.isnan())
-        seen = _max_over_ranks(torch.stack([-lowest.amin(), highest.amax()]))
-        self.lower.copy_(torch.minimum(self.lower, -seen[0]))
-        self.upper.copy_(torch.maximum(self.upper, seen[1]))
+        both = torch.stack([-rewards, rewards]).double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        negated, highest = _max_over_ranks(both.amax(dim=(1, 2))).tolist()
+        lower, upper = min(self.lower.item(), -negated), max(self.upper.item(), highest)
+        self.lower.fill_(lower)
+        self.upper.fill_(upper)
+        if lower > upper:  # no reward so far, on any rank
+            lower, upper = -1.0, 1.0
+        elif lower == upper:  # every reward so far is equal; any range around it changes nothing
+            lower, upper = lower - 1.0, upper + 1.0
         shape = (rewards.shape[0], 1)
-        if bool(self.lower > self.upper):  # no reward so far, on any rank
-            return rewards, self.lower.new_full(shape, -1.0), self.upper.new_full(shape, 1.0)
-        if bool(self.lower == self.upper):  # every reward so far is equal; any range around it changes nothing
-            return rewards, (self.lower - 1.0).expand(shape), (self.upper + 1.0).expand(shape)
-        return rewards, self.lower.expand(shape), self.upper.expand(shape)
+        return rewards, both.new_full(shape, lower), both.new_full(shape, upper)
 
 
 class SigmoidRange(RewardRange):

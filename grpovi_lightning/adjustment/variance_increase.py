@@ -52,13 +52,12 @@ def increase_variance(
             weights of a whole group are zero.
     """
     merge = ties_of(ties)
-    r, log_w, low, high = _checked(rewards, log_weights, lower, upper)
+    r, log_p, low, high = _checked(rewards, log_weights, lower, upper)
 
     r, order = r.sort(dim=1, descending=True, stable=True)
-    log_p = log_w.gather(1, order)
-    log_p = log_p - log_p.logsumexp(dim=1, keepdim=True)
+    log_p = log_p.gather(1, order)
     # 1 - s is taken from the rewards, not from the rounded s: it must be exact also where s is nearly 1.
-    log_s, log_rest = ((part / (high - low)).log() for part in (r - low, high - r))
+    log_s, log_rest = (torch.stack([r - low, high - r]) / (high - low)).log()
 
     log_a = (log_p + log_s).flip(1).logcumsumexp(dim=1).flip(1)
     log_b = pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)
@@ -69,8 +68,7 @@ def increase_variance(
     fraction = torch.where(log_a > log_b, (left - log_p).clamp(max=0.0).exp(), 0.0)
     # Where A equals B up to rounding, weights far below that rounding could break the order.
     fraction = fraction.cummin(dim=1).values
-    z = low + (high - low) * fraction
-    z = torch.where(fraction >= 1.0, high, torch.where(fraction <= 0.0, low, z))
+    z = torch.lerp(low, high, fraction)  # the bounds themselves where the fraction is 0 or 1
     z = torch.where(r[:, :1] == r[:, -1:], r, z)
     return torch.empty_like(z).scatter(1, order, z).to(rewards.dtype)
 
@@ -78,7 +76,7 @@ def increase_variance(
 def _checked(
     rewards: Tensor, log_weights: Tensor | None, lower: float | Tensor, upper: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The arguments in float64, [P, G], [P, G], [P, 1] and [P, 1], or a ValueError that names the culprit."""
+    """Rewards, normalised log weights [P, G] and bounds [P, 1] in float64, or a ValueError that names the culprit."""
     if rewards.ndim != 2 or rewards.shape[1] == 0 or not rewards.is_floating_point():
         raise ValueError(f"rewards: got {rewards.dtype} {list(rewards.shape)}, expected a float tensor [P, G], G >= 1")
     r = rewards.detach().double()
@@ -86,12 +84,12 @@ def _checked(
     if weights.shape != r.shape:
         raise ValueError(f"log_weights: got shape {list(weights.shape)}, expected that of rewards, {list(r.shape)}")
     low, high = (_bound(value, rewards, name) for value, name in ((lower, "lower"), (upper, "upper")))
+    total, span = weights.logsumexp(dim=1, keepdim=True), high - low
     # Every condition is written so that a NaN fails it. One look at the outcome: on a GPU each look waits for it.
-    good = (r >= low) & (r <= high) & (weights < torch.inf)
-    good &= (weights.amax(dim=1, keepdim=True) > -torch.inf) & (low < high) & low.isfinite() & high.isfinite()
+    good = (r >= low) & (r <= high) & (total.isfinite() & span.isfinite() & (span > 0.0))
     if not bool(good.all()):
         _explain(r, weights, low, high)
-    return r, weights, low, high
+    return r, weights - total, low, high
 
 
 def _explain(r: Tensor, weights: Tensor, low: Tensor, high: Tensor) -> None:
@@ -104,6 +102,7 @@ def _explain(r: Tensor, weights: Tensor, low: Tensor, high: Tensor) -> None:
     _refuse(r < low, r, "rewards", "at least the lower bound of the range")
     _refuse(r > high, r, "rewards", "at most the upper bound of the range")
     _refuse((weights == -torch.inf).all(dim=1, keepdim=True), weights[:, :1], "log_weights", "one weight above zero")
+    _refuse(~(high - low).isfinite(), high, "upper", "a range whose width float64 can hold")
     raise AssertionError("the arguments are in order")
 
 

@@ -29,7 +29,7 @@ from grpovi_lightning.modules.policy_update import PolicyUpdates
 from grpovi_lightning.modules.ranks import gather_over_ranks, max_over_ranks, metrics_over_ranks, sum_over_ranks
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
 from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics, step_record
-from grpovi_lightning.modules.update_metrics import mean_metrics
+from grpovi_lightning.modules.update_metrics import combined_metrics
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
@@ -189,7 +189,7 @@ class GRPOModule(PolicyUpdates):
         self.n_tokens += sum_over_ranks(self, scored.n_tokens)
         self.train_seconds += self.clock.total_seconds()
         increase = adjusted.increase or self.counterfactual.increase(rewards, rollout)
-        metrics = self.describe(scored, increase, advantages) | mean_metrics(updates) | self.clock.seconds
+        metrics = self.describe(scored, increase, advantages) | combined_metrics(updates) | self.clock.seconds
         metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
         if self.resampling is not None:
             metrics[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)

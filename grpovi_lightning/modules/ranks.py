@@ -57,6 +57,6 @@ def metrics_over_ranks(module: L.LightningModule, metrics: dict[str, float]) -> 
 
 
 def _statistic(name: str) -> str:
-    """The first word after the last slash, `max` of completions/max_length; residuals are the largest by definition."""
-    last = name.split("/")[-1]
-    return "max" if last.startswith("residual_") else last.split("_")[0]
+    """The word max or min after the last slash, as in completions/max_length; residuals are the largest ones."""
+    words = name.split("/")[-1].split("_")
+    return "max" if words[0] == "residual" else next((word for word in words if word in _REDUCTIONS), "mean")

@@ -49,10 +49,14 @@ class UpdateMetrics:
         return dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
 
 
-def mean_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the updates on one rollout.
+def combined_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
+    """What the updates on one rollout have in common: means, and the extremes of the clip ratios, as TRL has them.
 
     Sampler and trainer are compared in the first update alone, before the policy has moved.
     """
-    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    return means | {name: value for name, value in updates[0].items() if name.startswith(keys.SAMPLING_PREFIX)}
+    metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+    metrics |= {name: value for name, value in updates[0].items() if name.startswith(keys.SAMPLING_PREFIX)}
+    if keys.CLIP_RATIO_LOW_MEAN in metrics:
+        metrics[keys.CLIP_RATIO_LOW_MIN] = min(update[keys.CLIP_RATIO_LOW_MEAN] for update in updates)
+        metrics[keys.CLIP_RATIO_HIGH_MAX] = max(update[keys.CLIP_RATIO_HIGH_MEAN] for update in updates)
+    return metrics

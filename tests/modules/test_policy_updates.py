@@ -120,6 +120,9 @@ def test_three_steps_of_every_loss_are_those_of_a_plain_loop(policy_folder, tmp_
     logged = scalars(tmp_path)
     clipped = logged["cispo_clip_ratio" if name == "cispo" else "clip_ratio/region_mean"]
     assert any(value > 0 for value in clipped.values())
+    if name != "cispo":  # nothing is clipped in the first minibatch, where the policy has not moved
+        assert set(logged["clip_ratio/low_min"].values()) == {0.0}
+        assert any(logged["clip_ratio/high_max"][step] > logged["clip_ratio/high_mean"][step] for step in range(3))
 
 
 @pytest.mark.parametrize("limits", [{"prompts_per_micro_batch": 1}, {"tokens_per_micro_batch": 110}])

@@ -22,6 +22,8 @@ EXTREMES = {
     keys.COMPLETIONS_MAX_LENGTH: "max",
     keys.COMPLETIONS_MIN_TERMINATED_LENGTH: "min",
     keys.COMPLETIONS_MAX_TERMINATED_LENGTH: "max",
+    keys.CLIP_RATIO_LOW_MIN: "min",
+    keys.CLIP_RATIO_HIGH_MAX: "max",
     keys.SAMPLING_LOGP_DIFFERENCE_MAX: "max",
     keys.SAMPLING_RATIO_MIN: "min",
     keys.SAMPLING_RATIO_MAX: "max",
