@@ -76,10 +76,10 @@ def step_indices(seed: int, step: int, n_rows: int, rows_per_step: int) -> list[
     return order[position * rows_per_step : (position + 1) * rows_per_step].tolist()
 
 
-def minibatch_order(seed: int, step: int, iteration: int, n_prompts: int) -> list[int]:
-    """The order in which the prompts of a rollout are dealt to minibatches, a permutation for each pass over it."""
+def minibatch_order(seed: int, step: int, iteration: int, num_minibatches: int) -> list[int]:
+    """The order of the minibatches of a rollout, a permutation for each pass over it."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_MINIBATCHES, seed, step, iteration])))
-    return generator.permutation(n_prompts).tolist()
+    return generator.permutation(num_minibatches).tolist()
 
 
 def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: int) -> list[int]:

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from grpovi_lightning.callbacks import CompletionSamples, EvaluateAtStart, ExportModel, RewardWatch, RunStatus
+from grpovi_lightning.callbacks import (
+    CompletionSamples,
+    EvaluateAtStart,
+    ExportModel,
+    RewardWatch,
+    RunCheckpoint,
+    RunStatus,
+)
 from grpovi_lightning.callbacks.status import STATUS_FILE
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.modules.policy_update import PolicyUpdates
 from grpovi_lightning.parser_messages import one_line
 
 _TRAINER_DEFAULTS = {
@@ -62,12 +69,23 @@ class RunCLI(LightningCLI):
         except ValueError as error:
             # The parser wraps what a constructor raises into "does not validate against any of the types".
             raise (_user_error(error) or error) from None
+        if isinstance(self.model, PolicyUpdates):
+            self.model.check_settings(self.trainer, self.datamodule)
+            self._check_saved_steps(self.model.updates_per_rollout)
+
+    def _check_saved_steps(self, updates_per_rollout: int) -> None:
+        interval = self.config.checkpoint.every_n_train_steps
+        if interval and interval % updates_per_rollout:
+            raise UserError(
+                f"checkpoint.every_n_train_steps counts updates: got {interval} with {updates_per_rollout} updates on "
+                "each rollout, after which alone a run can be saved; choose a multiple"
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds this package's own arguments."""
         parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
-        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
+        parser.add_class_arguments(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {"checkpoint.save_last": True, "checkpoint.save_top_k": -1, "checkpoint.filename": "{step}"}
         )

@@ -11,6 +11,7 @@ from grpovi_lightning.adjustment.ranges import RewardRange, RunningRange
 from grpovi_lightning.adjustment.ties import Ties, TiesName, ties_of
 from grpovi_lightning.adjustment.variance_increase import increase_variance
 from grpovi_lightning.adjustment.weights import CompletionWeights, SequenceWeights
+from grpovi_lightning.errors import UserError
 from grpovi_lightning.ops.masked import masked_extremes
 from grpovi_lightning.structures import Rollout
 
@@ -82,8 +83,17 @@ class RangeOnly(Adjustment):
     """
 
     def __init__(self, range: RewardRange) -> None:
-        """Takes the range of the `VarianceIncrease` to compare with."""
+        """Takes the range of the `VarianceIncrease` to compare with.
+
+        Raises:
+            UserError: the range leaves rewards as they are, so that this would be `IdentityAdjustment`.
+        """
         super().__init__()
+        if not range.moves_rewards:
+            raise UserError(
+                f"RangeOnly cannot take effect: got {type(range).__name__}, which moves no reward; use "
+                "IdentityAdjustment, or a range that bends or clips"
+            )
         self.range = range
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:

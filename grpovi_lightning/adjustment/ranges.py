@@ -16,6 +16,9 @@ class RewardRange(nn.Module):
     A reward of NaN is that of a completion that could not be scored: no range takes notice of it, and it stays NaN.
     """
 
+    moves_rewards: bool = False
+    """Whether the rewards to adjust can be others than those given."""
+
     @abstractmethod
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The rewards, moved into the range only where the YAML says so, and the bounds."""
@@ -33,6 +36,7 @@ class FixedRange(RewardRange):
         if not -torch.inf < lower < upper < torch.inf:
             raise UserError(f"reward range: got lower {lower}, upper {upper}; expected finite numbers, lower < upper")
         self.lower, self.upper, self.clip = lower, upper, clip
+        self.moves_rewards = clip
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The fixed bounds for every prompt."""
@@ -104,6 +108,7 @@ class SigmoidRange(RewardRange):
     has any spread, and stay. They are part of the checkpoint.
     """
 
+    moves_rewards = True
     centre: Tensor
     scale: Tensor
 

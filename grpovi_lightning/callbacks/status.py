@@ -66,8 +66,8 @@ class RunStatus(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Notes the first rollout, and the step about once a second."""
-        if self.content["first_rollout"] is None and isinstance(outputs, dict) and "completion_ids" in outputs:
-            self.content["first_rollout"] = rollout_digest(outputs["completion_ids"], outputs["completion_mask"])
+        if self.content["first_rollout"] is None and isinstance(outputs, dict) and "sampled" in outputs:
+            self.content["first_rollout"] = rollout_digest(*outputs["sampled"])
             self._write(trainer, "running")
         elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self._write(trainer, "running")

@@ -96,6 +96,11 @@ class TextDataModule(L.LightningDataModule):
                     f"a step's {count} {name} do not divide over {world_size} processes; "
                     "choose a multiple of the number of processes"
                 )
+        for name, table in self.tables.items():
+            if len(table) < world_size:
+                raise UserError(
+                    f"{name} table: got {len(table)} rows, expected at least one for each of {world_size} processes"
+                )
         n_rows = len(self.tables["train"])
         spare_indices(0, 0, n_rows, step_indices(0, 0, n_rows, self.batch_size), self.spare_per_step)
 
@@ -125,7 +130,9 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(f"no length: got trainer.max_steps {trainer.max_steps}, expected at least 1")
         # One Lightning epoch is the whole run, so that a step's rows depend on nothing but the step.
         done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        steps = trainer.max_steps * trainer.accumulate_grad_batches  # Lightning counts optimiser steps
+        # Lightning counts optimiser steps, of which a batch may hold several or be a part.
+        updates = getattr(trainer.lightning_module, "updates_per_rollout", 1)
+        steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // updates)
         sampler = StepSampler(
             len(table),
             self.batch_size,

@@ -50,21 +50,20 @@ class ClippedLoss(PolicyLoss):
             )
         self.epsilon, self.epsilon_high, self.delta = epsilon, high, delta
 
-    def importance(self, log_ratio: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What is clipped: (log ratios, which of them count); here one a token, both [B, T]."""
-        return log_ratio, mask
+    def importance(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """The log ratios that are clipped, [B, T]; here each token's own."""
+        return log_ratio
 
     def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
         """See `PolicyLoss`. Clip ratios as TRL counts them: of what `delta` caps, nothing."""
-        log_importance, counted = self.importance(log_ratio, mask)
-        ratio = log_importance.exp()
+        ratio = self.importance(log_ratio, mask).exp()
         lower, upper = 1.0 - self.epsilon, 1.0 + self.epsilon_high
         raw = ratio if self.delta is None else ratio.clamp(max=self.delta)
         token_loss = -torch.minimum(raw * advantages, ratio.clamp(lower, upper) * advantages)
         low, high = (ratio < lower) & (advantages < 0), (ratio > upper) & (advantages > 0)
         metrics = {
-            keys.CLIP_RATIO_LOW_MEAN: masked_mean(low.float(), counted),
-            keys.CLIP_RATIO_HIGH_MEAN: masked_mean(high.float(), counted),
-            keys.CLIP_RATIO_REGION_MEAN: masked_mean((low | high).float(), counted),
+            keys.CLIP_RATIO_LOW_MEAN: masked_mean(low.float(), mask),
+            keys.CLIP_RATIO_HIGH_MEAN: masked_mean(high.float(), mask),
+            keys.CLIP_RATIO_REGION_MEAN: masked_mean((low | high).float(), mask),
         }
-        return Surrogate(token_loss.expand_as(log_ratio), metrics)
+        return Surrogate(token_loss, metrics)

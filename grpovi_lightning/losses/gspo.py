@@ -13,8 +13,8 @@ class GSPOLoss(GRPOLoss):
         rho = exp( 1 / |y| sum_t (logprob_t - old_logprob_t) )
 
     All tokens of a completion share the ratio, are clipped together, and get the gradient through its mean. The clip
-    ratios are shares of the sequences that have tokens, not of tokens. With one update per rollout this is `GRPOLoss`,
-    and for completions of one token it is so always, at the same clip range.
+    ratios are shares of tokens, as in the other losses, where TRL counts sequences. With one update per rollout this
+    is `GRPOLoss`, and for completions of one token it is so always, at the same clip range.
     """
 
     def __init__(
@@ -32,6 +32,6 @@ class GSPOLoss(GRPOLoss):
         """
         super().__init__(beta, epsilon, epsilon_high, delta, kl)
 
-    def importance(self, log_ratio: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """One a sequence: (mean log ratio [B, 1], whether it has tokens [B, 1])."""
-        return masked_mean(log_ratio, mask, dim=1)[:, None], mask.any(dim=1, keepdim=True)
+    def importance(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """The mean of its sequence at every token."""
+        return masked_mean(log_ratio, mask, dim=1)[:, None].expand_as(log_ratio)

@@ -9,14 +9,13 @@ from grpovi_lightning.structures import Rollout
 def minibatches(n_prompts: int, num_iterations: int, num_minibatches: int, seed: int, step: int) -> Iterator[list[int]]:
     """The prompts of each optimiser step on a rollout: every iteration passes over all of them.
 
-    One minibatch is the rollout in its own order. Several are dealt anew in every iteration.
+    The prompts of a step come in random order, so every m-th of them is a random minibatch. Dealt in this way the
+    parts that the ranks have of one minibatch are what a single process would have. Iterations differ in the order
+    in which the minibatches come.
     """
-    size = n_prompts // num_minibatches
     for iteration in range(num_iterations):
-        order = list(range(n_prompts))
-        if num_minibatches > 1:
-            order = minibatch_order(seed, step, iteration, n_prompts)
-        yield from (order[start : start + size] for start in range(0, n_prompts, size))
+        for first in minibatch_order(seed, step, iteration, num_minibatches):
+            yield list(range(first, n_prompts, num_minibatches))
 
 
 def micro_batches(

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -89,7 +90,8 @@ class GRPOModule(PolicyUpdates):
             prompts_per_micro_batch: prompts, each with its whole group, in one forward pass of the update;
                 None: no limit. Changes memory, not the gradient.
             tokens_per_micro_batch: tokens of one such pass, padding included; None: no limit.
-            mask_truncated_completions: leaves completions without an end token out of the loss (DAPO).
+            mask_truncated_completions: leaves completions without an end token out of the loss (DAPO). Denominators
+                that count tokens then count those of the others.
             skip_silent_groups: spares the forward pass of groups without any gradient: no advantage differs from 0
                 and no KL penalty pulls. The gradient stays the same; `entropy` and the clip ratios are then means
                 over the groups that do go through the model.
@@ -150,6 +152,16 @@ class GRPOModule(PolicyUpdates):
         self.policy_source.check()
         self.reward.check()
 
+    def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+        """See `PolicyUpdates`."""
+        super().check_settings(trainer, data)
+        spare = getattr(data, "spare_per_step", 0)
+        if (self.resampling is None) != (spare == 0):
+            raise UserError(
+                f"spare_prompts_per_step: got {spare} with resampling {type(self.resampling).__name__}; neither has an "
+                "effect without the other: set both or none"
+            )
+
     def configure_model(self) -> None:
         """Loads policy, reference and reward model once."""
         if self.policy is not None:
@@ -178,7 +190,8 @@ class GRPOModule(PolicyUpdates):
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One step of GRPO / GRPOVI (Algorithm 3 of arXiv 2505.23247)."""
         self.clock.start()
-        scored = self.resample(self.roll_out(prompts), prompts.spare)
+        sampled = self.roll_out(prompts)
+        scored = self.resample(sampled, prompts.spare)
         rollout, rewards = scored.rollout, scored.rewards
         with self.clock.phase(keys.STEP_TIME_ADJUSTMENT):
             adjusted = self.adjustment(rewards, rollout)
@@ -202,6 +215,7 @@ class GRPOModule(PolicyUpdates):
             adjusted=adjusted.rewards,
             advantages=advantages,
             adjustment=type(self.adjustment).__name__,
+            sampled=(sampled.rollout.completion_ids, sampled.rollout.completion_mask),
         )
 
     def describe(self, scored: ScoredRollout, increase: Increase, advantages: Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import refuse_non_finite
 from grpovi_lightning.modules.ranks import max_over_ranks, share_of_rank, sum_over_ranks
-from grpovi_lightning.modules.update_metrics import UpdateMetrics
+from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
 from grpovi_lightning.randomness import resolve_seed
 from grpovi_lightning.structures import Experience, Rollout
 
@@ -20,7 +20,8 @@ from grpovi_lightning.structures import Experience, Rollout
 class PolicyUpdates(L.LightningModule):
     """The half of a policy-gradient module that comes after the advantages.
 
-    Neither micro-batches nor ranks change the gradient: each update has one denominator, that of its whole batch.
+    Neither micro-batches nor ranks change the gradient: each update has one denominator, that of its whole batch, and
+    minibatches are dealt so that the ranks' parts of one make up the minibatch of a single process.
     """
 
     n_steps: Tensor
@@ -55,7 +56,7 @@ class PolicyUpdates(L.LightningModule):
         self.importance_sampling, self.seed = importance_sampling, seed
         self.policy: LanguageModel | None = None
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
-        if max_grad_norm <= 0:
+        if not max_grad_norm > 0:
             raise UserError(f"max_grad_norm: got {max_grad_norm}, expected above 0")
         for name in ("num_iterations", "num_minibatches", "prompts_per_micro_batch", "tokens_per_micro_batch"):
             value = getattr(self, name)
@@ -65,6 +66,43 @@ class PolicyUpdates(L.LightningModule):
             raise UserError(
                 f"skip_silent_groups cannot take effect: got beta {loss.beta}, whose KL penalty has a gradient in "
                 "every group; set beta 0 or leave it out"
+            )
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimiser steps in one training step."""
+        return self.num_iterations * self.num_minibatches
+
+    def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+        """Compares the settings with those of the trainer and the data, before anything is loaded.
+
+        Raises:
+            UserError: they cannot work together.
+        """
+        if trainer.precision in ("16-mixed", "16-true", "transformer-engine-float16"):
+            raise UserError(
+                f"trainer.precision: got {trainer.precision}, whose gradients need scaling, which the updates here do "
+                "not do; use bf16-mixed or 32-true"
+            )
+        for name, value, off in (
+            ("gradient_clip_val", trainer.gradient_clip_val, None),
+            ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
+        ):
+            if value != off:
+                raise UserError(
+                    f"trainer.{name}: got {value}, which has no effect on updates that the module makes itself; leave "
+                    "it out and set the model's max_grad_norm or tokens_per_micro_batch"
+                )
+        if trainer.max_steps % self.updates_per_rollout:
+            raise UserError(
+                f"trainer.max_steps counts updates: got {trainer.max_steps} with {self.updates_per_rollout} updates on "
+                "each rollout; choose a multiple"
+            )
+        share = getattr(data, "batch_size", self.num_minibatches) // trainer.world_size
+        if share % self.num_minibatches:
+            raise UserError(
+                f"num_minibatches: got {self.num_minibatches}, which does not divide the {share} prompts of a step and "
+                "process; choose a divisor"
             )
 
     def experience(self, rollout: Rollout, rewards: Tensor, advantages: Tensor) -> Experience:
@@ -84,12 +122,14 @@ class PolicyUpdates(L.LightningModule):
                 f"got no reward and {int(rollout.truncated.sum())} were truncated; look at the reward function, or "
                 "raise max_completion_length"
             )
-        if self.importance_sampling is None:
+        if self.importance_sampling is None and self.trainer.precision in ("32-true", "64-true"):
             return Experience(rollout, advantages.flatten(), loss_mask, rollout.old_logprobs)
-        if self.num_iterations * self.num_minibatches == 1:
+        # In lower precision a cached forward rounds otherwise than the update's, which clipping would take for change.
+        if self.updates_per_rollout == 1:
             return Experience(rollout, advantages.flatten(), loss_mask, None)
-        old_logprobs = self.logprobs(self.policy, rollout)
-        weights = self.importance_sampling(old_logprobs - rollout.old_logprobs)
+        old_logprobs, weights = self.logprobs(self.policy, rollout), None
+        if self.importance_sampling is not None:
+            weights = self.importance_sampling(old_logprobs - rollout.old_logprobs)
         return Experience(rollout, advantages.flatten(), loss_mask, old_logprobs, weights)
 
     def minibatches(self, rollout: Rollout) -> list[list[int]]:
@@ -103,7 +143,7 @@ class PolicyUpdates(L.LightningModule):
         seed, step = resolve_seed(self.seed), int(self.n_steps)
         return list(minibatches(n_prompts, self.num_iterations, self.num_minibatches, seed, step))
 
-    def update(self, experience: Experience, prompts: list[int]) -> dict[str, float]:
+    def update(self, experience: Experience, prompts: list[int]) -> UpdateResult:
         """One optimiser step on some prompts with their groups, in micro-batches with one common denominator."""
         assert self.policy is not None
         optimizer = self.optimizers()
@@ -128,13 +168,14 @@ class PolicyUpdates(L.LightningModule):
             self.manual_backward(output.loss)
             metrics.add(batch, output, statistics)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        found = metrics.compute(share_of_rank(self, metrics.n_tokens)) | {keys.GRAD_NORM: float(grad_norm)}
+        n_tokens = share_of_rank(self, metrics.n_tokens)
+        found = metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)}
         refuse_non_finite(self, experience.select(prompts), found)
         found[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]
         if self.lr_scheduler is not None:
             self.lr_schedulers().step()  # type: ignore[union-attr]
-        return found
+        return UpdateResult(found, float(n_tokens))
 
     def old_policy(self, batch: Experience, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
         """(log-probabilities before the first update, importance weights), [b, T] each.
@@ -143,7 +184,8 @@ class PolicyUpdates(L.LightningModule):
         """
         if batch.old_logprobs is not None:
             return batch.old_logprobs, batch.sampling_weights
-        assert self.importance_sampling is not None
+        if self.importance_sampling is None:
+            return logprobs, None
         log_ratio = torch.where(batch.rollout.completion_mask, logprobs - batch.rollout.old_logprobs, 0.0)
         return logprobs, self.importance_sampling(log_ratio)
 

@@ -72,7 +72,8 @@ def step_record(rollout: Rollout, rewards: Tensor, **training: Any) -> dict[str,
     Returns:
         prompts (P texts), completions (B texts), completion_ids and completion_mask [B, T], rewards [P, G], NaN
         where a completion could not be scored; in training also bounded, the rewards as the adjustment's range let
-        them through, adjusted and advantages, all [P, G], and adjustment, the name of its class.
+        them through, adjusted and advantages, all [P, G]; adjustment, the name of its class; and sampled, ids and
+        mask of the completions before any resampling.
     """
     return {
         "prompts": list(rollout.prompts.texts),

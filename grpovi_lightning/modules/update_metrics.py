@@ -1,5 +1,7 @@
 """What one update says in numbers, gathered over its micro-batches."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,13 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.losses import LossOutput
 from grpovi_lightning.ops import TokenStatistics, masked_mean
 from grpovi_lightning.structures import Experience
+
+
+class UpdateResult(NamedTuple):
+    """The scalars of one update, and the tokens it was trained on: over all ranks, divided by their number."""
+
+    metrics: dict[str, float]
+    n_tokens: float
 
 
 class UpdateMetrics:
@@ -49,14 +58,27 @@ class UpdateMetrics:
         return dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
 
 
-def combined_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
+_PER_UPDATE = (keys.LOSS, keys.GRAD_NORM, keys.LEARNING_RATE)
+
+
+def combined_metrics(updates: list[UpdateResult]) -> dict[str, float]:
     """What the updates on one rollout have in common: means, and the extremes of the clip ratios, as TRL has them.
 
-    Sampler and trainer are compared in the first update alone, before the policy has moved.
+    Means over tokens are over the tokens of all updates. Sampler and trainer are compared in the first update alone,
+    before the policy has moved.
     """
-    metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    metrics |= {name: value for name, value in updates[0].items() if name.startswith(keys.SAMPLING_PREFIX)}
+    n_tokens = sum(update.n_tokens for update in updates)
+    metrics = {}
+    for name in updates[0].metrics:
+        values = [update.metrics[name] for update in updates]
+        if name.startswith(keys.SAMPLING_PREFIX):
+            metrics[name] = values[0]
+        elif name in _PER_UPDATE or len(updates) == 1:
+            metrics[name] = sum(values) / len(values)
+        else:
+            weights = [update.n_tokens / n_tokens for update in updates]
+            metrics[name] = sum(weight * value for weight, value in zip(weights, values, strict=True))
     if keys.CLIP_RATIO_LOW_MEAN in metrics:
-        metrics[keys.CLIP_RATIO_LOW_MIN] = min(update[keys.CLIP_RATIO_LOW_MEAN] for update in updates)
-        metrics[keys.CLIP_RATIO_HIGH_MAX] = max(update[keys.CLIP_RATIO_HIGH_MEAN] for update in updates)
+        metrics[keys.CLIP_RATIO_LOW_MIN] = min(update.metrics[keys.CLIP_RATIO_LOW_MEAN] for update in updates)
+        metrics[keys.CLIP_RATIO_HIGH_MAX] = max(update.metrics[keys.CLIP_RATIO_HIGH_MEAN] for update in updates)
     return metrics

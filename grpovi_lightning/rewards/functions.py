@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class RewardFunction(Reward):
 
     def _checked(self, values: Any, expected: int) -> Tensor:
         try:
+            if isinstance(values, str | bytes | Mapping | Set):  # their elements are not one number a completion
+                raise TypeError
             values = list(values)
         except TypeError:
             raise UserError(f"reward function {self.name} returned {type(values).__name__}, expected a list") from None

@@ -298,6 +298,7 @@ def as_rank(data, rank, world_size, max_steps):
     """The data module as it stands in one process of a run."""
     progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=0)))
     data.trainer = SimpleNamespace(
+        lightning_module=None,
         world_size=world_size,
         global_rank=rank,
         max_steps=max_steps,

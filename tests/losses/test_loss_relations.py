@@ -77,13 +77,13 @@ def test_gspo_clips_all_tokens_of_a_sequence_together():
     torch.testing.assert_close(by_sequence, torch.tensor([[-0.25, -0.25], [0, 0]]).double())
 
 
-def test_gspo_counts_clipped_sequences_and_leaves_empty_ones_out():
+def test_gspo_counts_the_tokens_of_clipped_sequences_and_leaves_empty_ones_out():
     lp = torch.tensor([0.5, -0.5, 0.5, 0.5]).double()[:, None].expand(4, 3)
     mask = torch.arange(3) < torch.tensor([[3], [1], [1], [0]])
     metrics = GSPOLoss()(lp, torch.zeros_like(lp), torch.tensor([1.0, -1.0, -1.0, 1.0]), mask).metrics
-    assert metrics[keys.CLIP_RATIO_HIGH_MEAN].item() == pytest.approx(1 / 3)
-    assert metrics[keys.CLIP_RATIO_LOW_MEAN].item() == pytest.approx(1 / 3)
-    assert metrics[keys.CLIP_RATIO_REGION_MEAN].item() == pytest.approx(2 / 3)
+    assert metrics[keys.CLIP_RATIO_HIGH_MEAN].item() == pytest.approx(3 / 5)
+    assert metrics[keys.CLIP_RATIO_LOW_MEAN].item() == pytest.approx(1 / 5)
+    assert metrics[keys.CLIP_RATIO_REGION_MEAN].item() == pytest.approx(4 / 5)
 
 
 def test_cispo_keeps_a_gradient_where_the_clip_range_cuts_it_off():

@@ -10,7 +10,7 @@ from modules.grpo_runs import PROMPTS, graded, grpo, prompt_data, quiet, trainer
 
 from grpovi_lightning.adjustment import VarianceIncrease
 from grpovi_lightning.advantages import GroupAdvantage
-from grpovi_lightning.losses import BNPOLoss, DAPOLoss, GRPOLoss, TruncatedImportanceSampling
+from grpovi_lightning.losses import BNPOLoss, DAPOLoss, GRPOLoss, GSPOLoss, TruncatedImportanceSampling
 from grpovi_lightning.modules.resampling import DynamicResampling
 from grpovi_lightning.rollout import SamplingConfig
 
@@ -39,6 +39,7 @@ VARIANTS = {
     "silent groups": {"loss": BNPOLoss(), "reward": half_silent, "skip_silent_groups": True},
     "unscorable": {"loss": BNPOLoss(beta=0.04), "reward": unscorable, "prompts_per_micro_batch": 1},
     "resampling": {"loss": GRPOLoss(beta=0.04), "reward": half_silent, "resampling": DynamicResampling(1)},
+    "minibatches": {"loss": GSPOLoss(), "num_iterations": 2, "num_minibatches": 2},
     "correction": {"loss": GRPOLoss(beta=0.04), "importance_sampling": TruncatedImportanceSampling()},
 }
 
@@ -54,7 +55,8 @@ def main() -> None:
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         **settings,
     )
-    run = trainer(folder, 3, validate_every=3, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    steps = 3 * module.updates_per_rollout
+    run = trainer(folder, steps, validate_every=3, devices=devices, strategy="ddp" if devices > 1 else "auto")
     spare = 4 if variant == "resampling" else 0
     data = prompt_data(
         folder / f"data_{run.global_rank}", validation=True, prompts_per_step=4, spare_prompts_per_step=spare

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from grpovi_lightning.callbacks import EvaluateAtStart
+from grpovi_lightning.callbacks import EvaluateAtStart, RunCheckpoint
 from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import PretrainedCausalLM
@@ -113,7 +112,7 @@ def trainer(folder, max_steps, *callbacks, checkpoint_every=None, validate_every
         callbacks.append(EvaluateAtStart())
     if checkpoint_every:
         callbacks.append(
-            ModelCheckpoint(
+            RunCheckpoint(
                 dirpath=Path(folder) / "checkpoints",
                 filename="{step}",
                 every_n_train_steps=checkpoint_every,

@@ -26,23 +26,25 @@ class TestMinibatches:
         for seed, step in ((0, 0), (1, 7)):
             assert list(minibatches(5, passes, 1, seed, step)) == [[0, 1, 2, 3, 4]] * passes
 
-    def test_several_are_dealt_anew_in_every_pass_and_step_and_for_every_seed(self):
-        deals = [
-            tuple(tuple(sorted(part)) for part in list(minibatches(16, 3, 2, seed, step))[2 * which : 2 * which + 2])
+    def test_several_come_in_another_order_in_every_pass_and_step_and_for_every_seed(self):
+        orders = [
+            tuple(part[0] for part in list(minibatches(16, 3, 8, seed, step))[8 * which : 8 * which + 8])
             for seed in (0, 1)
             for step in (0, 1, 2)
             for which in range(3)
         ]
-        assert len(set(deals)) == len(deals) == 18
+        assert len(set(orders)) == len(orders) == 18
+
+    @pytest.mark.parametrize("ranks", [2, 3])
+    def test_the_parts_of_all_ranks_make_up_the_minibatch_of_one_process(self, ranks):
+        alone = list(minibatches(12 * ranks, 2, 4, 1, 7))
+        for mine, whole in zip(minibatches(12, 2, 4, 1, 7), alone, strict=True):
+            assert [rank * 12 + p for rank in range(ranks) for p in mine] == whole
 
     def test_they_are_a_pure_function_of_seed_step_and_pass(self):
         short, long = list(minibatches(12, 2, 3, 5, 9)), list(minibatches(12, 4, 3, 5, 9))
         torch.manual_seed(0)
         assert list(minibatches(12, 2, 3, 5, 9)) == short == long[:6]
-
-    def test_the_number_of_parts_cuts_the_deal_and_does_not_change_it(self):
-        halves, quarters = list(minibatches(8, 1, 2, 5, 9)), list(minibatches(8, 1, 4, 5, 9))
-        assert [quarters[0] + quarters[1], quarters[2] + quarters[3]] == halves
 
 
 def rollout_of_lengths(prompt_lengths, completion_lengths):

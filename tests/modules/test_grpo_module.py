@@ -1,6 +1,7 @@
 """What a GRPO run needs, refuses, keeps and logs."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +119,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="broken returned inf at position 11, expected a finite"):
             train(module, tmp_path)
         assert calls == [12, 12] and int(module.n_steps) == 1
+
+    @pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+    def test_half_precision_that_would_need_scaled_gradients_is_refused(self, policy_folder, precision):
+        # On a CPU Lightning takes bfloat16 instead, so only a trainer on a GPU has this precision.
+        trainer = SimpleNamespace(precision=precision)
+        with pytest.raises(UserError, match=f"trainer.precision: got {precision}, whose gradients need scaling"):
+            grpo(policy_folder).check_settings(trainer, None)
 
     def test_a_reward_outside_a_fixed_range_stops_the_run(self, policy_folder, tmp_path):
         module = grpo(policy_folder, adjustment=VarianceIncrease(UniformWeights(), FixedRange(0.0, 0.1)))

@@ -1,5 +1,6 @@
 """A run that is continued from a checkpoint is the run that was never stopped."""
 
+import lightning as L
 import pytest
 import torch
 from modules.grpo_runs import graded, grpo, identical, scalars, train
@@ -46,9 +47,29 @@ def test_three_steps_and_three_more_equal_six_to_the_last_bit(policy_folder, rew
     assert scalars(stopped) == scalars(tmp_path / "straight")
 
 
-def test_a_run_stopped_between_steps_by_ctrl_c_continues_the_same(policy_folder, tmp_path):
-    import lightning as L
+@pytest.mark.parametrize("step", [4, 6], ids=["of the fourth step", "at the end"])
+def test_a_run_stopped_in_an_evaluation_comes_to_it_again(policy_folder, tmp_path, step):
+    class Interrupt(L.Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if int(pl_module.n_steps) == step and batch_idx == 1:
+                raise KeyboardInterrupt
 
+    every = {"validate_every": 2, "checkpoint_every": 2, "max_epochs": -1}
+    straight = train(grpo(policy_folder), tmp_path / "straight", 6, **every)
+    cut = tmp_path / "cut"
+    with pytest.raises(SystemExit):
+        train(grpo(policy_folder), cut, 6, Interrupt(), **every)
+    last = torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == step - 2
+
+    resumed = train(grpo(policy_folder), cut, 6, ckpt_path=cut / "checkpoints" / "last.ckpt", **every)
+
+    assert len(resumed.outputs) == 6 - (step - 2)
+    assert identical(resumed.weights[-1], straight.weights[-1])
+    assert scalars(cut) == scalars(tmp_path / "straight")
+
+
+def test_a_run_stopped_between_steps_by_ctrl_c_continues_the_same(policy_folder, tmp_path):
     class Interrupt(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if batch_idx == 4:

@@ -79,10 +79,8 @@ def plain_run(folder, recorded, loss, num_iterations=1, num_minibatches=1, kept=
         tokens = sum(len(sample[1]) for sample, keep in zip(samples, learned, strict=True) if keep)
         n_prompts = len(samples) // G
         for iteration in range(num_iterations):
-            order = minibatch_order(1, step, iteration, n_prompts) if num_minibatches > 1 else list(range(n_prompts))
-            for part in range(num_minibatches):
-                size = n_prompts // num_minibatches
-                rows = [p * G + g for p in order[part * size : (part + 1) * size] for g in range(G)]
+            for part in minibatch_order(1, step, iteration, num_minibatches):
+                rows = [p * G + g for p in range(n_prompts) if p % num_minibatches == part for g in range(G)]
                 value = plain_loss(
                     loss,
                     [sequence_logprobs(policy, *samples[i]) for i in rows],

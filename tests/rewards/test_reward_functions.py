@@ -153,3 +153,12 @@ def test_a_module_that_fails_while_it_is_imported_shows_its_own_error(module):
     module("my_rewards_failing", "import math\nmath.no_such_name\ndef accuracy(**_): return []\n")
     with pytest.raises(AttributeError, match="no_such_name"):
         RewardFunction("my_rewards_failing.accuracy")
+
+
+@pytest.mark.parametrize(
+    "values", [{"a": 1.0, "b": 2.0}, {1.0, 2.0}, "12", b"12"], ids=lambda values: type(values).__name__
+)
+def test_a_collection_that_is_no_list_of_numbers_is_refused(tiny_tokenizer, values):
+    rollout = rollout_of_words(tiny_tokenizer, ["the fox"], [["the dog", "a cat"]])
+    with pytest.raises(UserError, match=f"returned {type(values).__name__}, expected a list"):
+        RewardFunction(lambda **_: values, name="odd").components(rollout)
