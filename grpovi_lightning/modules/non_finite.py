@@ -8,25 +8,23 @@ import torch
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import TrainingError
-from grpovi_lightning.modules.ranks import max_over_ranks
 from grpovi_lightning.structures import Experience
 
 
 def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics: dict[str, float]) -> None:
-    """Raises where loss or gradient norm is not finite on any rank, after every rank wrote its part of the batch.
+    """Raises where loss or gradient norm is not finite, after every rank wrote its part of the batch.
 
     The file holds tensors and text, and is read with `torch.load(FILE, weights_only=True)`.
 
     Args:
         module: the module that trains.
         experience: what the update was computed from.
-        metrics: of this update; loss and gradient norm are looked at.
+        metrics: of this update over all ranks; loss and gradient norm are looked at.
 
     Raises:
         TrainingError: names the numbers and the file.
     """
-    bad = [name for name in (keys.LOSS, keys.GRAD_NORM) if not isfinite(metrics[name])]
-    if max_over_ranks(module, len(bad)) == 0:
+    if isfinite(metrics[keys.LOSS]) and isfinite(metrics[keys.GRAD_NORM]):
         return
     rollout, trainer = experience.rollout, module.trainer
     file = Path(trainer.default_root_dir) / f"non_finite_step_{rollout.step}_rank_{trainer.global_rank}.pt"

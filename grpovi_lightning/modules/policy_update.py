@@ -11,7 +11,7 @@ from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import refuse_non_finite
-from grpovi_lightning.modules.ranks import max_over_ranks, share_of_rank, sum_over_ranks
+from grpovi_lightning.modules.ranks import max_over_ranks, metrics_over_ranks, share_of_rank, sum_over_ranks
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
 from grpovi_lightning.randomness import resolve_seed
 from grpovi_lightning.structures import Experience, Rollout
@@ -169,7 +169,7 @@ class PolicyUpdates(L.LightningModule):
             metrics.add(batch, output, statistics)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         n_tokens = share_of_rank(self, metrics.n_tokens)
-        found = metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)}
+        found = metrics_over_ranks(self, metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})
         refuse_non_finite(self, experience.select(prompts), found)
         found[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
         optimizer.step()  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from grpovi_lightning.structures import Experience
 
 
 class UpdateResult(NamedTuple):
-    """The scalars of one update, and the tokens it was trained on: over all ranks, divided by their number."""
+    """The scalars of one update over all ranks, and the tokens it was trained on, divided by the number of ranks."""
 
     metrics: dict[str, float]
     n_tokens: float
