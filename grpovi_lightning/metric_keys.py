@@ -26,7 +26,10 @@ FRAC_UNSCORABLE = "frac_unscorable"
 """Share of completions without a reward: a function returned None or NaN for them. They are not trained on."""
 
 FRAC_GROUPS_RESAMPLED = "frac_groups_resampled"
-"""Share of groups that took the place of groups without reward variance; logged where `resampling` is set."""
+"""Share of groups that took the place of groups without reward variance; logged where `resampling` is set.
+
+All statistics of training rewards are then those of the groups that are trained on, a selection; held-out ones are not.
+"""
 
 # Policy.
 KL = "kl"

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Sums(NamedTuple):
@@ -45,10 +46,10 @@ class MergeTies(Ties):
 
     def __call__(self, rewards: Tensor, sums: Sums) -> Sums:
         """Gives every member of a run of equal rewards the sums at the run's start and the run's weight."""
-        starts = torch.ones_like(rewards, dtype=torch.bool)
-        starts[:, 1:] = rewards[:, 1:] != rewards[:, :-1]
-        if bool(starts.all()):
+        differ = rewards[:, 1:] != rewards[:, :-1]
+        if bool(differ.all()):
             return sums
+        starts = pad(differ, (1, 0), value=True)
         run = starts.long().cumsum(dim=1) - 1
         positions = torch.arange(rewards.shape[1], device=rewards.device).expand_as(run)
         first = torch.where(starts, positions, 0).cummax(dim=1).values

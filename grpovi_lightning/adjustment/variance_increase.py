@@ -63,9 +63,9 @@ def increase_variance(
     log_b = pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)
     log_a, log_b, log_p = merge(r, Sums(log_a, log_b, log_p))
 
-    # log(A - B) where A > B; elsewhere the mean is spent and the value is the lower bound.
+    # log(A - B) where A > B; elsewhere the mean is spent, its log is -inf, or NaN from -inf - -inf where A is 0.
     left = log_a + (-(log_b - log_a).clamp(max=0.0).exp()).log1p()
-    fraction = torch.where(log_a > log_b, (left - log_p).clamp(max=0.0).exp(), 0.0)
+    fraction = (left - log_p).clamp(max=0.0).exp().nan_to_num(nan=0.0)
     # Where A equals B up to rounding, weights far below that rounding could break the order.
     fraction = fraction.cummin(dim=1).values
     z = torch.lerp(low, high, fraction)  # the bounds themselves where the fraction is 0 or 1

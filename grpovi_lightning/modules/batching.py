@@ -19,7 +19,12 @@ def minibatches(n_prompts: int, num_iterations: int, num_minibatches: int, seed:
 
 
 def micro_batches(
-    rollout: Rollout, prompts: list[int], max_prompts: int | None, max_tokens: int | None, at_least: int = 1
+    rollout: Rollout,
+    prompts: list[int],
+    max_prompts: int | None,
+    max_tokens: int | None,
+    at_least: int = 1,
+    shares_prefix: bool = True,
 ) -> list[list[int]]:
     """Splits prompts, each with its whole group, into parts that fit into memory; groups of similar cost go together.
 
@@ -29,10 +34,11 @@ def micro_batches(
         max_prompts: of one part; None is no limit.
         max_tokens: of one part, padding included; a single group may exceed it. None is no limit.
         at_least: parts to make even where fewer would fit, at most as many as there are prompts.
+        shares_prefix: whether the model runs a prompt once for its group, and not once for each completion.
     """
     if max_prompts is None and max_tokens is None and at_least == 1:
         return [prompts]
-    costs = _Costs(rollout)
+    costs = _Costs(rollout, shares_prefix)
     parts: list[list[int]] = []
     for prompt in sorted(prompts, key=lambda p: costs.tokens([p]), reverse=True):
         grown = [*parts[-1], prompt] if parts else []
@@ -51,14 +57,15 @@ def micro_batches(
 
 
 class _Costs:
-    """Tokens that go through the model: each prompt once, its completions at the length of the longest."""
+    """Tokens that go through the model: each prompt, and its completions at the length of the longest."""
 
-    def __init__(self, rollout: Rollout) -> None:
+    def __init__(self, rollout: Rollout, shares_prefix: bool) -> None:
         self.group_size = rollout.group_size
+        self.copies = 1 if shares_prefix else rollout.group_size
         self.prompt: list[int] = rollout.prompt_mask.sum(dim=1).tolist()
         self.completion: list[int] = rollout.grouped(rollout.lengths).amax(dim=1).tolist()
 
     def tokens(self, prompts: list[int]) -> int:
         longest_prompt = max((self.prompt[p] for p in prompts), default=0)
         longest_completion = max((self.completion[p] for p in prompts), default=0)
-        return len(prompts) * (longest_prompt + self.group_size * longest_completion)
+        return len(prompts) * (self.copies * longest_prompt + self.group_size * longest_completion)

@@ -193,20 +193,27 @@ class PolicyUpdates(L.LightningModule):
         """The parts of an update that go through the model one by one, as many on every rank."""
         rollout, chosen = experience.rollout, prompts
         if self.skip_silent_groups:
-            speaks = rollout.grouped(experience.advantages.abs()).amax(dim=1) > 0
+            heard = torch.where(experience.loss_mask.any(dim=1), experience.advantages, 0.0)
+            speaks = rollout.grouped(heard.abs()).amax(dim=1) > 0
             chosen = [p for p in prompts if bool(speaks[p])] or prompts[:1]
-        limits = self.prompts_per_micro_batch, self.tokens_per_micro_batch
-        n_parts = max_over_ranks(self, len(micro_batches(rollout, chosen, *limits)))
+        n_parts = max_over_ranks(self, len(self.parts(self.policy, rollout, chosen)))
         if len(chosen) < n_parts:  # silent groups fill up: they add nothing to the gradient
             chosen = chosen + [p for p in prompts if p not in chosen][: n_parts - len(chosen)]
-        return micro_batches(rollout, chosen, *limits, at_least=n_parts)
+        return self.parts(self.policy, rollout, chosen, n_parts)
+
+    def parts(
+        self, model: LanguageModel | None, rollout: Rollout, prompts: list[int], at_least: int = 1
+    ) -> list[list[int]]:
+        """Prompts in parts within the limits, for a model."""
+        assert model is not None
+        limits = self.prompts_per_micro_batch, self.tokens_per_micro_batch
+        return micro_batches(rollout, prompts, *limits, at_least=at_least, shares_prefix=model.shares_prefix)
 
     @torch.no_grad()
     def logprobs(self, model: LanguageModel, rollout: Rollout) -> Tensor:
         """Log-probabilities of the completions under a model, [B, T], 0 where masked."""
         found = torch.zeros_like(rollout.old_logprobs)
-        limits = self.prompts_per_micro_batch, self.tokens_per_micro_batch
-        for part in micro_batches(rollout, list(range(len(rollout.prompts))), *limits):
+        for part in self.parts(model, rollout, list(range(len(rollout.prompts)))):
             some = rollout.select(part)
             logprobs = model.completion_statistics(some, self.temperature).logprobs
             found[rollout.rows(part), : logprobs.shape[1]] = torch.where(some.completion_mask, logprobs, 0.0)

@@ -164,6 +164,12 @@ class TestMicroBatches:
         assert micro_batches(rollout, [0, 1, 2, 3], None, None, at_least=2) == [[0, 2], [3, 1]]
         assert micro_batches(rollout, [0, 1, 2, 3], 3, None, at_least=3) == [[0], [2, 3], [1]]
 
+    def test_a_model_that_runs_a_prompt_with_every_completion_fits_fewer(self):
+        rollout = rollout_of_lengths([5, 5], [[3, 3], [3, 3]])
+        assert micro_batches(rollout, [0, 1], None, 22) == [[0, 1]]  # 2 * (5 + 2 * 3)
+        assert micro_batches(rollout, [0, 1], None, 22, shares_prefix=False) == [[0], [1]]  # 2 * (2 * 5 + 2 * 3)
+        assert micro_batches(rollout, [0, 1], None, 32, shares_prefix=False) == [[0, 1]]
+
     def test_a_group_beyond_the_limit_goes_alone(self):
         rollout = rollout_of_lengths([3, 3, 3], [[9, 9], [1, 1], [9, 9]])
         assert micro_batches(rollout, [0, 1, 2], None, 1) == [[0], [2], [1]]
