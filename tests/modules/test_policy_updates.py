@@ -139,6 +139,22 @@ def test_micro_batches_of_every_kind_change_no_parameter(policy_folder, tmp_path
     assert relative_difference(runs[1].weights[-1], runs[0].weights[-1]) < 1e-5
 
 
+def test_one_two_and_four_micro_batches_end_with_the_same_parameters(policy_folder, tmp_path):
+    runs = {
+        n_parts: train(
+            grpo(policy_folder, optimizer=sgd, prompts_per_micro_batch=4 // n_parts),
+            tmp_path / str(n_parts),
+            1,
+            data=prompt_data(tmp_path / str(n_parts) / "data", prompts_per_step=4),
+        )
+        for n_parts in (1, 2, 4)
+    }
+    for n_parts in (2, 4):
+        assert relative_difference(runs[n_parts].weights[-1], runs[1].weights[-1]) < 1e-5
+        # One step of SGD: the change is the gradient.
+        assert_same_change(runs[n_parts].weights[-1], runs[1].weights[-1], runs[1].before, 1e-5)
+
+
 class Backwards(PromptDataModule):
     """The prompts of each step in the opposite order."""
 
@@ -155,7 +171,7 @@ def test_the_order_of_the_prompts_changes_no_parameter(policy_folder, tmp_path):
     ]
     assert runs[0].outputs[0]["prompts"] == runs[1].outputs[0]["prompts"][::-1]
     assert relative_difference(runs[1].weights[-1], runs[0].weights[-1]) < 1e-5
-    assert_same_change(runs[1].weights[-1], runs[0].weights[-1], runs[0].before)
+    assert_same_change(runs[1].weights[0], runs[0].weights[0], runs[0].before, 1e-5)  # the gradient of one step
 
 
 class WidePadding(RolloutEngine):
@@ -181,7 +197,7 @@ def test_more_padding_changes_no_parameter(policy_folder, tmp_path):
         runs.append(train(module, tmp_path / engine.__name__))
     assert runs[1].outputs[0]["completion_ids"].shape[1] == runs[0].outputs[0]["completion_ids"].shape[1] + 4
     assert relative_difference(runs[1].weights[-1], runs[0].weights[-1]) < 1e-5
-    assert_same_change(runs[1].weights[-1], runs[0].weights[-1], runs[0].before)
+    assert_same_change(runs[1].weights[0], runs[0].weights[0], runs[0].before, 1e-5)  # the gradient of one step
 
 
 def some_silent(prompts, completions, completion_ids, **columns):
@@ -212,7 +228,7 @@ class TestSilentGroups:
     def test_they_are_skipped_without_changing_the_gradient(self, policy_folder, tmp_path, settings):
         runs, forwarded = self.runs(policy_folder, tmp_path, **settings)
         assert relative_difference(runs[1].weights[-1], runs[0].weights[-1]) < 1e-5
-        assert_same_change(runs[1].weights[-1], runs[0].weights[-1], runs[0].before)
+        assert_same_change(runs[1].weights[0], runs[0].weights[0], runs[0].before, 1e-5)  # the gradient of one step
         silent = sum((step["rewards"] == step["rewards"][:, :1]).all(dim=1).sum().item() for step in runs[0].outputs)
         assert forwarded == [12, 12 - silent] and silent > 0
 
