@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from grpovi_lightning.adjustment import increase_variance
+from grpovi_lightning.adjustment.diagnostics import CHANGED, weighted_variance
 from grpovi_lightning.adjustment.ties import TiesName
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.reward_tables import (
@@ -25,9 +25,6 @@ from grpovi_lightning.reward_tables import (
     parquet_bytes,
     read_rewards,
 )
-
-_CHANGED = 1e-6
-"""Share of the range that a reward must move by to count as changed."""
 
 
 @dataclass(frozen=True)
@@ -154,16 +151,10 @@ def _solve(scores: _Scores, lower: float, upper: float, ties: TiesName) -> _Solu
         log_weights = torch.zeros_like(r) if scores.log_weights is None else torch.from_numpy(scores.log_weights[rows])
         z = increase_variance(r, log_weights, lower=lower, upper=upper, ties=ties)
         adjusted[rows] = z.numpy()
-        changed[same] = ((z - r).abs() > _CHANGED * (upper - lower)).any(dim=1).numpy()
-        before[same], after[same] = _variance(r, log_weights), _variance(z, log_weights)
+        changed[same] = ((z - r).abs() > CHANGED * (upper - lower)).any(dim=1).numpy()
+        weights = log_weights.softmax(dim=1)
+        before[same], after[same] = weighted_variance(r, weights), weighted_variance(z, weights)
     return _Solution(adjusted, changed, before, after)
-
-
-def _variance(values: Tensor, log_weights: Tensor) -> np.ndarray:
-    """Weighted variance of each group, [P, G] -> [P]."""
-    weights = log_weights.softmax(dim=1)
-    mean = (weights * values).sum(dim=1, keepdim=True)
-    return (weights * (values - mean).square()).sum(dim=1).numpy()
 
 
 def _summary(scores: _Scores, solution: _Solution, lower: float, upper: float) -> str:

@@ -10,7 +10,7 @@ from grpovi_lightning.ops.masked import masked_extremes
 
 _NEGLIGIBLE = 1e-12
 """Share of the squared range below which a variance counts as zero."""
-_CHANGED = 1e-6
+CHANGED = 1e-6
 """Share of the range that a reward must move by to count as changed."""
 
 
@@ -34,13 +34,13 @@ def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Ten
     weights = increase.log_weights[groups].masked_fill(~scored, -torch.inf).softmax(dim=1)
     uniform = scored.double() / scored.sum(dim=1, keepdim=True)
     span = upper - lower
-    before = _variance(rewards, weights)
+    before = weighted_variance(rewards, weights)
     return {
         keys.ADJUSTMENT_VARIANCE_BEFORE: before.mean(),
-        keys.ADJUSTMENT_VARIANCE_AFTER: _variance(adjusted, weights).mean(),
-        keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE: _variance(rewards, uniform).mean(),
-        keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER: _variance(adjusted, uniform).mean(),
-        keys.ADJUSTMENT_FRAC_CHANGED: ((adjusted - rewards).abs() > _CHANGED * span).any(dim=1).double().mean(),
+        keys.ADJUSTMENT_VARIANCE_AFTER: weighted_variance(adjusted, weights).mean(),
+        keys.ADJUSTMENT_UNIFORM_VARIANCE_BEFORE: weighted_variance(rewards, uniform).mean(),
+        keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER: weighted_variance(adjusted, uniform).mean(),
+        keys.ADJUSTMENT_FRAC_CHANGED: ((adjusted - rewards).abs() > CHANGED * span).any(dim=1).double().mean(),
         keys.ADJUSTMENT_FRAC_ZERO_VARIANCE: (before <= _NEGLIGIBLE * span[:, 0].square()).double().mean(),
         keys.ADJUSTMENT_EFFECTIVE_WEIGHTS: (-weights.xlogy(weights).sum(dim=1)).exp().mean(),
         keys.ADJUSTMENT_RANGE_LOWER: lower.mean(),
@@ -69,7 +69,7 @@ def _largest(violations: Tensor) -> Tensor:
     return violations.amax().clamp(min=0.0) if violations.numel() else violations.new_zeros(())
 
 
-def _variance(values: Tensor, weights: Tensor) -> Tensor:
+def weighted_variance(values: Tensor, weights: Tensor) -> Tensor:
     """Variance of each group under its weights, [P, G] -> [P]."""
     mean = (weights * values).sum(dim=1, keepdim=True)
     return (weights * (values - mean).square()).sum(dim=1)

@@ -5,13 +5,26 @@ from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from grpovi_lightning.errors import UserError
 
 
 def optimizer_setup(
     parameters: Iterator[nn.Parameter], optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
 ) -> Any:
-    """What `configure_optimizers` returns."""
+    """What `configure_optimizers` returns.
+
+    Raises:
+        UserError: the schedule waits for a metric, which nothing here gives it.
+    """
     built = optimizer([p for p in parameters if p.requires_grad])
     if lr_scheduler is None:
         return built
-    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
+    schedule = lr_scheduler(built)
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise UserError(
+            "lr_scheduler: got ReduceLROnPlateau, expected a schedule that depends on the number of updates alone, "
+            "such as CosineAnnealingLR"
+        )
+    return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -127,6 +127,11 @@ class TestRefusals:
         with pytest.raises(UserError, match=f"trainer.precision: got {precision}, whose gradients need scaling"):
             grpo(policy_folder).check_settings(trainer, None)
 
+    def test_a_schedule_that_waits_for_a_metric_is_refused(self, policy_folder, tmp_path):
+        module = grpo(policy_folder, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+        with pytest.raises(UserError, match="lr_scheduler: got ReduceLROnPlateau"):
+            train(module, tmp_path)
+
     def test_a_reward_outside_a_fixed_range_stops_the_run(self, policy_folder, tmp_path):
         module = grpo(policy_folder, adjustment=VarianceIncrease(UniformWeights(), FixedRange(0.0, 0.1)))
         with pytest.raises(UserError, match="outside the range"):
