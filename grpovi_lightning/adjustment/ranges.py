@@ -86,9 +86,11 @@ class RunningRange(RewardRange):
         """Widens the range by this batch, then returns it for every prompt."""
         both = torch.stack([-rewards, rewards]).double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         negated, highest = _max_over_ranks(both.amax(dim=(1, 2))).tolist()
-        lower, upper = min(self.lower.item(), -negated), max(self.upper.item(), highest)
-        self.lower.fill_(lower)
-        self.upper.fill_(upper)
+        before = self.lower.item(), self.upper.item()
+        lower, upper = min(before[0], -negated), max(before[1], highest)
+        if (lower, upper) != before:
+            self.lower.fill_(lower)
+            self.upper.fill_(upper)
         if lower > upper:  # no reward so far, on any rank
             lower, upper = -1.0, 1.0
         elif lower == upper:  # every reward so far is equal; any range around it changes nothing

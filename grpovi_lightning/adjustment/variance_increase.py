@@ -84,7 +84,8 @@ def _checked(
     if weights.shape != r.shape:
         raise ValueError(f"log_weights: got shape {list(weights.shape)}, expected that of rewards, {list(r.shape)}")
     low, high = (_bound(value, rewards, name) for value, name in ((lower, "lower"), (upper, "upper")))
-    total, span = weights.logsumexp(dim=1, keepdim=True), high - low
+    # The last cumulative sum is the whole one, in one operation where `logsumexp` is made of several.
+    total, span = weights.logcumsumexp(dim=1)[:, -1:], high - low
     # Every condition is written so that a NaN fails it. One look at the outcome: on a GPU each look waits for it.
     good = (r >= low) & (r <= high) & (total.isfinite() & span.isfinite() & (span > 0.0))
     if not bool(good.all()):
