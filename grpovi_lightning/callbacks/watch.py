@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning as L
 
+from grpovi_lightning.adjustment.diagnostics import CHANGED
 from grpovi_lightning.callbacks.status import report_warning
 from grpovi_lightning.ops.masked import differs, masked_extremes
 
@@ -37,7 +38,7 @@ class RewardWatch(L.Callback):
         scored = ~rewards.isnan()
         lowest, highest = masked_extremes(bounded, scored)
         span = (highest.amax() - lowest.amin()).clamp(min=1e-12)
-        changed = ((adjusted - bounded).abs() > 1e-6 * span).any(dim=1)  # NaN, which was not scored, is not above
+        changed = ((adjusted - bounded).abs() > CHANGED * span).any(dim=1)  # NaN, which was not scored, is not above
         self._steps += 1
         self._groups += len(rewards)
         self._completions += rewards.numel()

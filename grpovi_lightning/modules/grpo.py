@@ -96,7 +96,7 @@ class GRPOModule(PolicyUpdates):
                 and no KL penalty pulls. The gradient stays the same; `entropy` and the clip ratios are then means
                 over the groups that do go through the model.
             importance_sampling: corrects for a sampler that differs from the trained policy, as in mixed precision;
-                None: the sampler's log-probabilities are taken for the policy's.
+                None: no correction.
             resampling: replaces groups without reward variance by those of spare prompts; None: they stay.
             seed: seeds the sampling; None: the run's `seed_everything`.
 
@@ -202,11 +202,12 @@ class GRPOModule(PolicyUpdates):
         self.n_tokens += sum_over_ranks(self, scored.n_tokens)
         self.train_seconds += self.clock.total_seconds()
         increase = adjusted.increase or self.counterfactual.increase(rewards, rollout)
-        metrics = self.describe(scored, increase, advantages) | combined_metrics(updates) | self.clock.seconds
-        metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
+        of_rank = self.clock.seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
         if self.resampling is not None:
-            metrics[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
-        log_scalars(self, metrics_over_ranks(self, metrics), int(self.n_steps), shown=[keys.REWARD])
+            of_rank[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
+        metrics = self.describe(scored, increase, advantages) | combined_metrics(updates)
+        metrics |= metrics_over_ranks(self, of_rank) | {keys.NUM_TOKENS: float(self.n_tokens)}
+        log_scalars(self, metrics, int(self.n_steps), shown=[keys.REWARD])
         self.n_steps += 1
         return step_record(
             rollout,
@@ -288,7 +289,7 @@ class GRPOModule(PolicyUpdates):
         assert self.policy is not None
         rollout = self.sample(prompts, 1, HELD_OUT_STEP)
         components = self.reward.components(rollout)
-        statistics = self.policy.completion_statistics(rollout, self.engine.sampling.temperature)
+        statistics = self.policy.completion_statistics(rollout, self.temperature)
         rewards = self.reward.total(components, group_size=1)
         self.held_out.update(rollout, rewards, components, statistics)
         return step_record(rollout, rewards[:, None])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.losses import LossOutput
+from grpovi_lightning.modules.step_metrics import as_floats
 from grpovi_lightning.ops import TokenStatistics, masked_mean
 from grpovi_lightning.structures import Experience
 
@@ -55,7 +56,7 @@ class UpdateMetrics:
             keys.SAMPLING_RATIO_MEAN: ratios.mean(),
             keys.SAMPLING_RATIO_MAX: ratios.max(),
         }
-        return dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
+        return as_floats(tensors)
 
 
 _PER_UPDATE = (keys.LOSS, keys.GRAD_NORM, keys.LEARNING_RATE)
