@@ -77,12 +77,41 @@ NUM_TOKENS = "num_tokens"
 TRAIN_SECONDS = "train_seconds"
 """Wall-clock seconds spent in training steps so far. Held-out evaluation does not count."""
 
-# Time of one step, seconds.
+# Time of one step, seconds. The phases do not overlap; what they leave of `step_time` is bookkeeping.
 STEP_TIME = "step_time"
-STEP_TIME_ROLLOUT = "step_time/rollout"
+STEP_TIME_PREFILL = "step_time/prefill"
+"""The prompts' pass through the policy, once a group; part of `decode` where a model runs each completion's prompt."""
+STEP_TIME_DECODE = "step_time/decode"
+STEP_TIME_REFERENCE = "step_time/reference"
 STEP_TIME_REWARD = "step_time/reward"
 STEP_TIME_ADJUSTMENT = "step_time/adjustment"
-STEP_TIME_UPDATE = "step_time/update"
+STEP_TIME_FORWARD = "step_time/forward"
+STEP_TIME_BACKWARD = "step_time/backward"
+STEP_TIME_OPTIMIZER = "step_time/optimizer"
+STEP_PHASES = (
+    STEP_TIME_PREFILL,
+    STEP_TIME_DECODE,
+    STEP_TIME_REFERENCE,
+    STEP_TIME_REWARD,
+    STEP_TIME_ADJUSTMENT,
+    STEP_TIME_FORWARD,
+    STEP_TIME_BACKWARD,
+    STEP_TIME_OPTIMIZER,
+)
+
+# What a training step got out of the machine. Like the times, these differ between two runs of one seed. With several
+# ranks, tokens count over all of them, the shares and the utilisation are means, and the memory is that of the rank
+# that took the most.
+THROUGHPUT_PREFIX = "throughput/"
+COMPLETION_TOKENS_PER_SECOND = "throughput/completion_tokens_per_second"
+"""Completion tokens sampled for a step, those of groups that resampling threw away included, by `step_time`."""
+PEAK_MEMORY_GB = "throughput/peak_memory_gb"
+"""Most memory so far, 10^9 bytes: on a GPU that of tensors on the device, else the resident set of the process."""
+MFU = "throughput/mfu"
+"""Model FLOP utilisation: FLOPs that the policy's matrices need for a step, as a share of what the GPU could do in
+`step_time`. Logged on GPUs that Lightning has the figure of."""
+STEP_SHARE_REST = "throughput/frac_rest"
+"""Share of `step_time` that no phase took."""
 
 # The variance increase. Every GRPO-family run logs all of these: what it did where the run applies one, and what it
 # would have done to the run's own rollouts where it does not. Means over groups, where nothing else is said; only
@@ -115,6 +144,11 @@ ADJUSTMENT_RESIDUAL_ORDER = "adjustment/residual_order"
 # Supervised fine-tuning and reward modelling.
 PAIR_ACCURACY = "pair_accuracy"
 REWARD_MARGIN = "reward_margin"
+
+
+def step_share(phase: str) -> str:
+    """Share of `step_time` that `phase`, one of `STEP_PHASES`, took: `throughput/frac_<phase>`."""
+    return f"{THROUGHPUT_PREFIX}frac_{phase.removeprefix(STEP_TIME + '/')}"
 
 
 def rewards_mean(name: str) -> str:

@@ -16,6 +16,7 @@ from grpovi_lightning.callbacks import (
     RewardWatch,
     RunCheckpoint,
     RunStatus,
+    Throughput,
 )
 from grpovi_lightning.callbacks.status import STATUS_FILE
 from grpovi_lightning.errors import UserError
@@ -120,7 +121,7 @@ class RunCLI(LightningCLI):
         return Path(self.config.trainer.default_root_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Adds TensorBoard, the run's record, samples, warnings, checkpoints and the exported model."""
+        """Adds TensorBoard, the run's record, samples, warnings, throughput, checkpoints and the exported model."""
         config: Any = self.config_init
         if not self.training:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
@@ -135,6 +136,7 @@ class RunCLI(LightningCLI):
             EvaluateAtStart(),
             config.samples,
             RewardWatch(),
+            Throughput(),
             ExportModel(self.folder / "model"),
         ]
         if config.trainer.enable_checkpointing is not False:

@@ -1,9 +1,18 @@
-"""Callbacks: run status, checkpoints, TensorBoard samples, warnings, first evaluation and export."""
+"""Callbacks: run status, checkpoints, TensorBoard samples, throughput, warnings, first evaluation and export."""
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
 from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel
 from grpovi_lightning.callbacks.samples import CompletionSamples
 from grpovi_lightning.callbacks.status import RunStatus
+from grpovi_lightning.callbacks.throughput import Throughput
 from grpovi_lightning.callbacks.watch import RewardWatch
 
-__all__ = ["CompletionSamples", "EvaluateAtStart", "ExportModel", "RewardWatch", "RunCheckpoint", "RunStatus"]
+__all__ = [
+    "CompletionSamples",
+    "EvaluateAtStart",
+    "ExportModel",
+    "RewardWatch",
+    "RunCheckpoint",
+    "RunStatus",
+    "Throughput",
+]

@@ -1,15 +1,18 @@
 """A causal language model together with what generation needs to know: tokenizer, end tokens, padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.ops import TokenStatistics, pad_left, position_ids, token_statistics
+from grpovi_lightning.models.adapters import has_adapters, merged
+from grpovi_lightning.models.capabilities import Capabilities, find_capabilities
+from grpovi_lightning.models.group_cache import ExpandedLayer, GroupCache, PrefixLayer, attention_by_groups
+from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left, position_ids
 from grpovi_lightning.structures import Rollout
 
 
@@ -21,8 +24,6 @@ class LanguageModel(nn.Module):
         tokenizer: its tokenizer.
         end_token_ids: every token that ends a completion: those of the generation config and the tokenizer's.
         pad_token_id: fills padding; the first end token where the tokenizer has no padding token.
-        shares_prefix: whether training runs each prompt once for its whole group; only where every layer
-            attends to all earlier tokens, so that the cache holds the whole prompt.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -33,7 +34,23 @@ class LanguageModel(nn.Module):
         self.end_token_ids = _end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = self.end_token_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
-        self.shares_prefix = _attends_fully(model)
+        self._checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        self._capabilities: Capabilities | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this model can do, found out at the first use: by then it is on its device."""
+        if self._capabilities is None:
+            self._capabilities = find_capabilities(self)
+        return self._capabilities
+
+    @property
+    def runs_prompts_once(self) -> bool:
+        """Whether `completion_statistics` runs each prompt once for its whole group.
+
+        Not with gradient checkpointing: `transformers` drops caches there.
+        """
+        return self.capabilities.shares_prefix and not (self._checkpoints and self.model.training)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts -> token lists, without special tokens added."""
@@ -63,77 +80,140 @@ class LanguageModel(nn.Module):
     def completion_statistics(self, rollout: Rollout, temperature: float) -> TokenStatistics:
         """Log-probabilities and entropies of completions under this model.
 
-        Each prompt is run once, with gradient, and its keys and values are expanded to the group; where the
-        model's cache does not allow that, prompt and completion are run as one sequence.
+        Each prompt is run once, with gradient, and its keys and values are expanded to the group; where that cannot be
+        (`runs_prompts_once`), prompt and completion are run as one sequence.
 
         Args:
             rollout: the completions.
             temperature: the sampling temperature; logits are divided by it.
 
         Returns:
-            two [B, T] float32 tensors; what stands at masked positions has no meaning.
+            two [B, T] float32 tensors, 0 at masked positions.
         """
-        logits = self._shared_prefix_logits(rollout) if self.shares_prefix else self._plain_logits(rollout)
-        return token_statistics(logits, rollout.completion_ids, temperature)
+        states = self.shared_prefix_states(rollout) if self.runs_prompts_once else self.plain_states(rollout)
+        return chunked_statistics(
+            states, self.capabilities.parts.head, rollout.completion_ids, rollout.completion_mask, temperature
+        )
 
-    def _plain_logits(self, rollout: Rollout) -> Tensor:
-        """Prompt and completion as one sequence a row; [B, T, V]."""
+    def plain_states(self, rollout: Rollout) -> Tensor:
+        """What the head reads to predict the completions, [B, T, D]; prompt and completion are one sequence a row."""
         prompts = rollout.prompt_ids.repeat_interleave(rollout.group_size, dim=0)
         mask = _sequence_mask(rollout)
-        logits = self.model(
+        states = self.capabilities.parts.states(
+            rollout.completion_ids.shape[1] + 1,
             input_ids=torch.cat([prompts, rollout.completion_ids], dim=1),
             attention_mask=mask.long(),
-            position_ids=position_ids(mask),
             use_cache=False,
-            logits_to_keep=rollout.completion_ids.shape[1] + 1,
-        ).logits
-        return logits[:, :-1]
+            **self.capabilities.positions(position_ids(mask)),
+        )
+        return states[:, :-1]
 
-    def _shared_prefix_logits(self, rollout: Rollout) -> Tensor:
-        """Prompts once, then completions against the expanded cache; [B, T, V].
+    def shared_prefix_states(self, rollout: Rollout) -> Tensor:
+        """The same, but prompts are run once, and completions against the expanded cache; [B, T, D].
 
         Only the first completion token is predicted by the prompt pass.
         """
-        cache = DynamicCache(config=self.model.config)
-        first = self.prefill(rollout.prompt_ids, rollout.prompt_mask, cache)
-        cache.batch_repeat_interleave(rollout.group_size)
-        first = first.repeat_interleave(rollout.group_size, dim=0)[:, None]
-        if rollout.completion_ids.shape[1] == 1:
-            return first
-        mask = _sequence_mask(rollout)
-        rest = self.model(
-            input_ids=rollout.completion_ids[:, :-1],
-            attention_mask=mask[:, :-1].long(),
-            position_ids=position_ids(mask)[:, rollout.prompt_ids.shape[1] : -1],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        return torch.cat([first, rest], dim=1)
+        with self.generating():
+            first, prefix = self.prefill(rollout.prompt_ids, rollout.prompt_mask)
+            first = first.repeat_interleave(rollout.group_size, dim=0)[:, None]
+            length = rollout.completion_ids.shape[1]
+            if length == 1:
+                return first
+            mask = _sequence_mask(rollout)
+            rest = self.capabilities.parts.states(
+                length - 1,
+                input_ids=rollout.completion_ids[:, :-1],
+                attention_mask=mask[:, :-1].long(),
+                position_ids=position_ids(mask)[:, rollout.prompt_ids.shape[1] : -1],
+                past_key_values=Cache(layers=[ExpandedLayer(layer, rollout.group_size) for layer in prefix.layers]),  # type: ignore[arg-type]
+                use_cache=True,
+            )
+            return torch.cat([first, rest], dim=1)
 
-    def prefill(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        """Runs prompts into an empty cache; returns the logits of the first completion token.
-
-        Args:
-            ids: [P, S] left-padded.
-            mask: [P, S] bool.
-            cache: empty; filled in place.
+    def prefill(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Cache]:
+        """Runs prompts, [P, S] left-padded ids and bool mask.
 
         Returns:
-            [P, V].
+            what the head reads to predict the first completion token, [P, D], and the prompts' cache.
         """
-        output = self.model(
+        cache = Cache(layers=[PrefixLayer() for _ in range(self.capabilities.n_layers)])
+        states = self.capabilities.parts.states(
+            1,
             input_ids=ids,
             attention_mask=mask.long(),
             position_ids=position_ids(mask),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
-        return output.logits[:, -1]
+        return states[:, -1], cache
+
+    @torch.no_grad()
+    def start_groups(self, ids: Tensor, mask: Tensor, members: int, length: int) -> tuple[Tensor, GroupCache]:
+        """Runs prompts, [P, S], and makes room for `members` completions of `length` tokens behind each.
+
+        Returns:
+            logits [P, V] of the first token, and the cache for `next_logits`.
+        """
+        with self.generating():
+            states, prefix = self.prefill(ids, mask)
+        return self.capabilities.parts.head(states), GroupCache(prefix, mask, members, length)
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, positions: Tensor, cache: GroupCache) -> Tensor:
+        """Feeds one token to every completion in the cache.
+
+        Args:
+            tokens: [b].
+            positions: [b] of these tokens in their sequences.
+            cache: grows by one token.
+
+        Returns:
+            [b, V].
+        """
+        parts = self.capabilities.parts
+        with self.generating(), attention_by_groups(self.model, cache):
+            states = parts.states(
+                1, input_ids=tokens[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True
+            )
+        return parts.head(states[:, -1])
+
+    def sequence_logprobs(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+        """Log-probabilities of tokens given all before them, in plain sequences.
+
+        Args:
+            ids: [B, L].
+            mask: [B, L] bool, which are no padding.
+            wanted: [B, L] bool, whose log-probabilities; never those of first tokens.
+
+        Returns:
+            [B, L - 1] float32, those of the tokens from the second on, 0 where they are not wanted.
+        """
+        parts = self.capabilities.parts
+        states = parts.states(
+            ids.shape[1],
+            input_ids=ids,
+            attention_mask=mask.long(),
+            use_cache=False,
+            **self.capabilities.positions(position_ids(mask)),
+        )
+        return chunked_statistics(states[:, :-1], parts.head, ids[:, 1:], wanted[:, 1:]).logprobs
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Inside, a model with gradient checkpointing keeps its cache, which it would drop in training mode."""
+        if not (self.model.training and self._checkpoints):
+            yield
+            return
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model and tokenizer as a Hugging Face checkpoint folder."""
-        self.model.save_pretrained(folder)
+        """Writes model and tokenizer as a Hugging Face checkpoint folder; adapters are merged into the weights."""
+        model = merged(self.model) if has_adapters(self.model) else self.model
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -153,12 +233,6 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
             "set eos_token in the checkpoint's tokenizer_config.json"
         )
     return ends
-
-
-def _attends_fully(model: PreTrainedModel) -> bool:
-    """Whether a plain `DynamicCache` holds all keys and values of every layer."""
-    cache = DynamicCache(config=model.config)
-    return all(type(layer) is DynamicLayer for layer in cache.layers) and not getattr(model, "_is_stateful", False)
 
 
 def _without_end(row: list[int], ends: list[int]) -> list[int]:

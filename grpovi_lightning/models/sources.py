@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.adapters import LoRA, WithoutAdapter
 from grpovi_lightning.models.language_model import LanguageModel
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -33,6 +34,12 @@ class CausalLMSource(ABC):
     def check(self) -> None:
         """Raises `UserError` where it can be told without loading that loading would fail."""
 
+    def load_reference(self, policy: LanguageModel) -> LanguageModel | WithoutAdapter:
+        """The initial policy, frozen, for a policy that this source loaded."""
+        reference = self.load()
+        reference.requires_grad_(False).eval()
+        return reference
+
 
 class PretrainedCausalLM(CausalLMSource):
     """A Hugging Face checkpoint: a local folder, or a hub name where there is a hub.
@@ -40,20 +47,43 @@ class PretrainedCausalLM(CausalLMSource):
     Only safetensors weights are read, and no code from the checkpoint is run.
     """
 
-    def __init__(self, path: str, dtype: Precision = "float32") -> None:
-        """Takes the folder or hub name, and the dtype of the weights."""
-        self.path = path
+    def __init__(
+        self, path: str, dtype: Precision = "float32", lora: LoRA | None = None, gradient_checkpointing: bool = False
+    ) -> None:
+        """Names the checkpoint.
+
+        Args:
+            path: local folder, or a hub name.
+            dtype: dtype of the weights.
+            lora: trains adapters instead of the weights; the exported model has them merged in.
+            gradient_checkpointing: computes activations again in the backward pass instead of keeping them. Updates
+                then run the prompt with each completion: `transformers` drops caches there.
+        """
+        self.path, self.lora, self.gradient_checkpointing = path, lora, gradient_checkpointing
         self.dtype: Precision = dtype
 
     def check(self) -> None:
         """Checks a local folder."""
         check_checkpoint(self.path, "policy")
+        if self.lora is not None:
+            self.lora.check()
 
     def load(self) -> LanguageModel:
         """Loads weights and tokenizer; dropout is off, so that sampling and training see the same policy."""
         self.check()
         model = load_model(AutoModelForCausalLM, self.path, self.dtype)
+        if self.lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # the adapters' first weights, the same in all runs
+                self.lora.add_to(model)
+        if self.gradient_checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         return LanguageModel(model, load_tokenizer(self.path))
+
+    def load_reference(self, policy: LanguageModel) -> LanguageModel | WithoutAdapter:
+        """With LoRA, the policy without its adapters."""
+        return super().load_reference(policy) if self.lora is None else WithoutAdapter(policy)
 
 
 class NewCausalLM(CausalLMSource):

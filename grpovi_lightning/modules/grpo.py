@@ -21,20 +21,20 @@ from grpovi_lightning.adjustment import (
 from grpovi_lightning.advantages import Advantage, GroupAdvantage
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, ImportanceSampling, PolicyLoss
-from grpovi_lightning.models import CausalLMSource, LanguageModel
-from grpovi_lightning.modules.clock import StepClock
+from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.modules.policy_update import PolicyUpdates
 from grpovi_lightning.modules.ranks import gather_over_ranks, max_over_ranks, metrics_over_ranks, sum_over_ranks
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
-from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics, step_record
+from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics, step_record, step_work
 from grpovi_lightning.modules.update_metrics import combined_metrics
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
+from grpovi_lightning.timing import StepClock, phase
 
 
 class GRPOModule(PolicyUpdates):
@@ -129,7 +129,7 @@ class GRPOModule(PolicyUpdates):
         self.needs_reference |= counterfactual.needs_reference
         self.optimizer = optimizer
         self._check()
-        self.reference: LanguageModel | None = None
+        self.reference: LanguageModel | WithoutAdapter | None = None
         self.held_out = HeldOutMetrics()
         self.clock = StepClock()
         self.register_buffer("n_tokens", torch.zeros((), dtype=torch.long))
@@ -168,8 +168,7 @@ class GRPOModule(PolicyUpdates):
             return
         self.policy = self.policy_source.load()
         if self.needs_reference:
-            self.reference = self.policy_source.load()
-            self.reference.requires_grad_(False).eval()
+            self.reference = self.policy_source.load_reference(self.policy)
         self.reward.load(self.policy.tokenizer)
 
     def on_fit_start(self) -> None:
@@ -193,16 +192,16 @@ class GRPOModule(PolicyUpdates):
         sampled = self.roll_out(prompts)
         scored = self.resample(sampled, prompts.spare)
         rollout, rewards = scored.rollout, scored.rewards
-        with self.clock.phase(keys.STEP_TIME_ADJUSTMENT):
+        with phase(keys.STEP_TIME_ADJUSTMENT):
             adjusted = self.adjustment(rewards, rollout)
         advantages = self.advantage(adjusted.rewards)
-        with self.clock.phase(keys.STEP_TIME_UPDATE):
-            experience = self.experience(rollout, rewards, advantages)
-            updates = [self.update(experience, chosen) for chosen in self.minibatches(rollout)]
+        experience = self.experience(rollout, rewards, advantages)
+        updates = [self.update(experience, chosen) for chosen in self.minibatches(rollout)]
         self.n_tokens += sum_over_ranks(self, scored.n_tokens)
-        self.train_seconds += self.clock.total_seconds()
+        times = self.clock.stop()
+        self.train_seconds += times[keys.STEP_TIME]
         increase = adjusted.increase or self.counterfactual.increase(rewards, rollout)
-        of_rank = self.clock.seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
+        of_rank = times | {keys.TRAIN_SECONDS: float(self.train_seconds)}
         if self.resampling is not None:
             of_rank[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
         metrics = self.describe(scored, increase, advantages) | combined_metrics(updates)
@@ -217,6 +216,7 @@ class GRPOModule(PolicyUpdates):
             advantages=advantages,
             adjustment=type(self.adjustment).__name__,
             sampled=(sampled.rollout.completion_ids, sampled.rollout.completion_mask),
+            work=step_work(self.policy, experience, self.num_iterations, self.skip_silent_groups),
         )
 
     def describe(self, scored: ScoredRollout, increase: Increase, advantages: Tensor) -> dict[str, float]:
@@ -255,13 +255,15 @@ class GRPOModule(PolicyUpdates):
         """Completions of the current policy, with the reference's log-probabilities where they are needed."""
         assert self.policy is not None
         rollout = self.engine.generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
-        return rollout if self.reference is None else rollout.with_reference(self.logprobs(self.reference, rollout))
+        if self.reference is None:
+            return rollout
+        with phase(keys.STEP_TIME_REFERENCE):
+            return rollout.with_reference(self.logprobs(self.reference, rollout))
 
     def roll_out(self, prompts: PromptBatch) -> ScoredRollout:
         """G completions for each of the prompts, scored."""
-        with self.clock.phase(keys.STEP_TIME_ROLLOUT):
-            rollout = self.sample(prompts, self.group_size, int(self.n_steps))
-        with self.clock.phase(keys.STEP_TIME_REWARD):
+        rollout = self.sample(prompts, self.group_size, int(self.n_steps))
+        with phase(keys.STEP_TIME_REWARD):
             components = self.reward.components(rollout)
             rewards = rollout.grouped(self.reward.total(components, self.group_size))
         return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
@@ -307,18 +309,21 @@ class GRPOModule(PolicyUpdates):
     # Checkpoints hold what changes: the policy, the optimiser, the adjustment's state and the counters.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out the frozen models, which are loaded from where they came."""
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not _frozen(k)}
+        """Leaves out frozen weights, which are loaded from where they came."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fills in the frozen models, so that loading can stay strict about all the rest."""
-        checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if _frozen(k)}
+        """Fills in the frozen weights, so that loading can stay strict about all the rest."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if k in frozen}
+
+    def _frozen(self) -> set[str]:
+        """Names of the state of the reference and of rewards, and of weights under adapters."""
+        under = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return under | {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
 
     def save_pretrained(self, folder: str) -> None:
         """Writes the policy and its tokenizer as a Hugging Face checkpoint folder."""
         assert self.policy is not None
         self.policy.save_pretrained(folder)
-
-
-def _frozen(key: str) -> bool:
-    return key.startswith(("reference.", "reward."))

@@ -8,13 +8,14 @@ from torch import Tensor
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
-from grpovi_lightning.models import LanguageModel
+from grpovi_lightning.models import LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import refuse_non_finite
 from grpovi_lightning.modules.ranks import max_over_ranks, metrics_over_ranks, share_of_rank, sum_over_ranks
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
 from grpovi_lightning.randomness import resolve_seed
 from grpovi_lightning.structures import Experience, Rollout
+from grpovi_lightning.timing import phase
 
 
 class PolicyUpdates(L.LightningModule):
@@ -127,7 +128,8 @@ class PolicyUpdates(L.LightningModule):
         # In lower precision a cached forward rounds otherwise than the update's, which clipping would take for change.
         if self.updates_per_rollout == 1:
             return Experience(rollout, advantages.flatten(), loss_mask, None)
-        old_logprobs, weights = self.logprobs(self.policy, rollout), None
+        with phase(keys.STEP_TIME_FORWARD):
+            old_logprobs, weights = self.logprobs(self.policy, rollout), None
         if self.importance_sampling is not None:
             weights = self.importance_sampling(old_logprobs - rollout.old_logprobs)
         return Experience(rollout, advantages.flatten(), loss_mask, old_logprobs, weights)
@@ -154,25 +156,28 @@ class PolicyUpdates(L.LightningModule):
         metrics = UpdateMetrics()
         for part in parts:
             batch = experience.select(part)
-            statistics = self.policy.completion_statistics(batch.rollout, self.temperature)
-            old_logprobs, sampling_weights = self.old_policy(batch, statistics.logprobs.detach())
-            output = self.loss(
-                statistics.logprobs,
-                old_logprobs,
-                batch.advantages,
-                batch.loss_mask,
-                batch.rollout.ref_logprobs,
-                denominator=denominator,
-                sampling_weights=sampling_weights,
-            )
-            self.manual_backward(output.loss)
+            with phase(keys.STEP_TIME_FORWARD):
+                statistics = self.policy.completion_statistics(batch.rollout, self.temperature)
+                old_logprobs, sampling_weights = self.old_policy(batch, statistics.logprobs.detach())
+                output = self.loss(
+                    statistics.logprobs,
+                    old_logprobs,
+                    batch.advantages,
+                    batch.loss_mask,
+                    batch.rollout.ref_logprobs,
+                    denominator=denominator,
+                    sampling_weights=sampling_weights,
+                )
+            with phase(keys.STEP_TIME_BACKWARD):
+                self.manual_backward(output.loss)
             metrics.add(batch, output, statistics)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         n_tokens = share_of_rank(self, metrics.n_tokens)
         found = metrics_over_ranks(self, metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})
         refuse_non_finite(self, experience.select(prompts), found)
         found[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
-        optimizer.step()  # type: ignore[union-attr]
+        with phase(keys.STEP_TIME_OPTIMIZER):
+            optimizer.step()  # type: ignore[union-attr]
         if self.lr_scheduler is not None:
             self.lr_schedulers().step()  # type: ignore[union-attr]
         return UpdateResult(found, float(n_tokens))
@@ -202,15 +207,15 @@ class PolicyUpdates(L.LightningModule):
         return self.parts(self.policy, rollout, chosen, n_parts)
 
     def parts(
-        self, model: LanguageModel | None, rollout: Rollout, prompts: list[int], at_least: int = 1
+        self, model: LanguageModel | WithoutAdapter | None, rollout: Rollout, prompts: list[int], at_least: int = 1
     ) -> list[list[int]]:
         """Prompts in parts within the limits, for a model."""
         assert model is not None
         limits = self.prompts_per_micro_batch, self.tokens_per_micro_batch
-        return micro_batches(rollout, prompts, *limits, at_least=at_least, shares_prefix=model.shares_prefix)
+        return micro_batches(rollout, prompts, *limits, at_least=at_least, shares_prefix=model.runs_prompts_once)
 
     @torch.no_grad()
-    def logprobs(self, model: LanguageModel, rollout: Rollout) -> Tensor:
+    def logprobs(self, model: LanguageModel | WithoutAdapter, rollout: Rollout) -> Tensor:
         """Log-probabilities of the completions under a model, [B, T], 0 where masked."""
         found = torch.zeros_like(rollout.old_logprobs)
         for part in self.parts(model, rollout, list(range(len(rollout.prompts)))):

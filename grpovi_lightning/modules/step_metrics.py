@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.ops.masked import differs, masked_moments
-from grpovi_lightning.structures import Rollout
+from grpovi_lightning.structures import Experience, Rollout
 
 
 def rollout_metrics(
@@ -70,16 +71,59 @@ def step_record(rollout: Rollout, rewards: Tensor, **training: Any) -> dict[str,
     """What callbacks read of a step: plain tensors, texts and lists, because Lightning detaches them one by one.
 
     Returns:
-        prompts (P texts), completions (B texts), completion_ids and completion_mask [B, T], rewards [P, G], NaN
-        where a completion could not be scored; in training also bounded, the rewards as the adjustment's range let
-        them through, adjusted and advantages, all [P, G]; adjustment, the name of its class; and sampled, ids and
-        mask of the completions before any resampling.
+        prompts (P texts), prompt_lengths [P] in tokens, completions (B texts), completion_ids and completion_mask
+        [B, T], has_reference, whether a reference policy saw them, rewards [P, G], NaN where a completion could not
+        be scored; in training also bounded, the rewards as the adjustment's range let them through, adjusted and
+        advantages, all [P, G]; adjustment, the name of its class; sampled, ids and mask of the completions before
+        any resampling; and work, see `step_work`.
     """
     return {
         "prompts": list(rollout.prompts.texts),
+        "prompt_lengths": rollout.prompt_mask.sum(dim=1),
         "completions": list(rollout.texts),
         "completion_ids": rollout.completion_ids,
         "completion_mask": rollout.completion_mask,
+        "has_reference": rollout.ref_logprobs is not None,
         "rewards": rewards,
         **training,
     }
+
+
+def step_work(
+    policy: LanguageModel | None, experience: Experience, num_iterations: int, skip_silent_groups: bool
+) -> dict[str, Any]:
+    """What the policy is, and how often it goes over the rollout of a step, for counting FLOPs.
+
+    Returns:
+        body_weights and head_weights, see `matrix_weights`; dtype that the matrices are multiplied in; whether the
+        updates run a prompt once for its group, runs_prompts_once; num_iterations; whether the log-probabilities
+        before the updates took a pass of their own, old_pass; and learned, [P] bool, the groups that the updates see.
+    """
+    assert policy is not None
+    heard = torch.where(experience.loss_mask.any(dim=1), experience.advantages, 0.0)
+    speaks = experience.rollout.grouped(heard.abs()).amax(dim=1) > 0
+    body, head = matrix_weights(policy.model)
+    device = policy.device.type
+    mixed = torch.is_autocast_enabled(device)
+    return {
+        "body_weights": body,
+        "head_weights": head,
+        "dtype": torch.get_autocast_dtype(device) if mixed else next(policy.model.parameters()).dtype,
+        "runs_prompts_once": policy.runs_prompts_once,
+        "num_iterations": num_iterations,
+        "old_pass": experience.old_logprobs is not None
+        and experience.old_logprobs is not experience.rollout.old_logprobs,
+        "learned": speaks if skip_silent_groups else torch.ones_like(speaks),
+    }
+
+
+def matrix_weights(model: nn.Module) -> tuple[int, int]:
+    """Numbers of a causal LM that a token is multiplied with: in its body, and in the head that predicts the next one.
+
+    Vectors do not count, nor embeddings, which are looked up; an embedding that is the head as well counts there.
+    """
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    head = getattr(output, "weight", None)
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} | {id(head)}
+    body = sum(weights.numel() for weights in model.parameters() if weights.ndim > 1 and id(weights) not in looked_up)
+    return body, 0 if head is None else head.numel()

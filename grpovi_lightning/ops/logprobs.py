@@ -1,9 +1,13 @@
-"""Log-probabilities and entropies of tokens from logits."""
+"""Log-probabilities and entropies of tokens, without the logits of all of them at once."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_LOGITS_AT_ONCE = 1 << 22
 
 
 class TokenStatistics(NamedTuple):
@@ -19,15 +23,64 @@ def token_statistics(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> T
     Computed in float32 whatever the dtype of the logits.
 
     Args:
-        logits: [B, T, V].
-        ids: [B, T] int64.
+        logits: [..., V].
+        ids: [...] int64.
         temperature: the sampling temperature.
 
     Returns:
-        two [B, T] float32 tensors; only the log-probabilities carry gradient.
+        two [...] float32 tensors; only the log-probabilities carry gradient.
     """
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
         entropies = -(logprobs.exp() * logprobs.clamp(min=torch.finfo(torch.float32).min)).sum(dim=-1)
     return TokenStatistics(chosen, entropies)
+
+
+def chunked_statistics(
+    states: Tensor,
+    head: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    logits_at_once: int = _LOGITS_AT_ONCE,
+) -> TokenStatistics:
+    """The same for logits = head(states), which never exist for all tokens at once: [B, T, V] outgrows all else.
+
+    The head sees the tokens that the mask keeps, chunk by chunk. Where there are several chunks, the logits of each
+    are computed again in the backward pass and not kept.
+
+    Args:
+        states: [B, T, D], what the head reads.
+        head: [n, D] -> logits [n, V].
+        ids: [B, T] int64.
+        mask: [B, T] bool.
+        temperature: the sampling temperature.
+        logits_at_once: size of a chunk; the default is 16 MiB in float32.
+
+    Returns:
+        two [B, T] float32 tensors, 0 where masked; only the log-probabilities carry gradient.
+    """
+    kept_states, kept_ids = states[mask], ids[mask]
+    with torch.no_grad():
+        vocabulary = head(kept_states[:1]).shape[-1]
+    size = max(1, logits_at_once // vocabulary)
+    chunks = list(zip(kept_states.split(size), kept_ids.split(size), strict=True))
+    entropies: list[Tensor] = []
+
+    def logprobs_of(some_states: Tensor, some_ids: Tensor) -> Tensor:
+        found = token_statistics(head(some_states), some_ids, temperature)
+        if len(entropies) < len(chunks):  # not when it is computed again
+            entropies.append(found.entropies)
+        return found.logprobs
+
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        logprobs = [logprobs_of(*chunk) for chunk in chunks]
+    else:
+        logprobs = [checkpoint(logprobs_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return TokenStatistics(_scattered(torch.cat(logprobs), mask), _scattered(torch.cat(entropies), mask))
+
+
+def _scattered(values: Tensor, mask: Tensor) -> Tensor:
+    """[n] values of the kept tokens -> their places in [B, T], 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -24,6 +26,8 @@ class SamplingConfig:
         top_k: keep only the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of tokens with at least this probability; 1 keeps all.
         min_p: keep tokens with at least this share of the most probable one's probability; 0 keeps all.
+        repetition_penalty: positive logits of tokens that occur in prompt or completion are divided by this, negative
+            ones multiplied, before the temperature (arXiv 1909.05858); 1 changes nothing.
     """
 
     max_completion_length: int = 256
@@ -31,6 +35,7 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -39,14 +44,19 @@ class SamplingConfig:
             "top_k": (self.top_k >= 0, "at least 0 (0: off)"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1 (1: off)"),
             "min_p": (0.0 <= self.min_p < 1.0, "at least 0 (0: off) and below 1"),
+            "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "a number above 0 (1: off)"),
         }
         for name, (holds, expected) in checks.items():
             if not holds:
                 raise UserError(f"sampling.{name}: got {getattr(self, name)}, expected {expected}")
 
-    def filters(self) -> LogitsProcessorList:
-        """The filters that are on; they are applied after the temperature."""
+    def processors(self) -> LogitsProcessorList:
+        """What is done to the logits before a token is drawn, in the order of `transformers`' own generation."""
         chosen = LogitsProcessorList()
+        if self.repetition_penalty != 1.0:
+            chosen.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
+        if self.temperature != 1.0:
+            chosen.append(TemperatureLogitsWarper(float(self.temperature)))
         if self.top_k > 0:
             chosen.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1.0:

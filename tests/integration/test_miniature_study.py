@@ -41,7 +41,7 @@ def statuses(study):
 def metrics(folder, seed):
     """Every scalar of one run but the clock's; of a step that was logged twice, the later value."""
     runs = load_runs(folder)
-    kept = runs[(runs.seed == seed) & ~runs.metric.str.contains("time|seconds")]
+    kept = runs[(runs.seed == seed) & ~runs.metric.str.contains("time|seconds|throughput")]
     return {(row.metric, row.step): row.value for row in kept.itertuples()}
 
 

@@ -40,25 +40,20 @@ def test_logprobs_and_gradients_equal_unpadded_forward_passes_of_single_completi
     assert difference < 1e-5
 
 
-@pytest.mark.parametrize("family", FULL_ATTENTION)
+@pytest.mark.parametrize("family", FULL_ATTENTION + SLIDING)
 def test_running_a_prompt_once_for_its_group_gives_the_logprobs_and_gradients_of_the_plain_path(family, tiny_tokenizer):
     policy, data = language_model(family, tiny_tokenizer), rollout(*LENGTHS)
     weights = torch.randn(data.completion_ids.shape, generator=torch.Generator().manual_seed(2))
-    assert policy.shares_prefix
+    assert policy.capabilities.shares_prefix
     shared, shared_gradients = policy.completion_statistics(data, 0.7), gradients(policy, data, weights)
 
-    policy.shares_prefix = False
+    policy.capabilities.shares_prefix = False
     plain, plain_gradients = policy.completion_statistics(data, 0.7), gradients(policy, data, weights)
 
     mask = data.completion_mask
     torch.testing.assert_close(shared.logprobs[mask], plain.logprobs[mask], atol=1e-5, rtol=0)
     torch.testing.assert_close(shared.entropies[mask], plain.entropies[mask], atol=1e-5, rtol=0)
     assert relative_difference(shared_gradients, plain_gradients) < 1e-5
-
-
-@pytest.mark.parametrize("family", SLIDING)
-def test_a_model_with_a_sliding_window_takes_the_plain_path(family, tiny_tokenizer):
-    assert not language_model(family, tiny_tokenizer).shares_prefix
 
 
 def test_the_window_of_the_sliding_models_here_is_short_enough_to_matter(tiny_tokenizer):
@@ -76,7 +71,7 @@ def test_the_window_of_the_sliding_models_here_is_short_enough_to_matter(tiny_to
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_more_left_padding_changes_no_logprob(family, shares_prefix, tiny_tokenizer):
     policy = language_model(family, tiny_tokenizer)
-    policy.shares_prefix = shares_prefix
+    policy.capabilities.shares_prefix = shares_prefix
     short, long = rollout(*LENGTHS), rollout(*LENGTHS, extra_padding=11)
     assert long.prompt_ids.shape[1] == short.prompt_ids.shape[1] + 11
 

@@ -32,7 +32,7 @@ PROMPTS = [
     "ten happy words",
     "the dog sleeps",
 ]
-TIMES = ("step_time", "train_seconds")
+TIMES = ("step_time", "train_seconds", "throughput")
 EPOCH = "epoch"  # Lightning's own count, which nothing here reads
 
 

@@ -151,7 +151,8 @@ def test_micro_batches_change_no_logged_metric(policy_folder, tmp_path):
     whole, parts = scalars(tmp_path / "whole"), scalars(tmp_path / "parts")
     assert whole.keys() == parts.keys() and {"loss", "kl", "entropy", "grad_norm"} <= whole.keys()
     for tag in whole:
-        assert parts[tag] == pytest.approx(whole[tag], rel=1e-4, abs=1e-6), tag
+        rounding = 1e-5 if tag.startswith("sampling/") else 1e-6  # those scalars are nothing but rounding
+        assert parts[tag] == pytest.approx(whole[tag], rel=1e-4, abs=rounding), tag
 
 
 def test_two_runs_with_one_seed_are_equal_to_the_last_bit_and_another_seed_differs(policy_folder, tmp_path):

@@ -239,9 +239,10 @@ class TestMetrics:
 
     def test_times_are_logged_and_training_time_only_grows(self, run):
         logged = scalars(run[0], timings=True)
-        phases = ("rollout", "reward", "adjustment", "update")
         for step in range(5):
-            assert sum(logged[f"step_time/{phase}"][step] for phase in phases) <= logged["step_time"][step] * 1.001
+            phases = {name: logged[name][step] for name in keys.STEP_PHASES}
+            assert 0 < sum(phases.values()) <= logged["step_time"][step] * 1.001
+            assert all(phases[f"step_time/{name}"] > 0 for name in ("prefill", "decode", "forward", "backward"))
         total = list(logged["train_seconds"].values())
         assert total == sorted(total)
         assert total[-1] == pytest.approx(sum(logged["step_time"].values()), rel=1e-4)

@@ -31,7 +31,7 @@ EXTREMES = {
     keys.ADJUSTMENT_RESIDUAL_BOUNDS: "max",
     keys.ADJUSTMENT_RESIDUAL_ORDER: "max",
 }
-ALL_KEYS = [value for name, value in vars(keys).items() if name.isupper() and not name.endswith("_PREFIX")]
+ALL_KEYS = [value for name, value in vars(keys).items() if name.isupper() and not name.endswith(("_PREFIX", "_PHASES"))]
 MEANS = [key for key in ALL_KEYS if key not in EXTREMES]
 FIRST = {**{key: float(i) for i, key in enumerate(ALL_KEYS)}, keys.rewards_mean("max_words"): 1.0}
 SECOND = {**{key: 3.0 * i - 20.0 for i, key in enumerate(ALL_KEYS)}, keys.rewards_mean("max_words"): -4.0}

@@ -1,0 +1,114 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): a policy that trains few weights, and its reference for nothing."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from grpovi_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from grpovi_lightning.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adapter settings, under peft's names; there is no dropout, because sampling and training must see one policy.
+
+    Attributes:
+        r: rank.
+        lora_alpha: the update is scaled by lora_alpha / r.
+        target_modules: names of the adapted linear layers; `all-linear` is all but the output embedding.
+        use_rslora: scales by lora_alpha / sqrt(r) instead (arXiv 2312.03732).
+    """
+
+    r: int = 16
+    lora_alpha: float = 32.0
+    target_modules: list[str] | str = "all-linear"
+    use_rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise UserError(f"lora.r: got {self.r}, expected at least 1")
+        if not 0.0 < self.lora_alpha < float("inf"):
+            raise UserError(f"lora.lora_alpha: got {self.lora_alpha}, expected a number above 0")
+
+    def check(self) -> None:
+        """Raises `UserError` where the library is not installed."""
+        _peft()
+
+    def add_to(self, model: PreTrainedModel) -> None:
+        """Adds fresh adapters, which change nothing yet, and freezes all other weights.
+
+        Raises:
+            UserError: the model has no layer of that name.
+        """
+        settings: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        config = _peft().LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **settings)
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            raise UserError(
+                f"lora.target_modules: got {self.target_modules}; {str(error).splitlines()[0][:200]}"
+            ) from error
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+
+class WithoutAdapter:
+    """The model under a policy's adapter, as a reference: the same weights, no second copy."""
+
+    def __init__(self, policy: "LanguageModel") -> None:
+        """Takes a policy with adapters."""
+        self._policy = policy
+
+    @property
+    def runs_prompts_once(self) -> bool:
+        """As the policy."""
+        return self._policy.runs_prompts_once
+
+    def completion_statistics(self, *args: Any) -> Any:
+        """See `LanguageModel.completion_statistics`."""
+        with adapters_off(self._policy.model):
+            return self._policy.completion_statistics(*args)
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model computes without its adapters."""
+    model.disable_adapters()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.enable_adapters()  # type: ignore[operator]
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether adapters were added."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with the adapters worked into the weights, which anybody can load."""
+    layer_class = _peft().tuners.tuners_utils.BaseTunerLayer
+    whole = copy.deepcopy(model)
+    for name, layer in [(name, module) for name, module in whole.named_modules() if isinstance(module, layer_class)]:
+        layer.merge()  # type: ignore[operator]
+        parent, _, child = name.rpartition(".")
+        base = layer.get_base_layer()  # type: ignore[operator]
+        assert isinstance(base, nn.Module)
+        setattr(whole.get_submodule(parent), child, base)
+    whole._hf_peft_config_loaded = False
+    return whole.requires_grad_(True)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise UserError("lora: peft is not installed; run pip install 'grpovi-lightning[peft]'") from None
+    return peft

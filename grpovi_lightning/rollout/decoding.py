@@ -1,0 +1,126 @@
+"""From prompts to completions, token by token; what is drawn is the sampler's business."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.models import LanguageModel
+from grpovi_lightning.rollout.sampler import Sampler
+from grpovi_lightning.timing import phase
+
+
+class Decoder(ABC):
+    """A way of decoding. Whatever the way, a completion is the same up to the rounding of its logits."""
+
+    @abstractmethod
+    def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
+        """Has the sampler draw every completion to its end, or to the sampler's length.
+
+        Args:
+            policy: the model.
+            prompt_ids: [P, S] left-padded.
+            prompt_mask: [P, S] bool.
+            sampler: of B completions; those of one prompt are adjacent.
+        """
+
+
+class GroupDecoder(Decoder):
+    """Runs each prompt once, and computes the attention of a whole group to it at once; drops finished completions.
+
+    A model that does not allow this goes the way of `PlainDecoder`.
+    """
+
+    def __init__(self, drop_share: float = 0.25) -> None:
+        """Sets how often rows are dropped.
+
+        Args:
+            drop_share: finished completions are dropped when they are more than this share of those under way, because
+                dropping copies the others.
+        """
+        self.drop_share = drop_share
+
+    def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
+        """See `Decoder`."""
+        if not policy.capabilities.decodes_by_groups:
+            PlainDecoder().decode(policy, prompt_ids, prompt_mask, sampler)
+            return
+        # Asking whether completions are finished makes a CPU wait for a GPU, so there it is asked less often.
+        interval = 1 if prompt_ids.device.type == "cpu" else 16
+        members = len(sampler.ended) // len(prompt_ids)
+        rows = torch.arange(len(sampler.ended), device=prompt_ids.device).view(-1, members)
+        starts = prompt_mask.sum(dim=1)
+        with phase(keys.STEP_TIME_PREFILL):
+            first, cache = policy.start_groups(prompt_ids, prompt_mask, members, sampler.length)
+            logits = first.repeat_interleave(members, dim=0)
+        with phase(keys.STEP_TIME_DECODE):
+            for t in range(sampler.length):
+                tokens = sampler.draw(logits, rows.flatten(), t)
+                if t + 1 == sampler.length:
+                    break
+                if (t + 1) % interval == 0:
+                    finished = sampler.ended[rows]
+                    n_finished = int(finished.sum())
+                    if n_finished == rows.numel():
+                        break
+                    if n_finished > self.drop_share * rows.numel():
+                        groups, kept = unfinished(finished)
+                        tokens = tokens.view_as(rows)[groups[:, None], kept].flatten()
+                        rows, starts = rows[groups[:, None], kept], starts[groups]
+                        cache.keep(groups, kept)
+                positions = (starts + t).repeat_interleave(rows.shape[1])
+                logits = policy.next_logits(tokens, positions, cache)
+
+
+def unfinished(finished: Tensor) -> tuple[Tensor, Tensor]:
+    """Which completions stay, so that all groups keep the same number.
+
+    Groups without an unfinished completion go; of each other group its unfinished ones stay, and as many finished ones
+    as bring it to the size of the largest.
+
+    Args:
+        finished: [P, G] bool.
+
+    Returns:
+        groups [P'], and members [P', G'] of each, unfinished ones first.
+    """
+    groups = (~finished).any(dim=1).nonzero().squeeze(1)
+    largest = int((~finished).sum(dim=1).max())
+    members = finished[groups].int().argsort(dim=1, stable=True)[:, :largest]
+    return groups, members
+
+
+class PlainDecoder(Decoder):
+    """`transformers`' own generation, which knows every kind of cache; each completion runs its own prompt."""
+
+    @torch.no_grad()
+    def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
+        """See `Decoder`."""
+        members = len(sampler.ended) // len(prompt_ids)
+        config = GenerationConfig(
+            max_new_tokens=sampler.length,
+            do_sample=False,
+            eos_token_id=policy.end_token_ids,
+            pad_token_id=policy.pad_token_id,
+        )
+        with policy.generating(), phase(keys.STEP_TIME_DECODE):
+            policy.model.generate(  # type: ignore[operator]
+                prompt_ids.repeat_interleave(members, dim=0),
+                attention_mask=prompt_mask.repeat_interleave(members, dim=0).long(),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Drawn(sampler, prompt_ids.shape[1])]),
+            )
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves the token that the sampler draws as the only possible one."""
+
+    def __init__(self, sampler: Sampler, prompt_length: int) -> None:
+        self.sampler, self.prompt_length = sampler, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        rows = torch.arange(len(scores), device=scores.device)
+        tokens = self.sampler.draw(scores, rows, input_ids.shape[1] - self.prompt_length)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)

@@ -1,0 +1,83 @@
+"""The completions of a rollout while they are drawn, whatever decodes them."""
+
+import torch
+from torch import Tensor
+
+from grpovi_lightning.rollout.sampling import SamplingConfig, inverse_cdf
+
+
+class Sampler:
+    """Draws the tokens of B completions and keeps them.
+
+    Each token is the inverse CDF of the processed distribution at a uniform number that belongs to its place, so it
+    does not matter which rows are drawn together, nor what is drawn for a row after its end.
+
+    Attributes:
+        length: tokens that a completion may have.
+        ended: [B] bool, those with an end token.
+    """
+
+    def __init__(
+        self, sampling: SamplingConfig, uniforms: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, ends: list[int]
+    ) -> None:
+        """Starts with nothing drawn.
+
+        Args:
+            sampling: the settings.
+            uniforms: [B, length] float64 in [0, 1).
+            prompt_ids: [P, S]; B is a multiple of P, and the rows of one prompt are adjacent.
+            prompt_mask: [P, S] bool.
+            ends: tokens that end a completion.
+        """
+        rows, self.length = uniforms.shape
+        device = prompt_ids.device
+        self.temperature = sampling.temperature
+        self._processors = sampling.processors()
+        self._rescaled_only = len(self._processors) == int(sampling.temperature != 1.0)
+        self._uniforms = uniforms.to(device)
+        self._ends = torch.tensor(ends, device=device)
+        self._ids = torch.zeros((rows, self.length), dtype=torch.long, device=device)
+        self._logprobs = torch.zeros((rows, self.length), device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        # Padding would count as a repeated token, so the first token of the prompt stands there.
+        first = prompt_ids.gather(1, prompt_mask.long().argmax(dim=1, keepdim=True))
+        self._prompts = torch.where(prompt_mask, prompt_ids, first).repeat_interleave(rows // len(prompt_ids), dim=0)
+
+    def draw(self, logits: Tensor, rows: Tensor, t: int) -> Tensor:
+        """Draws the tokens at place `t` of some completions.
+
+        Args:
+            logits: [b, V].
+            rows: [b] places of these completions among the B.
+            t: tokens that they have already.
+
+        Returns:
+            [b] int64.
+        """
+        logits = logits.float()
+        scaled = logits / self.temperature
+        if self._rescaled_only:
+            processed = scaled
+        else:
+            context = torch.cat([self._prompts[rows], self._ids[rows, :t]], dim=1)
+            processed = self._processors(context, logits)  # type: ignore[arg-type]
+        tokens = inverse_cdf(processed, self._uniforms[rows, t])
+        chosen = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(dim=1)
+        self._ids[rows, t], self._logprobs[rows, t] = tokens, chosen
+        self.ended[rows] |= (tokens[:, None] == self._ends).any(dim=1)
+        return tokens
+
+    def completions(self, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What was drawn, up to and including each first end token.
+
+        Returns:
+            ids, mask and log-probabilities under the temperature-scaled, otherwise unprocessed policy, [B, T], where T
+            is the length of the longest completion; padded, and 0 where masked.
+        """
+        is_end = torch.isin(self._ids, self._ends)
+        # The first end token belongs to the completion, so the count of those before it decides.
+        mask = is_end.long().cumsum(dim=1) - is_end.long() == 0
+        mask = mask[:, : int(mask.sum(dim=1).max())]
+        length = mask.shape[1]
+        ids = self._ids[:, :length].masked_fill(~mask, pad_token_id)
+        return ids, mask, self._logprobs[:, :length].masked_fill(~mask, 0.0)

@@ -1,0 +1,105 @@
+"""Policies with LoRA adapters, and with gradient checkpointing: real runs."""
+
+import pytest
+import torch
+from grpo_runs import grpo, identical, prompt_data, scalars, train, trainer
+from transformers import AutoModelForCausalLM
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.models import LoRA, PretrainedCausalLM, WithoutAdapter
+from grpovi_lightning.structures import PromptBatch
+
+
+def with_lora(policy_folder, **settings):
+    return PretrainedCausalLM(str(policy_folder), lora=LoRA(r=4, lora_alpha=8.0, **settings))
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+class TestLoRA:
+    @pytest.fixture(scope="class")
+    def run(self, policy_folder, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("lora")
+        module = grpo(policy_folder, policy=with_lora(policy_folder))
+        recorded = train(module, folder, checkpoint_every=2)
+        return module, recorded, folder
+
+    def test_only_adapters_train_and_they_do(self, run):
+        _, recorded, _ = run
+        last = recorded.weights[-1]
+        changed = {name for name in last if not torch.equal(last[name], recorded.before[name])}
+        assert changed == {name for name in last if "lora_" in name} and changed
+
+    def test_the_reference_is_the_policy_without_its_adapters(self, run, policy_folder):
+        module, _, folder = run
+        assert isinstance(module.reference, WithoutAdapter)
+        prompts = PromptBatch(["the fox", "a sad cat by the river"], torch.arange(2), {})
+        rollout = module.engine.generate(module.policy, prompts, 2, 1, 0)
+        with torch.no_grad():
+            found = module.logprobs(module.reference, rollout)
+            untouched = PretrainedCausalLM(str(policy_folder)).load().completion_statistics(rollout, 0.9).logprobs
+            trained = module.logprobs(module.policy, rollout)
+        torch.testing.assert_close(found, untouched, atol=1e-5, rtol=0)
+        assert (trained - untouched).abs().max() > 1e-4
+        assert scalars(folder)["kl"][0] == pytest.approx(0.0, abs=1e-9)
+        assert scalars(folder)["kl"][2] > 1e-7
+
+    def test_the_reference_costs_no_second_copy_of_the_weights(self, run):
+        module, _, _ = run
+        counted = sum(p.numel() for p in module.parameters())
+        assert counted == sum(p.numel() for p in module.policy.parameters())
+
+    def test_the_exported_model_is_a_plain_checkpoint_with_the_adapters_merged(self, run, tmp_path):
+        module, _, _ = run
+        module.save_pretrained(str(tmp_path / "model"))
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        assert not [name for name, _ in plain.named_parameters() if "lora" in name]
+        ids = torch.arange(3, 11)[None]
+        with torch.no_grad():
+            torch.testing.assert_close(plain(ids).logits, module.policy.model(ids).logits, atol=1e-5, rtol=0)
+        assert [name for name, _ in module.policy.named_parameters() if "lora" in name], "the policy itself keeps them"
+
+    def test_checkpoints_hold_the_adapters_alone_and_a_run_goes_on_from_them_exactly(self, run, policy_folder, tmp_path):
+        _, recorded, folder = run
+        checkpoint = folder / "checkpoints" / "step=2.ckpt"
+        state = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert all("lora_" in name for name in state if name.startswith("policy."))
+        assert any("lora_" in name for name in state)
+
+        resumed = grpo(policy_folder, policy=with_lora(policy_folder))
+        again = type(recorded)()
+        trainer(tmp_path, 3, again).fit(resumed, prompt_data(tmp_path), ckpt_path=str(checkpoint), weights_only=True)
+
+        assert identical(again.weights[-1], recorded.weights[-1])
+
+    def test_a_layer_that_is_not_there_is_refused_in_one_line(self, policy_folder):
+        with pytest.raises(UserError, match="lora.target_modules: got \\['q_projection'\\]"):
+            with_lora(policy_folder, target_modules=["q_projection"]).load()
+
+    @pytest.mark.parametrize("settings", [{"r": 0}, {"lora_alpha": 0.0}, {"lora_alpha": float("nan")}])
+    def test_settings_that_cannot_work_are_refused(self, settings):
+        with pytest.raises(UserError, match="expected"):
+            LoRA(**settings)
+
+
+class TestGradientCheckpointing:
+    def test_a_step_is_the_step_without_it(self, policy_folder, tmp_path):
+        source = PretrainedCausalLM(str(policy_folder), gradient_checkpointing=True)
+        module = grpo(policy_folder, policy=source, optimizer=sgd)
+        recomputed = train(module, tmp_path / "recomputed")
+        kept = train(grpo(policy_folder, optimizer=sgd), tmp_path / "kept")
+
+        assert [o["completions"] for o in recomputed.outputs] == [o["completions"] for o in kept.outputs]
+        for name, weights in kept.weights[-1].items():
+            step = (weights - kept.before[name]).norm()
+            assert (recomputed.weights[-1][name] - weights).norm() <= 1e-4 * step + 1e-9
+
+    def test_updates_take_the_plain_path_and_rollouts_keep_their_cache(self, policy_folder):
+        policy = PretrainedCausalLM(str(policy_folder), gradient_checkpointing=True).load()
+        policy.train()
+        assert policy.capabilities.shares_prefix and not policy.runs_prompts_once
+        assert policy.capabilities.decodes_by_groups
+        policy.eval()
+        assert policy.runs_prompts_once
