@@ -1,15 +1,10 @@
 """Measures the reward variance increase: python benchmarks/adjustment.py [--quick] [--study DIR]; see README.md."""
 
 import argparse
-import csv
-import os
-import platform
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 from adjustment_measurements import (
     LONG,
@@ -23,21 +18,19 @@ from adjustment_measurements import (
     paper_rows,
     study_rows,
 )
-from rich.box import SIMPLE_HEAD
+from reporting import checked_output, consoles, default_output, duration, machine, titled_table, write_rows
 from rich.console import Console
-from rich.table import Table
 
 from analysis import ReportError
 from grpovi_lightning.errors import UserError
 
 PROMISED_RATIO, PROMISED_SHARE = 20, 0.002
-PRINTED_WIDTH = 100
 
 
 def print_paper(console: Console, rows: Sequence[Row]) -> None:
     """One line an n, as in the paper; the time as a multiple of the closed form's in brackets."""
     methods = ("enumeration", "one pass", "closed form")
-    table = _table("The paper's Table 1: one group of n rewards", "n", "optimal value", *methods)
+    table = titled_table("The paper's Table 1: one group of n rewards", "n", "optimal value", *methods)
     for case in dict.fromkeys(row.case for row in rows):
         found = {row.method: row for row in rows if row.case == case}
         cells = [f"{duration(found[m].seconds)} ({found[m].ratio:,.1f})" if m in found else "" for m in methods]
@@ -54,7 +47,7 @@ def print_paper(console: Console, rows: Sequence[Row]) -> None:
 
 def print_batches(console: Console, rows: Sequence[Row]) -> None:
     """One line a shape and kind of rewards."""
-    table = _table("increase_variance on a batch [P, G]", "shape", "rewards", "merge ties", "split ties")
+    table = titled_table("increase_variance on a batch [P, G]", "shape", "rewards", "merge ties", "split ties")
     for merge, split in zip(rows[::2], rows[1::2], strict=True):
         shape = f"{merge.groups:,} x {merge.group_size:,}"
         table.add_row(shape, merge.case, duration(merge.seconds), duration(split.seconds))
@@ -65,7 +58,7 @@ def print_loop(console: Console, rows: Sequence[Row], *, full: bool) -> None:
     """The two times and the promise."""
     loop, closed = rows
     promised = f"promised: at least {PROMISED_RATIO}" if full else "the promise is about 1,024 x 16, not this size"
-    table = _table("One call against a Python loop, in turn", "shape", "loop of one pass", "closed form", "ratio")
+    table = titled_table("One call against a Python loop, in turn", "shape", "loop of one pass", "closed form", "ratio")
     shape = f"{loop.groups:,} x {loop.group_size:,}"
     table.add_row(shape, duration(loop.seconds), duration(closed.seconds), f"{loop.ratio:.0f}")
     console.print(table, f"Ratio of the medians over {loop.repeats} rounds; {promised}.")
@@ -73,67 +66,16 @@ def print_loop(console: Console, rows: Sequence[Row], *, full: bool) -> None:
 
 def print_study(console: Console, rows: Sequence[Row], study: str) -> None:
     """One line an arm, and the promise."""
-    table = _table(f"Share of a training step in {study}", "arm", "steps", "adjustment", "share")
+    table = titled_table(f"Share of a training step in {study}", "arm", "steps", "adjustment", "share")
     for row in rows:
         table.add_row(row.case, f"{row.repeats:,}", duration(row.seconds), f"{row.ratio:.4%}")
     console.print(table, f"Medians over the steps of all seeds; promised: under {PROMISED_SHARE:.1%}.")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=f"\n{title}", box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def duration(seconds: float) -> str:
-    """Three digits in the unit that suits."""
-    seconds = float(f"{seconds:.3g}")  # first, so that 999.9 µs is 1.00 ms
-    unit, factor = ("s", 1.0) if seconds >= 1.0 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
-    value = seconds * factor
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
-
-
-def machine(threads: int) -> str:
-    """What one must know of the machine to read the numbers."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return (
-        f"processor: {processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; threads: {threads}\n"
-        f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}"
-    )
-
-
-def checked_output(path: Path) -> Path:
-    """The CSV's path, before anything is measured.
-
-    Raises:
-        UserError: it is no .csv, or a file that this script did not write lies there.
-    """
-    if path.suffix != ".csv":
-        raise UserError(f"--output: got {path}, expected a name that ends in .csv")
-    header = ",".join(Row._fields).encode()
-    if path.is_dir() or (path.exists() and not path.read_bytes().startswith(header)):
-        raise UserError(f"--output: got {path}, which is there and no table of this benchmark; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> str:
-    """Writes the CSV and says so."""
-    verb = "replaced" if path.exists() else "written"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([Row._fields, *rows])
-    return f"{verb}: {path}"
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints each table when it is ready, and writes the CSV at the end."""
-    out = Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH, highlight=False, markup=False)
-    progress = Console(stderr=True, style="dim", highlight=False, markup=False)
-    default = Path("runs") / "benchmarks" / f"adjustment_{datetime.now():%Y%m%d_%H%M%S}.csv"
-    output = checked_output(arguments.output or default)
+    out, progress = consoles()
+    output = checked_output(arguments.output or default_output("adjustment", ".csv"), "table", ",".join(Row._fields))
     of_study = study_rows(arguments.study) if arguments.study else []
     torch.set_num_threads(arguments.threads)  # the searches' dot products are too short for NumPy's own threads
     sizes = QUICK if arguments.quick else Sizes()
@@ -150,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
         print_study(out, of_study, arguments.study)
     else:
         out.print("Share of a training step: run `make study`, then this script with `--study runs/quickstart`.")
-    out.print(write_rows(output, [*rows, *batches, *loop, *of_study]))
+    out.print(write_rows(output, Row._fields, [*rows, *batches, *loop, *of_study]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ Shapes: Q query heads, K key-value heads, R = Q / K, D the size of a head.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,7 +19,14 @@ from transformers.cache_utils import DynamicLayer
 
 GROUP_ATTENTION = "grpovi_group"
 
-_active: ContextVar["Cache | None"] = ContextVar("active", default=None)
+
+class _Active:
+    """The cache that is being decoded into. No `ContextVar`, because a compiler cannot look into one."""
+
+    cache: "GroupCache | None" = None
+
+
+_active = _Active()
 
 
 class UnsupportedAttentionError(Exception):
@@ -29,6 +35,11 @@ class UnsupportedAttentionError(Exception):
 
 class PrefixLayer(DynamicLayer):
     """Keys and values of prompts, [P, K, S, D], all of them: a sliding window is the mask's business here."""
+
+    def __init__(self, window: int | None = None) -> None:
+        """Takes the number of tokens that this layer sees; None: all."""
+        super().__init__()
+        self.window = window
 
 
 class ExpandedLayer(DynamicLayer):
@@ -54,17 +65,19 @@ def _behind(prompts: Tensor, completions: Tensor, members: int) -> Tensor:
 
 
 class GroupLayer(DynamicLayer):
-    """One layer's keys and values while decoding: prompts [P, K, S, D], and completions [P, K, G, length, D].
+    """One layer's keys and values while decoding: prompts [P * K, S, D], and completions [P, K, G, length, D].
 
-    It holds the last of `length` tokens without growing; each step writes one column.
+    The memory of the completions does not grow; each step writes one column. Small models are bound by the number of
+    tensor operations here, so there are few.
     """
 
     def __init__(self, prefix: PrefixLayer, members: int, length: int) -> None:
         """Reserves the memory."""
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
-        self.prompt_keys, self.prompt_values = prefix.keys, prefix.values
+        self.prompt_keys, self.prompt_values = prefix.keys.flatten(0, 1), prefix.values.flatten(0, 1)
         self.prompt_length = prefix.keys.shape[2]
+        self.window = prefix.window
         groups, heads = prefix.keys.shape[:2]
         self.keys = prefix.keys.new_empty((groups, heads, members, length, prefix.keys.shape[-1]))
         self.values = prefix.values.new_empty((groups, heads, members, length, prefix.values.shape[-1]))
@@ -82,9 +95,9 @@ class GroupLayer(DynamicLayer):
         The model passes them on to `group_attention`, which takes what it needs from here.
         """
         assert self.keys is not None and self.values is not None
-        groups, members = self.keys.shape[0], self.keys.shape[2]
+        groups, heads, members = self.keys.shape[:3]
         for store, states in ((self.keys, key_states), (self.values, value_states)):
-            store[:, :, :, self.n_tokens] = states.squeeze(2).unflatten(0, (groups, members)).transpose(1, 2)
+            store.select(3, self.n_tokens).copy_(states.reshape(groups, members, heads, -1).transpose(1, 2))
         self.n_tokens += 1
         self._passed = key_states
         return key_states, value_states
@@ -92,10 +105,12 @@ class GroupLayer(DynamicLayer):
     def keep(self, groups: Tensor, members: Tensor) -> None:
         """Keeps some completions: `members` [P', G'] of the groups [P']."""
         assert self.keys is not None and self.values is not None
-        self.prompt_keys, self.prompt_values = self.prompt_keys[groups], self.prompt_values[groups]
+        before, heads = self.keys.shape[:2]
+        self.prompt_keys = self.prompt_keys.unflatten(0, (before, heads))[groups].flatten(0, 1)
+        self.prompt_values = self.prompt_values.unflatten(0, (before, heads))[groups].flatten(0, 1)
         for name in ("keys", "values"):
             store = getattr(self, name)
-            kept = store.new_empty((len(groups), store.shape[1], members.shape[1], *store.shape[3:]))
+            kept = store.new_empty((len(groups), heads, members.shape[1], *store.shape[3:]))
             chosen = store[groups[:, None], :, members, : self.n_tokens]  # [P', G', K, t, D]
             kept[:, :, :, : self.n_tokens] = chosen.transpose(1, 2)
             setattr(self, name, kept)
@@ -108,7 +123,7 @@ class GroupLayer(DynamicLayer):
         Args:
             query: [P * G, Q, 1, D].
             key: what `update` returned.
-            mask: [P, 1, 1, S] of 0 and -inf, or None where no prompt is padded.
+            mask: [P * K, 1, S] of 0 and -inf, or None where no prompt is padded.
             scaling: factor of the scores.
             softcap: scores are squashed to this bound, as in Gemma 2; None: not.
             window: tokens that are seen, this one included; None: all.
@@ -118,24 +133,96 @@ class GroupLayer(DynamicLayer):
         """
         if key is not self._passed:
             raise UnsupportedAttentionError("the model changes keys after they were cached")
+        first = 0 if window is None else max(0, self.get_seq_length() - window)
+        seen = slice(max(0, first - self.prompt_length), self.n_tokens)
+        mask = None if mask is None else mask[..., first:]
+        return self._attention(query * scaling, slice(first, None), seen, mask, None, softcap)
+
+    def _attention(
+        self,
+        query: Tensor,
+        of_prompt: slice,
+        of_completion: slice,
+        prompt_mask: Tensor | None,
+        completion_mask: Tensor | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention to some columns; the masks are added to their scores."""
         assert self.keys is not None and self.values is not None
         groups, heads, members = self.keys.shape[:3]
-        first = 0 if window is None else max(0, self.get_seq_length() - window)
-        of_completion = slice(max(0, first - self.prompt_length), self.n_tokens)
-        query = (query * scaling).view(groups, members, heads, -1, query.shape[-1]).transpose(1, 2)  # [P, K, G, R, D]
-        repeats = query.shape[3]
-        prompt = query.reshape(groups, heads, members * repeats, -1) @ self.prompt_keys[:, :, first:].transpose(-1, -2)
-        completion = query @ self.keys[:, :, :, of_completion].transpose(-1, -2)  # [P, K, G, R, t]
-        if softcap is not None:
-            prompt, completion = (softcap * torch.tanh(scores / softcap) for scores in (prompt, completion))
-        if mask is not None:
-            prompt = prompt + mask[..., first:]
-        n_prompt = prompt.shape[-1]
-        scores = torch.cat([prompt.unflatten(2, (members, repeats)), completion], dim=-1)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-        seen = weights[..., :n_prompt].flatten(2, 3) @ self.prompt_values[:, :, first:]
-        output = seen.unflatten(2, (members, repeats)) + weights[..., n_prompt:] @ self.values[:, :, :, of_completion]
-        return output.transpose(1, 2).reshape(groups * members, 1, heads * repeats, -1)
+        rows, size = groups * heads, query.shape[-1]
+        keys = self.keys.view(rows * members, -1, size)[:, of_completion]  # [P * K * G, t, D]
+        values = self.values.flatten(0, 2)[:, of_completion]
+        prompt_keys, prompt_values = self.prompt_keys[:, of_prompt], self.prompt_values[:, of_prompt]
+
+        query = query.view(groups, members, heads, -1, size).transpose(1, 2).reshape(rows, -1, size)
+        on_prompt = _scores(query, prompt_keys, prompt_mask, softcap)
+        query = query.reshape(rows * members, -1, size)  # [P * K * G, R, D]
+        on_completion = _scores(query, keys, completion_mask, softcap)
+        on_prompt = on_prompt.view(*on_completion.shape[:2], prompt_keys.shape[1])
+        weights = torch.cat([on_prompt, on_completion], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        on_prompt, on_completion = weights.split([prompt_keys.shape[1], keys.shape[1]], dim=-1)
+        output = torch.bmm(on_prompt.reshape(rows, members * query.shape[1], prompt_keys.shape[1]), prompt_values)
+        output = torch.baddbmm(output.view(rows * members, -1, output.shape[-1]), on_completion, values)
+        output = output.view(groups, heads, members, -1, output.shape[-1]).transpose(1, 2)
+        return output.reshape(groups * members, 1, -1, output.shape[-1])
+
+
+class StaticGroupLayer(GroupLayer):
+    """The same in shapes that do not change from token to token, for code that is compiled or captured.
+
+    Attention reads the first `visible` columns, and those not written yet are masked. `place`, the number of tokens so
+    far, is a tensor that all layers share.
+    """
+
+    def __init__(self, prefix: PrefixLayer, members: int, length: int, place: Tensor) -> None:
+        """Reserves the memory, and fills it: what is masked must not be NaN."""
+        super().__init__(prefix, members, length)
+        assert self.keys is not None and self.values is not None
+        self.keys.zero_()
+        self.values.zero_()
+        self.place, self.visible = place, length
+
+    def get_seq_length(self) -> int:
+        """Unknown to Python; nothing here asks."""
+        return self.prompt_length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Writes the next token of every completion, [P * G, K, 1, D], and hands the arguments back."""
+        assert self.keys is not None and self.values is not None
+        groups, heads, members = self.keys.shape[:3]
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            column = states.reshape(groups, members, heads, 1, -1).transpose(1, 2)
+            store.index_copy_(3, self.place, column)
+        self._passed = key_states
+        return key_states, value_states
+
+    def keep(self, groups: Tensor, members: Tensor) -> None:
+        """Would change the shapes."""
+        raise NotImplementedError
+
+    def attend(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, window: int | None
+    ) -> Tensor:
+        """See `GroupLayer`."""
+        columns = torch.arange(self.visible, device=query.device)
+        seen = columns <= self.place
+        if window is not None:
+            slots = torch.arange(self.prompt_length, device=query.device)
+            seen &= columns > self.place - window
+            in_window = torch.where(slots > self.prompt_length + self.place - window, 0.0, -torch.inf).to(query.dtype)
+            mask = in_window.expand(self.prompt_keys.shape[0], 1, -1) if mask is None else mask + in_window
+        later = torch.where(seen, 0.0, -torch.inf).to(query.dtype)[None, None]
+        return self._attention(query * scaling, slice(None), slice(0, self.visible), mask, later, softcap)
+
+
+def _scores(query: Tensor, keys: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
+    """[n, q, D] and [n, k, D] -> [n, q, k]."""
+    keys = keys.transpose(1, 2)
+    if softcap is None:
+        return torch.bmm(query, keys) if mask is None else torch.baddbmm(mask, query, keys)
+    capped = softcap * torch.tanh(torch.bmm(query, keys) / softcap)
+    return capped if mask is None else capped + mask
 
 
 class GroupCache(Cache):
@@ -143,7 +230,7 @@ class GroupCache(Cache):
 
     layers: list[GroupLayer]
 
-    def __init__(self, prefix: Cache, prompt_mask: Tensor, members: int, length: int) -> None:
+    def __init__(self, prefix: Cache, prompt_mask: Tensor, members: int, length: int, static: bool = False) -> None:
         """Makes room for `length` tokens of `members` completions behind each prompt.
 
         Args:
@@ -151,16 +238,37 @@ class GroupCache(Cache):
             prompt_mask: [P, S] bool.
             members: G.
             length: tokens that a completion may have.
+            static: whether no shape may change from token to token.
         """
-        super().__init__(layers=[GroupLayer(layer, members, length) for layer in prefix.layers])  # type: ignore[arg-type]
+        prompts: list[Any] = prefix.layers
+        self.place = torch.zeros(1, dtype=torch.long, device=prompt_mask.device)
+        if static:
+            layers = [StaticGroupLayer(layer, members, length, self.place) for layer in prompts]
+        else:
+            layers = [GroupLayer(layer, members, length) for layer in prompts]
+        super().__init__(layers=layers)  # type: ignore[arg-type]
         self.mask: Tensor | None = None
-        if not bool(prompt_mask.all()):
-            dtype = self.layers[0].prompt_keys.dtype
-            self.mask = torch.zeros_like(prompt_mask, dtype=dtype).masked_fill_(~prompt_mask, -torch.inf)[:, None, None]
+        if static or not bool(prompt_mask.all()):
+            keys = prompts[0].keys
+            assert keys is not None
+            zeros = torch.zeros_like(prompt_mask, dtype=keys.dtype)
+            self.mask = zeros.masked_fill_(~prompt_mask, -torch.inf).repeat_interleave(keys.shape[1], dim=0)[:, None]
+
+    def show(self, columns: int) -> None:
+        """Has static layers read as many columns; they must hold all tokens that come before the next call."""
+        for layer in self.layers:
+            assert isinstance(layer, StaticGroupLayer)
+            layer.visible = columns
+
+    def advance(self) -> None:
+        """Goes to the next token; every layer has seen the one before."""
+        self.place.add_(1)
 
     def keep(self, groups: Tensor, members: Tensor) -> None:
         """Keeps some completions: `members` [P', G'] of the groups [P']."""
-        self.mask = None if self.mask is None else self.mask[groups]
+        if self.mask is not None:
+            before, heads = self.layers[0].keys.shape[:2]  # type: ignore[union-attr]
+            self.mask = self.mask.unflatten(0, (before, heads))[groups].flatten(0, 1)
         for layer in self.layers:
             layer.keep(groups, members)
 
@@ -181,13 +289,15 @@ def group_attention(
     Raises:
         UnsupportedAttentionError: the model asks for something else than scaled scores, a soft cap or a window.
     """
-    cache = _active.get()
+    cache = _active.cache
     layer = getattr(module, "layer_idx", None)
-    if not isinstance(cache, GroupCache) or not isinstance(layer, int) or query.shape[2] != 1:
+    if cache is None or not isinstance(layer, int) or query.shape[2] != 1:
         raise UnsupportedAttentionError(f"{type(module).__name__} was called outside of group decoding")
     asked = [name for name, wanted in unknown.items() if name not in _HARMLESS and wanted is not None]
     if asked or attention_mask is not None or unknown.get("dropout"):
         raise UnsupportedAttentionError(f"{type(module).__name__} asks for {[*asked, 'a mask or dropout'][0]}")
+    if sliding_window != cache.layers[layer].window:
+        raise UnsupportedAttentionError(f"{type(module).__name__} has a window that it tells its mask only")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return cache.layers[layer].attend(query, key, cache.mask, scale, softcap, sliding_window), None
 
@@ -200,11 +310,11 @@ AttentionInterface.register(GROUP_ATTENTION, group_attention)
 def attention_by_groups(model: PreTrainedModel, cache: GroupCache) -> Iterator[None]:
     """Inside, the model's attention is `group_attention` on this cache."""
     config = model.config
-    before, token = config._attn_implementation, _active.set(cache)
+    before, _active.cache = config._attn_implementation, cache
     # No mask is registered under this name, so `transformers` builds none: the cache knows what is padding.
     config._attn_implementation = GROUP_ATTENTION
     try:
         yield
     finally:
         config._attn_implementation = before
-        _active.reset(token)
+        _active.cache = None

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import has_adapters, merged
 from grpovi_lightning.models.capabilities import Capabilities, find_capabilities
 from grpovi_lightning.models.group_cache import ExpandedLayer, GroupCache, PrefixLayer, attention_by_groups
+from grpovi_lightning.models.output_head import Split, Whole
 from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left, position_ids
 from grpovi_lightning.structures import Rollout
 
@@ -77,6 +79,11 @@ class LanguageModel(nn.Module):
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights are spread over processes, so that a forward pass gathers them."""
+        return any(isinstance(weights, DTensor) for weights in self.model.parameters())
+
     def completion_statistics(self, rollout: Rollout, temperature: float) -> TokenStatistics:
         """Log-probabilities and entropies of completions under this model.
 
@@ -136,7 +143,7 @@ class LanguageModel(nn.Module):
         Returns:
             what the head reads to predict the first completion token, [P, D], and the prompts' cache.
         """
-        cache = Cache(layers=[PrefixLayer() for _ in range(self.capabilities.n_layers)])
+        cache = Cache(layers=[PrefixLayer(window) for window in self.capabilities.windows])
         states = self.capabilities.parts.states(
             1,
             input_ids=ids,
@@ -148,33 +155,41 @@ class LanguageModel(nn.Module):
         return states[:, -1], cache
 
     @torch.no_grad()
-    def start_groups(self, ids: Tensor, mask: Tensor, members: int, length: int) -> tuple[Tensor, GroupCache]:
+    def start_groups(
+        self, ids: Tensor, mask: Tensor, members: int, length: int, static: bool = False
+    ) -> tuple[Tensor, GroupCache]:
         """Runs prompts, [P, S], and makes room for `members` completions of `length` tokens behind each.
+
+        With `static` no shape changes from token to token.
 
         Returns:
             logits [P, V] of the first token, and the cache for `next_logits`.
         """
         with self.generating():
             states, prefix = self.prefill(ids, mask)
-        return self.capabilities.parts.head(states), GroupCache(prefix, mask, members, length)
+        return self.capabilities.parts.head(states), GroupCache(prefix, mask, members, length, static)
 
     @torch.no_grad()
-    def next_logits(self, tokens: Tensor, positions: Tensor, cache: GroupCache) -> Tensor:
+    def next_logits(
+        self, tokens: Tensor, positions: Tensor, cache: GroupCache, parts: Split | Whole | None = None
+    ) -> Tensor:
         """Feeds one token to every completion in the cache.
 
         Args:
             tokens: [b].
             positions: [b] of these tokens in their sequences.
             cache: grows by one token.
+            parts: what computes; None: the model as it is.
 
         Returns:
             [b, V].
         """
-        parts = self.capabilities.parts
+        parts = parts or self.capabilities.parts
         with self.generating(), attention_by_groups(self.model, cache):
             states = parts.states(
                 1, input_ids=tokens[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True
             )
+        cache.advance()
         return parts.head(states[:, -1])
 
     def sequence_logprobs(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:

@@ -33,10 +33,17 @@ class Split:
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Takes the causal language model."""
-        self.body, self.output = model.base_model, model.get_output_embeddings()
+        self.model, self.output = model, model.get_output_embeddings()
+        self.body: Callable[..., Any] = model.base_model
         config = model.config.get_text_config()
         self.factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self.softcap = getattr(config, "final_logit_softcapping", None)
+
+    def compiled(self) -> "Split":
+        """The same weights, with a body that `torch.compile` turns into code for each of the shapes it meets."""
+        copy = Split(self.model)
+        copy.body = torch.compile(self.body, dynamic=False)
+        return copy
 
     def states(self, last: int, **inputs: Any) -> Tensor:
         """What the head reads for the last tokens, [B, last, D]."""
@@ -58,10 +65,25 @@ def split(model: PreTrainedModel, agrees: Callable[[Tensor, Tensor], bool]) -> S
         agrees: compares two tensors of logits.
     """
     whole = Whole(model)
-    if not isinstance(model.get_output_embeddings(), nn.Module) or model.base_model is model:
+    output = model.get_output_embeddings()
+    if not isinstance(output, nn.Module) or model.base_model is model:
         return whole
     parts = Split(model)
     ids = torch.arange(6, device=model.device)[None]
-    with torch.no_grad():
-        found = parts.head(parts.states(6, input_ids=ids, use_cache=False))
-        return parts if agrees(found, whole.states(6, input_ids=ids, use_cache=False)) else whole
+    inputs = {"input_ids": ids, "use_cache": False}
+    factors: list[Tensor] = []
+
+    def enlarge(module: nn.Module, arguments: Any, logits: Tensor) -> Tensor:
+        """Makes them so large that a soft cap shows, whatever the weights."""
+        factors.append(100.0 / logits.abs().max().clamp(min=1e-6))
+        return logits * factors[0]
+
+    hook = output.register_forward_hook(enlarge)
+    try:
+        with torch.no_grad():
+            expected = whole.states(6, **inputs)
+            return parts if agrees(parts.head(parts.states(6, **inputs)), expected) else whole
+    except Exception:  # whatever the reason, the whole remains
+        return whole
+    finally:
+        hook.remove()

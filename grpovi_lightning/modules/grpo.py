@@ -32,7 +32,7 @@ from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics, st
 from grpovi_lightning.modules.update_metrics import combined_metrics
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
 from grpovi_lightning.rewards import Reward
-from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
+from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
 
@@ -53,6 +53,7 @@ class GRPOModule(PolicyUpdates):
         reward: Reward,
         group_size: int = 8,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  a frozen value
+        decoder: Decoder | None = None,
         adjustment: Adjustment | None = None,
         advantage: Advantage | None = None,
         loss: PolicyLoss | None = None,
@@ -77,6 +78,7 @@ class GRPOModule(PolicyUpdates):
             reward: what completions are scored with.
             group_size: G, completions per prompt.
             sampling: how completions are sampled.
+            decoder: how they are decoded; default `GroupDecoder`. It changes the time, not the completions.
             adjustment: what happens to the rewards before the advantages; default none (GRPO).
             advantage: adjusted rewards to advantages.
             loss: the policy loss; default `GRPOLoss` without KL penalty.
@@ -119,7 +121,7 @@ class GRPOModule(PolicyUpdates):
         )
         self.policy_source, self.reward = policy, reward
         self.group_size, self.resampling = group_size, resampling
-        self.engine = RolloutEngine(sampling)
+        self.engine = RolloutEngine(sampling, decoder)
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
         self.needs_reference = self.loss.needs_reference or self.adjustment.needs_reference

@@ -1,6 +1,16 @@
 """Prompts -> completions."""
 
+from grpovi_lightning.rollout.compiled import CompiledDecoder, StaticDecoder
+from grpovi_lightning.rollout.decoding import Decoder, GroupDecoder, PlainDecoder
 from grpovi_lightning.rollout.engine import RolloutEngine
 from grpovi_lightning.rollout.sampling import SamplingConfig
 
-__all__ = ["RolloutEngine", "SamplingConfig"]
+__all__ = [
+    "CompiledDecoder",
+    "Decoder",
+    "GroupDecoder",
+    "PlainDecoder",
+    "RolloutEngine",
+    "SamplingConfig",
+    "StaticDecoder",
+]

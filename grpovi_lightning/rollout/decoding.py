@@ -37,7 +37,7 @@ class GroupDecoder(Decoder):
         """Sets how often rows are dropped.
 
         Args:
-            drop_share: finished completions are dropped when they are more than this share of those under way, because
+            drop_share: finished completions are dropped once that spares more than this share of the rows, because
                 dropping copies the others.
         """
         self.drop_share = drop_share
@@ -47,8 +47,7 @@ class GroupDecoder(Decoder):
         if not policy.capabilities.decodes_by_groups:
             PlainDecoder().decode(policy, prompt_ids, prompt_mask, sampler)
             return
-        # Asking whether completions are finished makes a CPU wait for a GPU, so there it is asked less often.
-        interval = 1 if prompt_ids.device.type == "cpu" else 16
+        interval = sync_interval(prompt_ids)
         members = len(sampler.ended) // len(prompt_ids)
         rows = torch.arange(len(sampler.ended), device=prompt_ids.device).view(-1, members)
         starts = prompt_mask.sum(dim=1)
@@ -61,12 +60,12 @@ class GroupDecoder(Decoder):
                 if t + 1 == sampler.length:
                     break
                 if (t + 1) % interval == 0:
-                    finished = sampler.ended[rows]
-                    n_finished = int(finished.sum())
-                    if n_finished == rows.numel():
+                    unfinished = ~sampler.ended[rows]
+                    sizes = [size for size in unfinished.sum(dim=1).tolist() if size > 0]
+                    if not sizes:
                         break
-                    if n_finished > self.drop_share * rows.numel():
-                        groups, kept = unfinished(finished)
+                    if len(sizes) * max(sizes) < (1.0 - self.drop_share) * rows.numel():
+                        groups, kept = still_needed(unfinished)
                         tokens = tokens.view_as(rows)[groups[:, None], kept].flatten()
                         rows, starts = rows[groups[:, None], kept], starts[groups]
                         cache.keep(groups, kept)
@@ -74,21 +73,26 @@ class GroupDecoder(Decoder):
                 logits = policy.next_logits(tokens, positions, cache)
 
 
-def unfinished(finished: Tensor) -> tuple[Tensor, Tensor]:
+def sync_interval(tensor: Tensor) -> int:
+    """Tokens between two questions whether all are finished, for which a CPU has to wait for its GPU."""
+    return 1 if tensor.device.type == "cpu" else 16
+
+
+def still_needed(unfinished: Tensor) -> tuple[Tensor, Tensor]:
     """Which completions stay, so that all groups keep the same number.
 
     Groups without an unfinished completion go; of each other group its unfinished ones stay, and as many finished ones
     as bring it to the size of the largest.
 
     Args:
-        finished: [P, G] bool.
+        unfinished: [P, G] bool, true somewhere.
 
     Returns:
         groups [P'], and members [P', G'] of each, unfinished ones first.
     """
-    groups = (~finished).any(dim=1).nonzero().squeeze(1)
-    largest = int((~finished).sum(dim=1).max())
-    members = finished[groups].int().argsort(dim=1, stable=True)[:, :largest]
+    groups = unfinished.any(dim=1).nonzero().squeeze(1)
+    largest = int(unfinished.sum(dim=1).max())
+    members = unfinished[groups].int().argsort(dim=1, descending=True, stable=True)[:, :largest]
     return groups, members
 
 
@@ -105,13 +109,18 @@ class PlainDecoder(Decoder):
             eos_token_id=policy.end_token_ids,
             pad_token_id=policy.pad_token_id,
         )
-        with policy.generating(), phase(keys.STEP_TIME_DECODE):
-            policy.model.generate(  # type: ignore[operator]
-                prompt_ids.repeat_interleave(members, dim=0),
-                attention_mask=prompt_mask.repeat_interleave(members, dim=0).long(),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_Drawn(sampler, prompt_ids.shape[1])]),
-            )
+        # What `config` leaves open, `transformers` takes from the model's own one.
+        own, policy.model.generation_config = policy.model.generation_config, GenerationConfig()
+        try:
+            with policy.generating(), phase(keys.STEP_TIME_DECODE):
+                policy.model.generate(  # type: ignore[operator]
+                    prompt_ids.repeat_interleave(members, dim=0),
+                    attention_mask=prompt_mask.repeat_interleave(members, dim=0).long(),
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([_Drawn(sampler, prompt_ids.shape[1])]),
+                )
+        finally:
+            policy.model.generation_config = own
 
 
 class _Drawn(LogitsProcessor):

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
@@ -46,7 +47,9 @@ class RolloutEngine:
         length = self.sampling.max_completion_length
         uniforms = sampling_uniforms(seed, step, prompts.indices, group_size, length)
         sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids)
-        self.decoder.decode(policy, prompt_ids, prompt_mask, sampler)
+        # Inference mode spares what views and versions cost; weights that are sharded do not survive it.
+        with torch.inference_mode(mode=not policy.is_sharded):
+            self.decoder.decode(policy, prompt_ids, prompt_mask, sampler)
         ids, mask, logprobs = sampler.completions(policy.pad_token_id)
         rows = [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]
         return Rollout(
@@ -63,7 +66,7 @@ class RolloutEngine:
         )
 
     def _check_positions(self, policy: LanguageModel, prompts: PromptBatch, prompt_mask: Tensor) -> None:
-        limit = getattr(policy.model.config, "max_position_embeddings", None)
+        limit = _limit(policy.model.config)
         longest, row = prompt_mask.sum(dim=1).max(dim=0)
         if limit is not None and int(longest) + self.sampling.max_completion_length > limit:
             raise UserError(
@@ -71,3 +74,18 @@ class RolloutEngine:
                 f"{self.sampling.max_completion_length} that exceeds the model's {limit} positions; "
                 "remove the row or lower max_completion_length"
             )
+
+
+def _limit(config: PreTrainedConfig) -> int | None:
+    """Tokens that a sequence may have; None where the model has no limit.
+
+    Beyond the length that `longrope` models were trained with, their frequencies depend on the longest sequence of a
+    batch, and a completion on its neighbours.
+    """
+    config = config.get_text_config(decoder=True)
+    limits: list[int | None] = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
+        if parameters.get("rope_type") == "longrope":
+            limits.append(parameters["original_max_position_embeddings"])
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)

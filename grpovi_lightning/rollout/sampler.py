@@ -33,7 +33,7 @@ class Sampler:
         device = prompt_ids.device
         self.temperature = sampling.temperature
         self._processors = sampling.processors()
-        self._rescaled_only = len(self._processors) == int(sampling.temperature != 1.0)
+        self._filters = len(self._processors) > int(sampling.temperature != 1.0)  # more than the temperature
         self._uniforms = uniforms.to(device)
         self._ends = torch.tensor(ends, device=device)
         self._ids = torch.zeros((rows, self.length), dtype=torch.long, device=device)
@@ -55,15 +55,18 @@ class Sampler:
             [b] int64.
         """
         logits = logits.float()
-        scaled = logits / self.temperature
-        if self._rescaled_only:
-            processed = scaled
-        else:
+        if self._processors:
             context = torch.cat([self._prompts[rows], self._ids[rows, :t]], dim=1)
             processed = self._processors(context, logits)  # type: ignore[arg-type]
-        tokens = inverse_cdf(processed, self._uniforms[rows, t])
-        chosen = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(dim=1)
-        self._ids[rows, t], self._logprobs[rows, t] = tokens, chosen
+        else:
+            processed = logits
+        probabilities = processed.double().softmax(dim=-1)
+        tokens = inverse_cdf(probabilities, self._uniforms[rows, t])
+        if self._filters:
+            chosen = (logits / self.temperature).double().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
+        else:
+            chosen = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
+        self._ids[rows, t], self._logprobs[rows, t] = tokens, chosen.float()
         self.ended[rows] |= (tokens[:, None] == self._ends).any(dim=1)
         return tokens
 

@@ -66,18 +66,18 @@ class SamplingConfig:
         return chosen
 
 
-def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token at which the cumulative distribution first exceeds the uniform number.
 
     Args:
-        logits: [B, V]; filtered tokens are -inf.
+        probabilities: [B, V] float64, up to a common factor in each row.
         uniforms: [B] float64 in [0, 1).
 
     Returns:
         [B] int64.
     """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
     # Scaling by the last sum keeps u just under 1 from falling past the end through rounding; a token of
     # probability 0 is never chosen because the comparison is strict.
     target = uniforms.unsqueeze(-1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)

@@ -23,6 +23,47 @@ CONFIGS = {
     "mistral": _GROUPED | {"sliding_window": 4},
     "gemma2": _GROUPED | {"sliding_window": 4, "query_pre_attn_scalar": 8},
     "gemma3_text": _GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    # Attention that does not go through the attention interface.
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    # Logits are scaled behind the output embedding.
+    "cohere": _GROUPED | {"logit_scale": 0.3},
+    "granite": _GROUPED | {"logits_scaling": 0.5, "attention_multiplier": 0.3, "embedding_multiplier": 2.0},
+    # Experts; windows that are longer than what the capabilities are tried out on.
+    "mixtral": _GROUPED | {"num_local_experts": 4, "sliding_window": 9},
+    "phimoe": _GROUPED | {"num_local_experts": 4, "sliding_window": 9},
+    "qwen2_moe": _GROUPED
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    # Attention sinks, and keys that are cached compressed.
+    "gpt_oss": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9},
+    "deepseek_v3": _COMMON
+    | {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    | {"v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    | {"moe_intermediate_size": 16, "first_k_dense_replace": 1},
+    # Positions that are turned otherwise where a sequence is longer than what was trained on first.
+    "phi3": _COMMON
+    | {"num_key_value_heads": 2, "original_max_position_embeddings": 16}
+    | {
+        "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}
+        | {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    },
+    # Recurrent ones; the first four keep padding out of their state, the others do not.
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},
+    "jamba": _GROUPED
+    | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+    | {"num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
+    "qwen3_next": _GROUPED
+    | {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    | {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    | {"layer_types": ["linear_attention", "full_attention"]},
+    "lfm2": _GROUPED | {"layer_types": ["conv", "full_attention"]},
+    "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 64},
+    "recurrent_gemma": _GROUPED | {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 9},
+    # A layer between the body and the output embedding, and absolute positions that do not know of padding.
+    "rembert": _COMMON | {"is_decoder": True, "input_embedding_size": 16, "output_embedding_size": 48},
+    "bart": {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    | {"max_position_embeddings": 64, "is_decoder": True},
 }
 
 

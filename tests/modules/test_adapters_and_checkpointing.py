@@ -59,9 +59,11 @@ class TestLoRA:
         ids = torch.arange(3, 11)[None]
         with torch.no_grad():
             torch.testing.assert_close(plain(ids).logits, module.policy.model(ids).logits, atol=1e-5, rtol=0)
-        assert [name for name, _ in module.policy.named_parameters() if "lora" in name], "the policy itself keeps them"
+        assert [name for name, _ in module.policy.named_parameters() if "lora" in name], "the policy keeps them"
 
-    def test_checkpoints_hold_the_adapters_alone_and_a_run_goes_on_from_them_exactly(self, run, policy_folder, tmp_path):
+    def test_checkpoints_hold_the_adapters_alone_and_a_run_goes_on_from_them(
+        self, run, policy_folder, tmp_path
+    ):
         _, recorded, folder = run
         checkpoint = folder / "checkpoints" / "step=2.ckpt"
         state = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -75,7 +77,7 @@ class TestLoRA:
         assert identical(again.weights[-1], recorded.weights[-1])
 
     def test_a_layer_that_is_not_there_is_refused_in_one_line(self, policy_folder):
-        with pytest.raises(UserError, match="lora.target_modules: got \\['q_projection'\\]"):
+        with pytest.raises(UserError, match=r"lora\.target_modules: got \['q_projection'\]"):
             with_lora(policy_folder, target_modules=["q_projection"]).load()
 
     @pytest.mark.parametrize("settings", [{"r": 0}, {"lora_alpha": 0.0}, {"lora_alpha": float("nan")}])

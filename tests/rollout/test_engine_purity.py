@@ -3,6 +3,7 @@ import torch
 from models.tiny_models import language_model
 
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
+from grpovi_lightning.rollout.decoding import GroupDecoder
 from grpovi_lightning.structures import PromptBatch
 
 TEXTS = [
@@ -67,9 +68,10 @@ def test_a_member_of_a_group_does_not_depend_on_the_size_of_the_group(policy, wh
 
 
 @pytest.mark.parametrize("share", [0.0, 2.0], ids=["dropped at once", "never dropped"])
-def test_when_finished_rows_are_dropped_changes_nothing(policy, whole, share, monkeypatch):
-    monkeypatch.setattr("grpovi_lightning.rollout.engine._DROP_SHARE", share)
-    assert_same(completions(policy, range(6)), whole)
+def test_when_finished_rows_are_dropped_changes_nothing(policy, whole, share):
+    engine = RolloutEngine(ENGINE.sampling, GroupDecoder(drop_share=share))
+
+    assert_same(completions(policy, range(6), engine=engine), whole)
 
 
 def test_a_longer_limit_only_continues_what_was_cut(policy, whole):

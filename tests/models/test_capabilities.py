@@ -1,0 +1,289 @@
+import inspect
+import logging
+
+import pytest
+import torch
+from tiny_models import language_model, rollout, row_by_row_logprobs
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.models import capabilities, group_cache
+from grpovi_lightning.models.output_head import Split, Whole
+from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
+from grpovi_lightning.structures import PromptBatch
+
+DATA = rollout([6, 14, 2], [[5, 1, 16], [2, 16, 3], [4, 16, 1]])
+TEXTS = ["write about the red fox and the boat , happy", "the old house", "sad"]
+# family -> whether prompts are run once for their groups, and whether their attention is computed by groups.
+WAYS = {
+    "cohere": (True, True),
+    "granite": (True, True),
+    "mixtral": (True, True),
+    "bloom": (True, False),  # position biases, no attention interface
+    "gptj": (True, False),  # no attention interface
+    "gpt_oss": (True, False),  # attention sinks
+    "deepseek_v3": (True, False),  # keys are cached compressed
+    "lfm2": (False, False),  # convolutions
+    "mamba": (False, False),
+    "jamba": (False, False),
+    "qwen3_next": (False, False),
+}
+
+
+@pytest.fixture(autouse=True)
+def said(monkeypatch):
+    """Nothing was logged yet."""
+    monkeypatch.setattr(capabilities, "_said", set())
+
+
+def sampled(policy):
+    policy.end_token_ids = [1, 5, 11, 20, 33]
+    engine = RolloutEngine(SamplingConfig(max_completion_length=18, temperature=1.3, top_k=30))
+    return engine.generate(policy, PromptBatch(TEXTS, torch.arange(3), {}), 4, seed=1, step=0)
+
+
+def largest_error(found, mask, expected):
+    return max(float((row[kept] - right).abs().max()) for row, kept, right in zip(found, mask, expected, strict=True))
+
+
+@torch.no_grad()
+def error_of_training(policy, data=DATA):
+    """Against unpadded passes over single completions, through nothing but the model itself."""
+    found = policy.completion_statistics(data, 0.7).logprobs
+    return largest_error(found, data.completion_mask, row_by_row_logprobs(policy.model, data, 0.7))
+
+
+@torch.no_grad()
+def error_of_sampling(policy):
+    data = sampled(policy)
+    assert len(set(data.lengths.tolist())) >= 3
+    return largest_error(data.old_logprobs, data.completion_mask, row_by_row_logprobs(policy.model, data, 1.3))
+
+
+@pytest.mark.parametrize("family", WAYS)
+def test_whichever_way_a_model_takes_its_logprobs_are_those_of_single_unpadded_passes(family, tiny_tokenizer):
+    policy = language_model(family, tiny_tokenizer)
+
+    found = policy.capabilities
+
+    assert (found.shares_prefix, found.decodes_by_groups) == WAYS[family]
+    assert isinstance(found.parts, Split)
+    assert error_of_training(policy) < 1e-4
+    assert error_of_sampling(policy) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["phimoe", "qwen2_moe"])
+def test_a_window_that_only_the_mask_knows_of_is_not_lost_while_decoding(family, tiny_tokenizer):
+    policy = language_model(family, tiny_tokenizer)
+
+    assert error_of_training(policy) < 1e-4
+    assert error_of_sampling(policy) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["rwkv", "recurrent_gemma", "bart"])
+def test_a_model_that_left_padding_disturbs_is_refused_rather_than_wrong(family, tiny_tokenizer):
+    policy = language_model(family, tiny_tokenizer)
+
+    for _ in range(2):  # nor does the second question get another answer
+        with pytest.raises(UserError, match="padd"):
+            _ = policy.capabilities
+
+
+class TestReport:
+    def test_a_recurrent_model_is_said_once_to_take_the_plain_path(self, tiny_tokenizer, caplog):
+        with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
+            for seed in (1, 2):
+                policy = language_model("mamba", tiny_tokenizer, seed)
+                sampled(policy)
+                policy.completion_statistics(DATA, 1.0)
+
+        ours = [record.getMessage() for record in caplog.records if record.name.startswith("grpovi_lightning")]
+        assert len(ours) == 1
+        assert "MambaForCausalLM takes a plain, slower path: its cache does not keep the keys" in ours[0]
+
+    def test_another_class_or_another_reason_is_said_too(self, tiny_tokenizer, caplog):
+        with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
+            for family in ("bloom", "gptj", "gpt_oss", "bloom"):
+                _ = language_model(family, tiny_tokenizer).capabilities
+
+        ours = [record.getMessage() for record in caplog.records if record.name.startswith("grpovi_lightning")]
+        assert [text.split()[0] for text in ours] == ["BloomForCausalLM", "GPTJForCausalLM", "GptOssForCausalLM"]
+        assert "attention interface" in ours[0] and "s_aux" in ours[2]
+
+    def test_a_model_that_can_everything_says_nothing(self, tiny_tokenizer, caplog):
+        with caplog.at_level(logging.DEBUG, logger="grpovi_lightning"):
+            _ = language_model("llama", tiny_tokenizer).capabilities
+
+        assert not [record for record in caplog.records if record.name.startswith("grpovi_lightning")]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_trying_out_leaves_the_model_as_it_is(training, tiny_tokenizer):
+    policy = language_model("gpt2", tiny_tokenizer, resid_pdrop=0.3, attn_pdrop=0.3, embd_pdrop=0.3)
+    policy.model.train(training)
+    weights = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    attention = policy.model.config._attn_implementation
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+
+    found = policy.capabilities
+
+    assert found.shares_prefix and found.decodes_by_groups  # dropout would have made them disagree
+    assert policy.capabilities is found
+    assert all(module.training == training for module in policy.model.modules())
+    assert policy.model.config._attn_implementation == attention
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in policy.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in policy.model.state_dict().items())
+
+
+# What a wrong model might do. Each disturbs one of the two layers, and only on the way that it lies about.
+
+
+def forgetful(forward):
+    """Several tokens at once do not see what was cached before them; one token at a time does."""
+
+    def attend(hidden_states, *args, past_key_values=None, attention_mask=None, **kwargs):
+        several = hidden_states.shape[1]
+        if past_key_values is not None and several > 1 and past_key_values.get_seq_length(1) > 0:
+            past_key_values = None
+            attention_mask = None if attention_mask is None else attention_mask[..., -several:]
+        return forward(hidden_states, *args, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs)
+
+    return attend
+
+
+def loud(forward):
+    """By groups, the attention counts more than it should."""
+
+    def attend(hidden_states, *args, past_key_values=None, **kwargs):
+        output, weights = forward(hidden_states, *args, past_key_values=past_key_values, **kwargs)
+        return (1.2 * output if isinstance(past_key_values, group_cache.GroupCache) else output), weights
+
+    return attend
+
+
+def broken(forward):
+    """By groups, nothing works."""
+
+    def attend(hidden_states, *args, past_key_values=None, **kwargs):
+        if isinstance(past_key_values, group_cache.GroupCache):
+            raise KeyError("no such layer")
+        return forward(hidden_states, *args, past_key_values=past_key_values, **kwargs)
+
+    return attend
+
+
+@pytest.mark.parametrize(
+    ("lie", "shares", "reason"),
+    [
+        (forgetful, False, "shared-prefix forward pass gives logits that differ"),
+        (loud, True, "decoding by groups gives logits that differ"),
+        (broken, True, "decoding by groups failed (KeyError: 'no such layer')"),
+    ],
+)
+def test_a_model_whose_cache_lies_is_recognised_and_takes_the_way_that_is_right(
+    lie, shares, reason, tiny_tokenizer, caplog
+):
+    policy = language_model("llama", tiny_tokenizer)
+    attention = policy.model.model.layers[1].self_attn
+    attention.forward = lie(attention.forward)
+
+    with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
+        found = policy.capabilities
+
+    assert (found.shares_prefix, found.decodes_by_groups) == (shares, False)
+    assert policy.runs_prompts_once == shares
+    assert reason in caplog.text
+    assert error_of_training(policy) < 1e-4
+    assert error_of_sampling(policy) < 1e-4
+
+
+# Heads that a configuration does not tell of.
+
+
+def scaled(logits):
+    return 1.5 * logits
+
+
+def capped(logits):
+    return 30 * torch.tanh(logits / 30)
+
+
+def with_head(policy, change, spread):
+    """Changes what the model does to its logits, whose standard deviation is set before that."""
+    model = policy.model
+    with torch.no_grad():
+        model.lm_head.weight.mul_(spread / model(torch.arange(12)[None]).logits.float().std())
+    plain = LlamaForCausalLM.forward
+
+    def forward(*args, **kwargs):
+        output = plain(model, *args, **kwargs)
+        output.logits = change(output.logits)
+        return output
+
+    forward.__signature__ = inspect.signature(model.forward)
+    model.forward = forward
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("change", "spread", "dtype"),
+    [
+        (scaled, 0.3, torch.float32),
+        (scaled, 8.0, torch.float32),
+        (scaled, 8.0, torch.bfloat16),
+        (capped, 8.0, torch.float32),
+        (capped, 0.3, torch.float32),
+        (capped, 0.3, torch.bfloat16),
+        (capped, 8.0, torch.bfloat16),
+    ],
+)
+def test_a_head_that_is_more_than_is_known_of_it_is_not_split_off(change, spread, dtype, tiny_tokenizer):
+    policy = with_head(language_model("llama", tiny_tokenizer), change, spread)
+    policy.model.to(dtype)
+
+    assert isinstance(policy.capabilities.parts, Whole)
+    if dtype == torch.float32:
+        assert policy.capabilities.shares_prefix and policy.capabilities.decodes_by_groups
+        assert error_of_training(policy) < 1e-4
+        assert error_of_sampling(policy) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["cohere", "granite", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scales_and_caps_that_configurations_name_belong_to_the_split_head(family, dtype, tiny_tokenizer):
+    settings = {"final_logit_softcapping": 2.0} if family.startswith("gemma") else {}
+    policy = language_model(family, tiny_tokenizer, **settings)
+    policy.model.to(dtype)
+    ids = torch.arange(3, 15)[None]
+
+    parts = policy.capabilities.parts
+
+    assert isinstance(parts, Split)
+    with torch.no_grad():
+        logits = parts.head(parts.states(12, input_ids=ids, use_cache=False))
+        assert torch.equal(logits, policy.model(ids).logits)
+        bare = parts.output(parts.states(12, input_ids=ids, use_cache=False))
+    assert not torch.allclose(logits, bare, rtol=0.05)
+
+
+def test_a_layer_between_body_and_output_embedding_keeps_the_model_whole(tiny_tokenizer):
+    policy = language_model("rembert", tiny_tokenizer)
+
+    assert isinstance(policy.capabilities.parts, Whole)
+    assert error_of_training(policy) < 1e-4
+    assert error_of_sampling(policy) < 1e-4
+
+
+def test_a_whole_model_trains_as_a_split_one(tiny_tokenizer):
+    gradients = []
+    for whole in (False, True):
+        policy = language_model("llama", tiny_tokenizer)
+        if whole:
+            policy.capabilities.parts = Whole(policy.model)
+        policy.completion_statistics(DATA, 1.0).logprobs.sum().backward()
+        gradients.append(nn.utils.parameters_to_vector([p.grad for p in policy.parameters()]))
+
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-4)
