@@ -69,11 +69,13 @@ def compare_systems(arguments: argparse.Namespace) -> None:
     out, progress = consoles()
     output = checked_output(arguments.output or default_output("against_trl", ".csv"), "table", ",".join(Run._fields))
     trl, installed = trl_system(arguments.trl_python)
-    systems = (trl, System(OURS, sys.executable, str(HERE / "training_step.py")))
+    decoder = f"--decoder={arguments.decoder}"
+    systems = (trl, System(OURS, sys.executable, str(HERE / "training_step.py"), (decoder,)))
     for name in [LEARNING_WORKLOAD] if arguments.learning else arguments.workloads:
         progress.print(write_workload(WORKLOADS / name, NAMED[name]))
 
-    out.print(machine(arguments.threads), f"TRL's Python: {installed}", f"trained on: {training_device()}", sep="\n")
+    out.print(machine(arguments.threads), f"TRL's Python: {installed}", sep="\n")
+    out.print(f"trained on: {training_device()}; our decoder: {arguments.decoder}")
     if arguments.learning:
         runs = run_seeds(arguments, systems, progress.print)
         print_learning(out, learning_lines(runs), arguments.steps)
@@ -93,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the runs; of the first with --learning")
     parser.add_argument("--learning", type=int, metavar="N", help="compare what N seeds learn instead of the times")
+    parser.add_argument("--decoder", choices=("compiled", "group"), default="compiled", help="ours (default: compiled)")
     parser.add_argument("--output", type=Path, help="the CSV; default runs/benchmarks/against_trl_<date>_<time>.csv")
     arguments = parser.parse_args(argv)
     try:

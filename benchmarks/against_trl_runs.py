@@ -17,11 +17,12 @@ class RunFailed(RuntimeError):
 
 
 class System(NamedTuple):
-    """Who trains: the name in its JSON line, its Python and its script."""
+    """Who trains: the name in its JSON line, its Python, its script, and arguments that only this script has."""
 
     name: str
     python: str
     script: str
+    arguments: tuple[str, ...] = ()
 
 
 class Run(NamedTuple):
@@ -47,7 +48,7 @@ def run_once(system: System, folder: Path, number: int, seed: int, steps: int, t
         RunFailed: it ended with an error, or its last line is not the JSON of a step script.
     """
     settings = [f"--steps={steps}", f"--threads={threads}", f"--seed={seed}"]
-    command = [system.python, system.script, str(folder), *settings]
+    command = [system.python, system.script, str(folder), *settings, *system.arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

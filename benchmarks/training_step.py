@@ -27,7 +27,7 @@ from grpovi_lightning.rollout import CompiledDecoder, Decoder, GroupDecoder, Sam
 
 DECODERS: dict[str, type[Decoder]] = {"compiled": CompiledDecoder, "group": GroupDecoder}
 TOKENS_AT_ONCE = 4096
-"""Of a forward pass of the update: at this size smaller passes cost no time yet, and halve the memory of large steps."""
+"""Of a forward pass of the update. Passes of this size take no longer together than one large one, and less memory."""
 
 
 class StepTimes(L.Callback):
@@ -53,9 +53,7 @@ class StepTimes(L.Callback):
         return statistics.median(end - begin for begin, end in pairwise(self.ends))
 
 
-def train(
-    work: Workload, steps: int, seed: int, times: StepTimes, decoder: Decoder | None = None
-) -> dict[str, float]:
+def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Decoder | None = None) -> dict[str, float]:
     """Trains without loggers, checkpoints and held-out prompts: nothing but the steps.
 
     The settings are those that TRL's trainer has in trl_step.py, defaults included.

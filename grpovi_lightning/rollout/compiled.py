@@ -124,6 +124,14 @@ class CompiledDecoder(StaticDecoder):
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
         """See `Decoder`."""
+        from torch._dynamo.exc import FailOnRecompileLimitHit  # here, because it loads the whole compiler
+
         limits = {"recompile_limit": self.max_shapes, "fail_on_recompile_limit_hit": True}
-        with torch._dynamo.config.patch(**limits):
-            super().decode(policy, prompt_ids, prompt_mask, sampler)
+        try:
+            with torch._dynamo.config.patch(**limits):
+                super().decode(policy, prompt_ids, prompt_mask, sampler)
+        except FailOnRecompileLimitHit:
+            raise UserError(
+                f"decoder.max_shapes: got {self.max_shapes}, and this rollout needs one more; raise it, or set a "
+                "larger decoder.block so that fewer shapes occur"
+            ) from None

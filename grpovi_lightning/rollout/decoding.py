@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.rollout.sampler import Sampler
 from grpovi_lightning.timing import phase
@@ -40,6 +41,8 @@ class GroupDecoder(Decoder):
             drop_share: finished completions are dropped once that spares more than this share of the rows, because
                 dropping copies the others.
         """
+        if not 0.0 <= drop_share <= 1.0:
+            raise UserError(f"decoder.drop_share: got {drop_share}, expected between 0 and 1")
         self.drop_share = drop_share
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:

@@ -61,9 +61,7 @@ class TestLoRA:
             torch.testing.assert_close(plain(ids).logits, module.policy.model(ids).logits, atol=1e-5, rtol=0)
         assert [name for name, _ in module.policy.named_parameters() if "lora" in name], "the policy keeps them"
 
-    def test_checkpoints_hold_the_adapters_alone_and_a_run_goes_on_from_them(
-        self, run, policy_folder, tmp_path
-    ):
+    def test_checkpoints_hold_the_adapters_alone_and_a_run_goes_on_from_them(self, run, policy_folder, tmp_path):
         _, recorded, folder = run
         checkpoint = folder / "checkpoints" / "step=2.ckpt"
         state = torch.load(checkpoint, weights_only=True)["state_dict"]
