@@ -14,6 +14,7 @@ from grpovi_lightning.adjustment import IdentityAdjustment, VarianceIncrease
 from grpovi_lightning.adjustment.ranges import FixedRange
 from grpovi_lightning.adjustment.weights import UniformWeights
 from grpovi_lightning.advantages import GroupAdvantage
+from grpovi_lightning.callbacks import throughput
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import PretrainedCausalLM
@@ -335,3 +336,14 @@ def test_a_run_without_any_seed_is_refused(policy_folder, tmp_path, monkeypatch)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     with pytest.raises(UserError, match="no seed"):
         train(grpo(policy_folder, seed=None), tmp_path, 1)
+
+
+def test_a_gpu_that_is_known_gets_a_utilisation_from_what_a_real_step_returns(policy_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "available_flops", lambda *_: 1e9)  # the machine of the tests has no GPU
+    train(grpo(policy_folder), tmp_path, 2, throughput.Throughput())
+    logged = scalars(tmp_path, timings=True)
+    for step in (0, 1):
+        # A forward and backward pass, the reference's and the sampler's: five passes over all completion tokens.
+        n_tokens = logged["num_tokens"][step] - (logged["num_tokens"][0] if step else 0)
+        least = 5 * 2 * n_tokens * 1000 / logged["step_time"][step] / 1e9  # at least a thousand weights
+        assert least < logged["throughput/mfu"][step] < 1000 * least
