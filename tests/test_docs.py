@@ -1,6 +1,11 @@
-"""What docs/adjustment.md says is so: its examples, its theorems on random groups, its links, its picture."""
+"""What the pages in docs say is so.
+
+Of adjustment.md its examples, its theorems on random groups, its links and its picture; of performance.md its links,
+names, settings, counts and quotients.
+"""
 
 import doctest
+import inspect
 import math
 import random
 import re
@@ -16,13 +21,19 @@ from helpers.exact_adjustment import exact_adjustment
 from matplotlib.patches import Rectangle
 
 import grpovi_lightning.adjustment
-from grpovi_lightning import metric_keys
+from grpovi_lightning import losses, metric_keys, rollout
 from grpovi_lightning.adjustment import increase_variance
+from grpovi_lightning.cli import check_fit
+from grpovi_lightning.ops import chunked_statistics
+from grpovi_lightning.rewards import RewardModel
+from grpovi_lightning.rollout import continuous
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "adjustment.md").read_text()
+PERFORMANCE = (DOCS / "performance.md").read_text()
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
+both_pages = pytest.mark.parametrize("name", ["adjustment.md", "performance.md"])
 
 
 def test_every_example_prints_what_the_page_shows():
@@ -40,12 +51,14 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_link_leads_to_a_file_of_the_repository_and_to_a_heading_in_it():
-    targets = {target for target in re.findall(r"\]\(([^)]+)\)", PROSE) if not target.startswith("https://")}
+@both_pages
+def test_every_link_leads_to_a_file_of_the_repository_and_to_a_heading_in_it(name):
+    prose = re.sub(r"```.*?```", "", (DOCS / name).read_text(), flags=re.DOTALL)
+    targets = {target for target in re.findall(r"\]\(([^)]+)\)", prose) if not target.startswith("https://")}
     assert len(targets) > 8
     for target in targets:
         path, _, anchor = target.partition("#")
-        file = (DOCS / path).resolve() if path else DOCS / "adjustment.md"
+        file = (DOCS / path).resolve() if path else DOCS / name
         assert file.is_file() and file.is_relative_to(ROOT), target
         assert not anchor or anchor in anchors(file.read_text()), target
 
@@ -69,12 +82,15 @@ def test_classes_and_logged_names_on_the_page_exist():
         assert any(key.startswith(name.removesuffix("*")) for key in logged), name
 
 
-def test_formulas_stand_as_github_reads_them():
+@both_pages
+def test_formulas_stand_as_github_reads_them(name):
+    page = (DOCS / name).read_text()
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     # Inside $...$ Markdown takes a backslash before punctuation away, and may take < for a tag.
-    for formula in re.findall(r"\$([^$]+)\$", PROSE):
+    for formula in re.findall(r"\$([^$]+)\$", prose):
         assert not re.search(r"\\[^a-zA-Z]", formula) and "<" not in formula and "\n\n" not in formula, formula
-    assert all(paragraph.count("$") % 2 == 0 for paragraph in PROSE.split("\n\n"))
-    for formula in re.findall(r"```math\n(.*?)```", PAGE, flags=re.DOTALL):
+    assert all(paragraph.count("$") % 2 == 0 for paragraph in prose.split("\n\n"))
+    for formula in re.findall(r"```math\n(.*?)```", page, flags=re.DOTALL):
         assert formula.count("{") == formula.count("}") and formula.count(r"\left") == formula.count(r"\right")
 
 
@@ -238,3 +254,131 @@ def test_the_script_writes_the_same_picture_every_time_and_the_one_in_docs_is_up
     written[1] = (DOCS / "adjustment_group.svg").read_text()
     words = [re.findall(r">([^<>\n]+)</text>", svg) for svg in written]
     assert words[0] == words[1] and len(words[0]) > 30
+
+
+# docs/performance.md. Its times are those of one machine and stay untested; what can be counted is counted.
+
+
+def table(heading, first):
+    """Rows of cells of the table under a heading whose first column is named `first`."""
+    section = PERFORMANCE[PERFORMANCE.index(f"\n## {heading}") :]
+    lines = section[section.index(f"\n| {first} |") :].strip().split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|---")]
+
+
+def number(text):
+    """The first number in a cell."""
+    return float(re.findall(r"[\d.,]+", text)[0].replace(",", ""))
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    """The workloads' sizes by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        return runpy.run_path(str(ROOT / "benchmarks" / "write_workload.py"))["NAMED"]
+
+
+def test_every_test_that_the_performance_page_names_is_in_a_file_that_it_links_to():
+    names = set(re.findall(r"`(test_\w+)`", PERFORMANCE))
+    linked = set(re.findall(r"\]\(\.\./(tests/[^)]+\.py)\)", PERFORMANCE))
+    assert len(names) > 10 and len(linked) > 5
+    sources = {path: (ROOT / path).read_text() for path in linked}
+    for name in names:
+        assert any(f"def {name}(" in source for source in sources.values()), name
+    for path, source in sources.items():
+        assert any(f"def {name}(" in source for name in names), path
+
+
+def test_files_classes_and_scalars_on_the_performance_page_exist():
+    prose = re.sub(r"```.*?```", "", PERFORMANCE, flags=re.DOTALL)
+    files = re.findall(r"(?:benchmarks|docs|experiments)/[\w/]+\.\w+", prose)
+    assert {"benchmarks/profile_step.py", "benchmarks/against_trl.py"} <= set(files)
+    assert all((ROOT / file).is_file() for file in files), files
+    classes = set(re.findall(r"`(\w+(?:Decoder|Sampling))`", prose))
+    assert {"GroupDecoder", "PlainDecoder", "StaticDecoder", "CompiledDecoder"} <= classes
+    assert all(any(hasattr(room, name) for room in (rollout, continuous, losses)) for name in classes), classes
+    shares = {metric_keys.step_share(phase) for phase in metric_keys.STEP_PHASES}
+    logged = shares | {value for value in vars(metric_keys).values() if isinstance(value, str)}
+    scalars = set(re.findall(r"`((?:step_time|throughput)[\w/]*)`", prose))
+    assert set(metric_keys.STEP_PHASES) <= scalars <= logged
+    assert {name for name in logged - shares if name.startswith("throughput/") and name[-1] != "/"} <= scalars
+
+
+def test_every_decoder_is_on_the_performance_page():
+    of_page = {cell.strip("`") for row in table("4.", "`decoder`")[1:] for cell in re.findall(r"`\w+`", row[0])}
+    exported = {name for name in rollout.__all__ if name.endswith("Decoder")} - {"Decoder"}
+    assert of_page == exported | {"ContinuousBatchingDecoder"}
+
+
+def test_defaults_on_the_performance_page_are_those_of_the_code():
+    def default(of_class, name):
+        return inspect.signature(of_class).parameters[name].default
+
+    words = " ".join(PERFORMANCE.split())
+    settings = {"block": rollout.CompiledDecoder, "max_shapes": rollout.CompiledDecoder, "batch_size": RewardModel}
+    for name, of_class in settings.items():
+        (shown,) = set(re.findall(rf"`{name}`[ ,]+\(?(\d+)\)", words))
+        assert int(shown) == default(of_class, name), name
+    assert default(rollout.GroupDecoder, "drop_share") == 0.25 and "more than a quarter of the rows" in words
+    engine = rollout.RolloutEngine(rollout.SamplingConfig())
+    assert isinstance(engine.decoder, rollout.GroupDecoder) and "`GroupDecoder` (default)" in words
+    assert 4 * default(chunked_statistics, "logits_at_once") == 16 * 2**20 and "chunks of 16 MiB of logits" in words
+
+
+def test_the_yaml_of_the_performance_page_is_a_valid_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```yaml\n(.*?)```", PERFORMANCE, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        (tmp_path / "more.yaml").write_text(block)
+        check_fit(["--config", "experiments/quickstart/grpo.yaml", "--config", str(tmp_path / "more.yaml")])
+
+
+def test_commands_of_the_performance_page_have_options_that_their_scripts_know():
+    source = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    commands = re.findall(r"^    (?:\S*python) (benchmarks/\w+\.py)(.*)$", PERFORMANCE, flags=re.MULTILINE)
+    assert len(commands) > 3
+    for script, rest in commands:
+        assert (ROOT / script).is_file()
+        for option in re.findall(r" --[\w-]+", rest.partition("#")[0]):
+            assert f'"{option.strip()}"' in source, option
+
+
+def test_tokens_that_a_group_reads_are_counted_from_the_workloads(sizes):
+    rows = {row[0]: [number(cell) for cell in row[1:]] for row in table("2.", "workload")[1:]}
+    assert rows.keys() == sizes.keys()
+    for name, (prompt, completion, plain, once, quotient) in rows.items():
+        assert (prompt, completion) == (sizes[name].prompt, sizes[name].completion)
+        members = sizes[name].group_size
+        assert plain == members * (prompt + completion) and once == prompt + members * completion
+        assert quotient == pytest.approx(plain / once, abs=0.005)
+
+
+def test_the_profile_adds_up_and_the_picture_shows_the_same_run(sizes):
+    header, *rows = table("1.", "ms")
+    assert header[1:] == list(sizes)
+    *parts, end_to_end = [[number(cell) for cell in row[1:]] for row in rows]
+    phases = [phase.removeprefix("step_time/") for phase in metric_keys.STEP_PHASES]
+    assert [row[0] for row in rows] == [*phases, "rest", "between steps", "end to end"]
+    for column, total in zip(zip(*parts, strict=True), end_to_end, strict=True):
+        assert sum(column) == pytest.approx(total, abs=0.06 * len(column))
+    words = re.findall(r">([^<>\n]+)</text>", (DOCS / "performance.svg").read_text())
+    assert {*phases, "rest", "between steps", *sizes} <= {word.strip() for word in words}
+    found = [word for word in words if re.fullmatch(r"\s*[\d.,]+ (ms|s)", word)]
+    shown = sorted(number(word) * (1e3 if word.endswith(" s") else 1) for word in found)
+    assert shown == pytest.approx(sorted(end_to_end), rel=0.006)
+
+
+def test_ratios_against_trl_are_quotients_and_every_verdict_follows_from_them(sizes):
+    rows = table("7.", "step")[1:]
+    assert {row[0] for row in rows} == set(sizes)
+    for name, trl, ours, ratio, *others in rows:
+        for of_trl, of_ours, found in ((trl, ours, ratio), others[:3]):
+            assert number(found) == pytest.approx(number(of_trl) / number(of_ours), abs=0.012), name
+        goal, reached = number(others[3]), others[4]
+        met = tuple(number(found) >= goal for found in (ratio, others[2]))
+        assert reached == {(True, True): "both", (True, False): "compiled", (False, False): "no"}[met], name
+    for name, trl, compiled, group, *shares in table("7.", "peak memory")[1:]:
+        for ours, share in zip((compiled, group), shares, strict=True):
+            assert number(share) == pytest.approx(number(ours) / number(trl), abs=0.006), name

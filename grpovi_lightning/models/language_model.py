@@ -192,27 +192,6 @@ class LanguageModel(nn.Module):
         cache.advance()
         return parts.head(states[:, -1])
 
-    def sequence_logprobs(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
-        """Log-probabilities of tokens given all before them, in plain sequences.
-
-        Args:
-            ids: [B, L].
-            mask: [B, L] bool, which are no padding.
-            wanted: [B, L] bool, whose log-probabilities; never those of first tokens.
-
-        Returns:
-            [B, L - 1] float32, those of the tokens from the second on, 0 where they are not wanted.
-        """
-        parts = self.capabilities.parts
-        states = parts.states(
-            ids.shape[1],
-            input_ids=ids,
-            attention_mask=mask.long(),
-            use_cache=False,
-            **self.capabilities.positions(position_ids(mask)),
-        )
-        return chunked_statistics(states[:, :-1], parts.head, ids[:, 1:], wanted[:, 1:]).logprobs
-
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Inside, a model with gradient checkpointing keeps its cache, which it would drop in training mode."""

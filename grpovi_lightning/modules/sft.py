@@ -11,7 +11,7 @@ from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
-from grpovi_lightning.ops import pad_right
+from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
 
 
 class SFTModule(L.LightningModule):
@@ -68,7 +68,11 @@ class SFTModule(L.LightningModule):
     def _loss(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
         assert self.policy is not None
         ids, mask, is_completion = encode_pairs(self.policy, batch["prompt"], batch["completion"])
-        return -self.policy.sequence_logprobs(ids, mask, is_completion).sum(), is_completion.sum()
+        logits = self.policy.model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+        ).logits
+        logprobs = token_statistics(logits[:, :-1], ids[:, 1:]).logprobs
+        return -masked_sum(logprobs, is_completion[:, 1:]), is_completion.sum()
 
     def save_pretrained(self, folder: str) -> None:
         """Writes the model and its tokenizer as a Hugging Face checkpoint folder."""
