@@ -52,7 +52,7 @@ else:
 STAND_IN_FOR_A_STEP_SCRIPT = """
 # A stand-in: it trains nothing, and prints made-up figures that depend on the seed.
 import json, sys
-seed = int(sys.argv[-1].removeprefix("--seed="))
+seed = int(next(argument for argument in sys.argv if argument.startswith("--seed=")).removeprefix("--seed="))
 figures = {"system": "SYSTEM", "median_step_seconds": SECONDS, "completion_tokens_per_second": 10.0, "peak_rss_mb": 100,
            "kl_last": [0.1, 0.3, 0.2][seed] + KL, "reward_last": 0.5}
 print("a line before the last")
