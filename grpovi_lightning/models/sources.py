@@ -79,6 +79,7 @@ class PretrainedCausalLM(CausalLMSource):
         if self.gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+            model.train()  # `transformers` recomputes in training mode only, and loads in the other; dropout is off
         return LanguageModel(model, load_tokenizer(self.path))
 
     def load_reference(self, policy: LanguageModel) -> LanguageModel | WithoutAdapter:

@@ -1,5 +1,6 @@
 """Policies with LoRA adapters, and with gradient checkpointing: real runs."""
 
+import lightning as L
 import pytest
 import torch
 from grpo_runs import grpo, identical, prompt_data, scalars, train, trainer
@@ -84,7 +85,23 @@ class TestLoRA:
             LoRA(**settings)
 
 
+class PlainUpdates(L.Callback):
+    """Notes before each step whether the updates are going to run prompts once."""
+
+    def __init__(self):
+        self.noted = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.noted.append(pl_module.policy.runs_prompts_once)
+
+
 class TestGradientCheckpointing:
+    def test_a_real_run_computes_activations_again_in_every_step(self, policy_folder, tmp_path):
+        source = PretrainedCausalLM(str(policy_folder), gradient_checkpointing=True)
+        updates = PlainUpdates()
+        train(grpo(policy_folder, policy=source), tmp_path, 3, updates, validate_every=1)
+        assert updates.noted == [False, False, False]
+
     def test_a_step_is_the_step_without_it(self, policy_folder, tmp_path):
         source = PretrainedCausalLM(str(policy_folder), gradient_checkpointing=True)
         module = grpo(policy_folder, policy=source, optimizer=sgd)
