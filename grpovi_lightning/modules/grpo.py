@@ -78,7 +78,7 @@ class GRPOModule(PolicyUpdates):
             reward: what completions are scored with.
             group_size: G, completions per prompt.
             sampling: how completions are sampled.
-            decoder: how they are decoded; default `GroupDecoder`. It changes the time, and completions by rounding only.
+            decoder: how they are decoded; default `GroupDecoder`. It changes the time, completions by rounding alone.
             adjustment: what happens to the rewards before the advantages; default none (GRPO).
             advantage: adjusted rewards to advantages.
             loss: the policy loss; default `GRPOLoss` without KL penalty.
