@@ -141,6 +141,29 @@ ADJUSTMENT_RESIDUAL_BOUNDS = "adjustment/residual_bounds"
 ADJUSTMENT_RESIDUAL_ORDER = "adjustment/residual_order"
 """Largest violation of the order of the rewards, as a share of the range."""
 
+# A reward model that learns while the policy does: one value for each round of fresh comparisons, at its step. The
+# first two also stand under `eval/`, as axes for held-out rewards.
+ONLINE_PREFIX = "online/"
+ONLINE_LABELS = "online/labels"
+"""Labels learned from so far in this run; those behind the reward model that the run began with do not count."""
+ONLINE_UNANSWERED = "online/unanswered"
+"""Questions asked so far that have no answer yet."""
+ONLINE_PAIR_ACCURACY = "online/pair_accuracy"
+"""Share of the round's comparisons that the model, before it learned from them, ordered as they were labelled."""
+ONLINE_CROSS_ENTROPY = "online/cross_entropy"
+"""Mean -log P(label) of the same, nats; log 2 is guessing."""
+ONLINE_UNCERTAINTY = "online/uncertainty"
+"""Mean length of the feature differences in the norm of the inverse Hessian, before learning from them."""
+ONLINE_REGRET = "online/regret"
+"""Mean gold reward of the best completion of the group minus the mean of the two compared; where the gold reward is
+known."""
+ONLINE_KAPPA = "online/kappa"
+"""Largest 1 / (p (1 - p)) of any comparison so far, the constant that the theory's bounds depend on."""
+ONLINE_UPDATE_SECONDS = "online/update_seconds"
+"""Wall-clock seconds that the estimator took to learn from the round."""
+ONLINE_STATE_BYTES = "online/state_bytes"
+"""Bytes that the estimator keeps for the next round."""
+
 # Supervised fine-tuning and reward modelling.
 PAIR_ACCURACY = "pair_accuracy"
 REWARD_MARGIN = "reward_margin"
@@ -159,6 +182,15 @@ def rewards_mean(name: str) -> str:
 def rewards_std(name: str) -> str:
     """Standard deviation of the reward component `name`, TRL's key; NaN where it scored fewer than two completions."""
     return f"rewards/{name}/std"
+
+
+def pair_agreement(name: str) -> str:
+    """Share of pairs within a group that the trained-on reward orders as the observed component `name` does.
+
+    Pairs that the component rates equal do not count; a pair that only the reward rates equal counts half. NaN where
+    no pair counts.
+    """
+    return f"rewards/{name}/pair_agreement"
 
 
 def held_out(key: str) -> str:

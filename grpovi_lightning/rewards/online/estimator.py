@@ -1,0 +1,119 @@
+"""The contract of an estimator that learns a linear reward from comparisons as they arrive."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpovi_lightning.errors import UserError
+
+
+class PreferenceEstimator(ABC):
+    """Learns theta of the Bradley-Terry model P(y = 1) = sigmoid(z' theta) (arXiv 2502.07193, Section 3).
+
+    z = phi(x, a) - phi(x, a') is the difference of the features of two completions of one prompt, and y = 1 where the
+    first was preferred. The reward of a completion is phi' theta. All state is float64 and lies on the CPU.
+    """
+
+    theta: Tensor
+    """[D] float64, the current estimate; 0 before the first update."""
+
+    def __init__(self, dim: int) -> None:
+        """Takes D, the number of features.
+
+        Raises:
+            UserError: it is below 1.
+        """
+        if dim < 1:
+            raise UserError(f"estimator dim: got {dim}, expected at least 1, the number of features")
+        self.dim = dim
+        self.n_pairs = 0
+        self.theta = torch.zeros(dim, dtype=torch.float64)
+
+    def update(self, z: Tensor, y: Tensor) -> None:
+        """Learns from one round of comparisons.
+
+        Args:
+            z: [b, D] feature differences, any float dtype, or [D] for one comparison.
+            y: [b] labels, 0 or 1, or a scalar.
+
+        Raises:
+            UserError: another width, labels other than 0 and 1, or a number that is not finite; nothing has changed.
+        """
+        z, y = self.checked(z, y)
+        if len(z):
+            self._learn(z, y)
+            self.n_pairs += len(z)
+
+    @abstractmethod
+    def _learn(self, z: Tensor, y: Tensor) -> None:
+        """Changes `theta` by [b, D] float64 differences and [b] float64 labels, b at least 1."""
+
+    def checked(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The comparisons as [b, D] and [b] float64 on the CPU, or an error that names what is wrong."""
+        y = torch.atleast_1d(torch.as_tensor(y)).detach().to("cpu", torch.float64)
+        z = torch.atleast_2d(torch.as_tensor(z)).detach().to("cpu", torch.float64)
+        if z.ndim != 2 or z.shape[1] != self.dim:
+            raise UserError(
+                f"feature differences: got shape {tuple(z.shape)}, expected (pairs, {self.dim}); use the features that "
+                "the estimator was made for"
+            )
+        if y.shape != z.shape[:1]:
+            raise UserError(f"labels: got shape {tuple(y.shape)}, expected ({len(z)},), one for each pair")
+        wrong = ((y != 0.0) & (y != 1.0)).nonzero().flatten().tolist()
+        if wrong:
+            raise UserError(
+                f"label of pair {wrong[0]}: got {y[wrong[0]].item()}, expected 1 (the first is preferred) or 0; leave out "
+                "ties and missing answers"
+            )
+        infinite = (~z.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        if infinite:
+            raise UserError(
+                f"feature differences of pair {infinite[0]}: got a value that is not finite; look at the feature model "
+                "and its dtype"
+            )
+        return z, y
+
+    def reward(self, features: Tensor) -> Tensor:
+        """phi' theta: [..., D] -> [...] float64 on the CPU."""
+        return features.detach().to("cpu", torch.float64) @ self.theta
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the tensors that the estimator keeps between rounds."""
+        return sum(value.nbytes for value in self.state_dict().values() if isinstance(value, Tensor))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on: tensors and numbers, safe to load with `weights_only`."""
+        return {"theta": self.theta, "n_pairs": self.n_pairs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken.
+
+        Raises:
+            UserError: the state is of another number of features.
+        """
+        if state["theta"].shape != (self.dim,):
+            raise UserError(
+                f"estimator state: got {len(state['theta'])} features, expected {self.dim}; it belongs to other features"
+            )
+        self.theta, self.n_pairs = state["theta"].clone(), int(state["n_pairs"])
+
+
+class UncertainEstimator(PreferenceEstimator):
+    """An estimator that also knows how much it has seen in each direction: the inverse of its Hessian H."""
+
+    @property
+    @abstractmethod
+    def inverse(self) -> Tensor:
+        """[D, D] float64, H^{-1}."""
+
+    def uncertainty(self, z: Tensor) -> Tensor:
+        """||z|| in the norm of H^{-1}: [..., D] -> [...] float64. What active queries maximise."""
+        z = z.detach().to("cpu", torch.float64)
+        return ((z @ self.inverse) * z).sum(dim=-1).clamp_min(0.0).sqrt()
+
+    def pessimistic(self, features: Tensor, beta: float) -> Tensor:
+        """phi' theta - beta ||phi|| in the norm of H^{-1}: [..., D] -> [...]; the value of the passive setting."""
+        return self.reward(features) - beta * self.uncertainty(features)
