@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from analysis.curves import Curve, Curves, common_span
+from analysis.curves import Curve, Curves, common_span, curves_of
 from analysis.reward_kl import kl_key
 from analysis.style import FAINT, INK, RC, ArmStyle
 from grpovi_lightning import metric_keys
@@ -27,11 +29,28 @@ BAND = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity that is drawn against steps: file name, heading, tag."""
+    """One quantity that is drawn against steps or labels.
+
+    Attributes:
+        name: File name without ending.
+        title: Heading.
+        metric: Tag.
+        noisy: Whether single values say little, so that a running mean is drawn.
+        logarithmic: Whether arms can lie orders of magnitude apart; drawn so where all values are above 0.
+    """
 
     name: str
     title: str
     metric: str
+    noisy: bool = False
+    logarithmic: bool = False
+
+    def curves(self, runs: pd.DataFrame) -> Curves:
+        """What is drawn of `runs`."""
+        curves = curves_of(runs, self.metric)
+        if not self.noisy:
+            return curves
+        return {arm: {seed: curve.smoothed() for seed, curve in seeds.items()} for arm, seeds in curves.items()}
 
 
 def learning_panels(metric: str) -> list[Panel]:
@@ -46,6 +65,32 @@ def learning_panels(metric: str) -> list[Panel]:
         Panel("learning_entropy", "Entropy, nats a token", prefix + metric_keys.ENTROPY),
     ]
     return [panels[0], *(panel for panel in panels[1:] if panel.metric != metric)]
+
+
+def agreement_panels(names: Sequence[str]) -> list[Panel]:
+    """The agreement of the trained-on reward with each of the observed components `names`, in training."""
+    return [
+        Panel(
+            f"learning_agreement_{place}",
+            f"Agreement of the reward with the {name} reward",
+            metric_keys.pair_agreement(name),
+            noisy=True,
+        )
+        for place, name in enumerate(names, start=1)
+    ]
+
+
+def online_panels(metric: str) -> list[Panel]:
+    """What a reward model that learns meanwhile was worth and what it cost; the compared metric first."""
+    keys = metric_keys
+    return [
+        Panel("online_metric", "Compared metric", metric),
+        Panel("online_pair_accuracy", "Pair accuracy of fresh comparisons", keys.ONLINE_PAIR_ACCURACY, noisy=True),
+        Panel("online_cross_entropy", "Cross-entropy of fresh comparisons", keys.ONLINE_CROSS_ENTROPY, noisy=True),
+        Panel("online_regret", "Regret of the compared pairs", keys.ONLINE_REGRET, noisy=True),
+        Panel("online_seconds", "Seconds to learn from a round", keys.ONLINE_UPDATE_SECONDS, logarithmic=True),
+        Panel("online_state", "Bytes kept for the next round", keys.ONLINE_STATE_BYTES, logarithmic=True),
+    ]
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
@@ -65,15 +110,25 @@ def learning_figure(
     for arm, value in (targets or {}).items():
         axes.axhline(value, color=styles[arm].colour, linestyle=(0, (1, 3)), linewidth=1.0)
     for arm, style in styles.items():
-        seeds = list(curves.get(arm, {}).values())
-        if not seeds:
-            continue
-        for curve in seeds:
-            axes.plot(curve.steps, curve.values, color=style.colour, linewidth=0.6, alpha=0.45, linestyle=style.line)
-        grid, values = mean_curve(seeds)
-        if len(seeds) > 1:
-            axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=style.colour, alpha=0.13, linewidth=0)
-        axes.plot(grid, values.mean(axis=0), color=style.colour, linewidth=1.8, linestyle=style.line, label=arm)
+        _draw_arm(axes, arm, list(curves.get(arm, {}).values()), style)
+    return _with_legend(figure, axes)
+
+
+@matplotlib.rc_context(RC)
+def labels_figure(
+    panel: Panel, curves: Curves, styles: Mapping[str, ArmStyle], levels: Mapping[str, Sequence[float]]
+) -> Figure:
+    """One quantity against labels, as `learning_figure` has it against steps; level: arms without labels, by seed."""
+    figure, axes = _figure(panel.title, "labels used", panel.metric)
+    if panel.logarithmic:
+        _logarithmic(axes, np.concatenate([curve.values for seeds in curves.values() for curve in seeds.values()]))
+    for arm, style in styles.items():
+        if arm in levels:
+            axes.axhspan(min(levels[arm]), max(levels[arm]), color=style.colour, alpha=0.13, linewidth=0)
+            level = float(np.mean(levels[arm]))
+            axes.axhline(level, color=style.colour, linewidth=1.8, linestyle=style.line, label=arm)
+        else:
+            _draw_arm(axes, arm, list(curves.get(arm, {}).values()), style)
     return _with_legend(figure, axes)
 
 
@@ -114,6 +169,17 @@ def kl_figure(metric: str, curves: Curves, kl: Curves, styles: Mapping[str, ArmS
     return _with_legend(figure, axes)
 
 
+def _draw_arm(axes: Axes, arm: str, seeds: Sequence[Curve], style: ArmStyle) -> None:
+    if not seeds:
+        return
+    for curve in seeds:
+        axes.plot(curve.steps, curve.values, color=style.colour, linewidth=0.6, alpha=0.45, linestyle=style.line)
+    grid, values = mean_curve(seeds)
+    if len(seeds) > 1:
+        axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=style.colour, alpha=0.13, linewidth=0)
+    axes.plot(grid, values.mean(axis=0), color=style.colour, linewidth=1.8, linestyle=style.line, label=arm)
+
+
 def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
@@ -123,6 +189,16 @@ def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.grid(True, axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _logarithmic(axes: Axes, values: np.ndarray) -> None:
+    """Ticks as plain numbers: matplotlib's own are formulas, which are not set as such here."""
+    low, high = values.min(), values.max()
+    if low > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:

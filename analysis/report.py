@@ -19,6 +19,7 @@ from analysis.diagnostics import (
     spread_key,
 )
 from analysis.efficiency import Comparison, table_of
+from analysis.online import WINDOW_STEPS, against_labels, agreement_names, labels_key, online_table
 from analysis.reward_kl import kl_key
 from analysis.statistics import Bootstrap
 from analysis.study import Analysis, analyse
@@ -54,6 +55,10 @@ def write_report(
 ) -> Path:
     """Writes `report/index.html`, `report/efficiency.csv` and `report/*.svg` below the study.
 
+    Where a reward model learned during training, also `report/online.csv`: one row an arm, `arm`, `n_seeds`, `observed`
+    and the quantities that `analysis.online.OnlineArm` describes, each with its bootstrap interval (`_low`, `_high`)
+    and the number of seeds that measured it (`_seeds`); empty where there is none.
+
     The same runs give the same bytes. Nothing is written before everything has been computed.
 
     Args:
@@ -79,9 +84,11 @@ def write_analysis(analysis: Analysis) -> Path:
     page = render(analysis, pictures)
     folder = analysis.path / REPORT_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in [*pictures["learning"], *pictures["paired"], *pictures["kl"]]:
+    for picture in [picture for section in pictures.values() for picture in section]:
         (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
     table_of(analysis.comparisons).to_csv(folder / "efficiency.csv", index=False, lineterminator="\n")
+    if analysis.online:
+        online_table(analysis.online).to_csv(folder / "online.csv", index=False, lineterminator="\n")
     index = folder / "index.html"
     index.write_text(page, encoding="utf-8")
     return index
@@ -99,19 +106,19 @@ def adjustments_of(analysis: Analysis) -> dict[str, str]:
 
 
 def draw(analysis: Analysis) -> dict[str, list[Picture]]:
-    """All pictures, by section: `learning`, `paired`, `kl`. Quantities that no run logged have no picture."""
+    """All pictures, by section: `learning`, `paired`, `kl`, `online`. Quantities that no run logged have no picture."""
     styles = styles_of(analysis)
     metric = analysis.settings.metric
     if not analysis.curves:
-        return {"learning": [], "paired": [], "kl": []}
+        return {"learning": [], "paired": [], "kl": [], "online": []}
     targets = {
         comparison.arm: comparison.target.value
         for comparison in analysis.comparisons
         if comparison.baseline is None and comparison.target.value == comparison.target.value
     }
     learning = []
-    for panel in figures.learning_panels(metric):
-        curves = curves_of(analysis.runs, panel.metric)
+    for panel in figures.learning_panels(metric) + agreement_panels_of(analysis):
+        curves = panel.curves(analysis.runs)
         if curves:
             shown = targets if panel.metric == metric else {}
             figure = figures.learning_figure(panel.title, panel.metric, curves, styles, shown)
@@ -129,7 +136,27 @@ def draw(analysis: Analysis) -> dict[str, list[Picture]]:
     if kl:
         figure = figures.kl_figure(metric, analysis.curves, kl, styles)
         pictures.append(Picture("reward_against_kl", "Reward against KL", to_svg(figure, "reward_against_kl")))
-    return {"learning": learning, "paired": paired, "kl": pictures}
+    return {"learning": learning, "paired": paired, "kl": pictures, "online": draw_online(analysis)}
+
+
+def agreement_panels_of(analysis: Analysis) -> list[figures.Panel]:
+    """One panel an observed reward component."""
+    return figures.agreement_panels(agreement_names(analysis.runs))
+
+
+def draw_online(analysis: Analysis) -> list[Picture]:
+    """What a reward model that learned meanwhile was worth and what it cost, against labels."""
+    metric = analysis.settings.metric
+    frozen = {arm.arm: arm.final.values for arm in analysis.online if arm.labels.point == 0}
+    pictures = []
+    for panel in figures.online_panels(metric) if analysis.online else ():
+        labels = curves_of(analysis.runs, labels_key(panel.metric))
+        curves = against_labels(panel.curves(analysis.runs), labels)
+        levels = frozen if panel.metric == metric else {}
+        if curves or levels:
+            figure = figures.labels_figure(panel, curves, styles_of(analysis), levels)
+            pictures.append(Picture(panel.name, f"{panel.title} against labels used", to_svg(figure, panel.name)))
+    return pictures
 
 
 def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
@@ -148,6 +175,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         "signed_interval": lambda value: wording.interval(value.low, value.high, signed=True),
         "t_interval": lambda value: wording.interval(value.t_low, value.t_high, signed=True),
         "whole": lambda value: wording.MISSING if value is None or value is pd.NA else str(value),
+        "amount": wording.amount,
+        "change": wording.change,
         "percent": wording.percent,
         "reached": lambda row: wording.reached(row.n_reached, len(row.seeds), row.target.value),
     }
@@ -164,6 +193,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         not_drawn=[
             panel.metric for panel in figures.learning_panels(analysis.settings.metric) if panel.name not in drawn
         ],
+        agreement_drawn=any(panel.name in drawn for panel in agreement_panels_of(analysis)),
+        agreement_steps=WINDOW_STEPS,
         kl_key=kl_key(analysis.settings.metric),
         equal_kl=list(analysis.equal_kl.values()),
         adjustment=[

@@ -10,6 +10,7 @@ from analysis.curves import Curve, curves_of
 from analysis.diagnostics import PairAccuracy, pair_accuracy
 from analysis.efficiency import Comparison, compare
 from analysis.loading import load_study
+from analysis.online import OnlineArm, online_arms
 from analysis.reward_kl import EqualKL, at_equal_kl, kl_key
 from analysis.selection import included, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
@@ -31,6 +32,7 @@ class Analysis:
         verdicts: One an arm that has a baseline, in order.
         equal_kl: arm -> its comparison at equal KL, where there is one.
         pair_accuracy: Of the reward model, where the settings name its run.
+        online: One an arm, in order, where a reward model learned during training; else empty.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Analysis:
     verdicts: list[Verdict]
     equal_kl: Mapping[str, EqualKL]
     pair_accuracy: PairAccuracy | None
+    online: list[OnlineArm]
 
     @property
     def arms(self) -> list[str]:
@@ -87,4 +90,5 @@ def analyse(
         verdicts=[verdict_of(comparison, equal_kl.get(comparison.arm)) for comparison in paired],
         equal_kl=equal_kl,
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
+        online=online_arms(runs, settings.metric, comparisons, bootstrap),
     )

@@ -10,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.efficiency import Comparison
+from analysis.online import OnlineArm
 from analysis.report import write_analysis
 from analysis.statistics import Estimate
 from analysis.study import Analysis, analyse
 from analysis.tables import rows_where
-from analysis.wording import interval, number, reached
+from analysis.wording import amount, change, interval, number, reached
 
 PRINTED_WIDTH = 100
 """Columns where the output goes to a file or a pipe."""
@@ -53,6 +54,8 @@ def terminal_report(analysis: Analysis) -> Group:
         Text.assemble((settings.name, "bold"), f": {settings.metric} ({settings.metric_origin}); higher is better"),
         terminal_table(analysis.comparisons),
     ]
+    if analysis.online:
+        parts.append(online_terminal_table(analysis.online))
     parts += [Text(note, style="yellow") for note in settings.notes]
     for verdict in analysis.verdicts:
         parts.append(Text(f"\n{verdict.headline}", style="bold"))
@@ -86,6 +89,26 @@ def terminal_table(comparisons: list[Comparison]) -> Table:
             _cell(comparison.speedup.estimate),
             _cell(comparison.final),
             _cell(comparison.paired, signed=True),
+        )
+    return table
+
+
+def online_terminal_table(arms: list[OnlineArm]) -> Table:
+    """What learning during training was worth and what it cost; readable in 100 columns."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("arm", overflow="fold", min_width=12)
+    headings = ("labels", "fresh pair\naccuracy", "agreement:\nfirst, last", "seconds a round:\nearly, late")
+    for heading in (*headings, "state, kB:\nfirst, last"):
+        table.add_column(heading, justify="right")
+    for arm in arms:
+        unanswered = f"\n{amount(arm.unanswered.point)} unanswered" if arm.unanswered.point > 0 else ""
+        table.add_row(
+            Text(arm.arm, style="bold"),
+            Text.assemble(amount(arm.labels.point), (unanswered, "yellow")),
+            _cell(arm.pair_accuracy),
+            change(arm.agreement_first.point, arm.agreement_last.point),
+            change(arm.seconds_early.point, arm.seconds_late.point),
+            change(arm.bytes_first.point / 1000, arm.bytes_last.point / 1000),
         )
     return table
 

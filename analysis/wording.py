@@ -20,6 +20,11 @@ def number(value: float | None, *, signed: bool = False) -> str:
     return (sign + text).replace("-", "\N{MINUS SIGN}", 1)
 
 
+def amount(value: float) -> str:
+    """A count, or a mean of counts: thousands grouped, one decimal where it is not whole."""
+    return MISSING if math.isnan(value) else f"{value:,.1f}".removesuffix(".0")
+
+
 def percent(value: float) -> str:
     """A share as a percentage with one decimal."""
     return MISSING if math.isnan(value) else f"{100 * value:.1f} %"
@@ -30,6 +35,11 @@ def interval(low: float, high: float, *, signed: bool = False) -> str:
     if math.isnan(low) or math.isnan(high):
         return ""
     return f"{number(low, signed=signed)} to {number(high, signed=signed)}"
+
+
+def change(first: float, last: float) -> str:
+    """`first → last`, or a dash where nothing is known."""
+    return MISSING if math.isnan(first) else f"{number(first)} \N{RIGHTWARDS ARROW} {number(last)}"
 
 
 def spread(estimate: Estimate, *, signed: bool = False) -> str:

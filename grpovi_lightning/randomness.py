@@ -12,7 +12,8 @@ from torch import Tensor
 
 from grpovi_lightning.errors import UserError
 
-_SAMPLING, _ORDER, _MINIBATCHES, _SPARE = 0, 1, 2, 3  # first word of the key: streams for different uses never meet
+# First word of the key: streams for different uses never meet.
+_SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS = 0, 1, 2, 3, 4, 5
 
 HELD_OUT_STEP = 1 << 40
 """The step that held-out sampling passes: one stream for every evaluation, far from any training step."""
@@ -101,3 +102,14 @@ def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: 
             used.add(row)
             found.append(row)
     return found
+
+
+def selection_generator(seed: int, step: int) -> np.random.Generator:
+    """What the choice of comparisons at a step draws from."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([_SELECTION, seed, step])))
+
+
+def label_uniforms(seed: int, step: int, n_questions: int) -> list[float]:
+    """One uniform number in [0, 1) for the simulated answer to each question of a step."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_LABELS, seed, step])))
+    return generator.random(n_questions).tolist()

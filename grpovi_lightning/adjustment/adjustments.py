@@ -67,6 +67,9 @@ class Adjustment(nn.Module):
         A reward of NaN is that of a completion that could not be scored. It stays NaN and moves no other.
         """
 
+    def reward_changed(self) -> None:
+        """The reward is another one from here on; a range that was taken from rewards starts anew."""
+
 
 class IdentityAdjustment(Adjustment):
     """GRPO: the rewards as they are."""
@@ -95,6 +98,10 @@ class RangeOnly(Adjustment):
                 "IdentityAdjustment, or a range that bends or clips"
             )
         self.range = range
+
+    def reward_changed(self) -> None:
+        """See `Adjustment`."""
+        self.range.reward_changed()
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         """Returns the rewards in the range."""
@@ -131,6 +138,10 @@ class VarianceIncrease(Adjustment):
         self.range = range or RunningRange()
         self.ties = ties_of(ties)
         self.needs_reference = self.weights.needs_reference
+
+    def reward_changed(self) -> None:
+        """See `Adjustment`."""
+        self.range.reward_changed()
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         """Adjusts [P, G] rewards."""

@@ -23,6 +23,9 @@ class RewardRange(nn.Module):
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The rewards, moved into the range only where the YAML says so, and the bounds."""
 
+    def reward_changed(self) -> None:
+        """The reward is another one from here on: forgets what was seen of the one before. Given bounds stay."""
+
 
 class FixedRange(RewardRange):
     """Known bounds, the paper's case: the range of the reward.
@@ -69,7 +72,9 @@ class GroupRange(RewardRange):
 class RunningRange(RewardRange):
     """Smallest and largest reward seen so far in the run, over all ranks: it only ever widens.
 
-    For a learned reward model, whose range is not known beforehand, this stands for the paper's [m, M].
+    For a learned reward model, whose range is not known beforehand, this stands for the paper's [m, M]. Where the model
+    learns while the policy does, the range starts anew after each of its rounds: what the model before would have said
+    bounds nothing.
     It is part of the checkpoint, so that a resumed run goes on with the same range.
     """
 
@@ -81,6 +86,11 @@ class RunningRange(RewardRange):
         super().__init__()
         self.register_buffer("lower", torch.tensor(torch.inf, dtype=torch.float64))
         self.register_buffer("upper", torch.tensor(-torch.inf, dtype=torch.float64))
+
+    def reward_changed(self) -> None:
+        """The next batch sets the range."""
+        self.lower.fill_(torch.inf)
+        self.upper.fill_(-torch.inf)
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Widens the range by this batch, then returns it for every prompt."""
@@ -107,7 +117,7 @@ class SigmoidRange(RewardRange):
     two apart. Rewards more than some 36 scales above the centre are all 1 in float64, and then equal.
 
     Centre and scale are fitted once, as mean and standard deviation of the first training batch over all ranks that
-    has any spread, and stay. They are part of the checkpoint.
+    has any spread, and stay; where the reward learns, until it changes. They are part of the checkpoint.
     """
 
     moves_rewards = True
@@ -123,9 +133,16 @@ class SigmoidRange(RewardRange):
             raise UserError(
                 f"sigmoid range: got centre {centre}, scale {scale}; expected finite numbers, scale above 0"
             )
+        self.is_given = centre is not None
         fitted = (torch.nan, torch.nan) if centre is None or scale is None else (centre, scale)
         self.register_buffer("centre", torch.tensor(fitted[0], dtype=torch.float64))
         self.register_buffer("scale", torch.tensor(fitted[1], dtype=torch.float64))
+
+    def reward_changed(self) -> None:
+        """The next batch is fitted; numbers that were given stay."""
+        if not self.is_given:
+            self.centre.fill_(torch.nan)
+            self.scale.fill_(torch.nan)
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bent rewards, [P, G] float64, and the bounds 0 and 1."""

@@ -15,7 +15,8 @@ _MANY_UNSCORED = 0.1
 class RewardWatch(L.Callback):
     """Warns, once each, of groups without variance, of an adjustment without effect, of completions without reward.
 
-    All are judged over windows of `window` steps, and at the end of training over what is left.
+    All are judged over windows of `window` steps, and at the end of training over what is left. What a reward that
+    learns has to say, such as that nobody answers it, is passed on as it comes.
     """
 
     def __init__(self, window: int = 10) -> None:
@@ -34,6 +35,8 @@ class RewardWatch(L.Callback):
         """Counts groups without variance, groups that the adjustment changed, and completions without a reward."""
         if not isinstance(outputs, dict) or "adjusted" not in outputs:
             return
+        for problem in outputs["problems"]:
+            report_warning(trainer, problem)
         rewards, bounded, adjusted = outputs["rewards"], outputs["bounded"], outputs["adjusted"]
         scored = ~rewards.isnan()
         lowest, highest = masked_extremes(bounded, scored)

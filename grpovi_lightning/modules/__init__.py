@@ -1,8 +1,9 @@
 """LightningModules: GRPO and GRPOVI, supervised fine-tuning, reward modelling."""
 
 from grpovi_lightning.modules.grpo import GRPOModule
+from grpovi_lightning.modules.one_pass import OnePassRewardModule
 from grpovi_lightning.modules.resampling import DynamicResampling
 from grpovi_lightning.modules.reward_model import RewardModelModule
 from grpovi_lightning.modules.sft import SFTModule
 
-__all__ = ["DynamicResampling", "GRPOModule", "RewardModelModule", "SFTModule"]
+__all__ = ["DynamicResampling", "GRPOModule", "OnePassRewardModule", "RewardModelModule", "SFTModule"]

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment import (
@@ -28,10 +29,10 @@ from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.modules.policy_update import PolicyUpdates
 from grpovi_lightning.modules.ranks import gather_over_ranks, max_over_ranks, metrics_over_ranks, sum_over_ranks
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
-from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics, step_record, step_work
+from grpovi_lightning.modules.step_metrics import as_floats, pair_agreement, rollout_metrics, step_record, step_work
 from grpovi_lightning.modules.update_metrics import combined_metrics
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
-from grpovi_lightning.rewards import Reward
+from grpovi_lightning.rewards import Lesson, Reward
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
@@ -199,6 +200,7 @@ class GRPOModule(PolicyUpdates):
         advantages = self.advantage(adjusted.rewards)
         experience = self.experience(rollout, rewards, advantages)
         updates = [self.update(experience, chosen) for chosen in self.minibatches(rollout)]
+        lesson = self.learn_reward(rollout)
         self.n_tokens += sum_over_ranks(self, scored.n_tokens)
         times = self.clock.stop()
         self.train_seconds += times[keys.STEP_TIME]
@@ -207,7 +209,7 @@ class GRPOModule(PolicyUpdates):
         if self.resampling is not None:
             of_rank[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
         metrics = self.describe(scored, increase, advantages) | combined_metrics(updates)
-        metrics |= metrics_over_ranks(self, of_rank) | {keys.NUM_TOKENS: float(self.n_tokens)}
+        metrics |= metrics_over_ranks(self, of_rank) | {keys.NUM_TOKENS: float(self.n_tokens)} | lesson.metrics
         log_scalars(self, metrics, int(self.n_steps), shown=[keys.REWARD])
         self.n_steps += 1
         return step_record(
@@ -219,6 +221,7 @@ class GRPOModule(PolicyUpdates):
             adjustment=type(self.adjustment).__name__,
             sampled=(sampled.rollout.completion_ids, sampled.rollout.completion_mask),
             work=step_work(self.policy, experience, self.num_iterations, self.skip_silent_groups),
+            problems=list(lesson.problems),
         )
 
     def describe(self, scored: ScoredRollout, increase: Increase, advantages: Tensor) -> dict[str, float]:
@@ -246,6 +249,11 @@ class GRPOModule(PolicyUpdates):
             {name: everything[f"rewards/{name}"] for name in scored.components},
             everything["advantages"],
         )
+        observed = [name for name, weight in self.reward.weights().items() if weight == 0.0]
+        tensors |= {
+            keys.pair_agreement(name): pair_agreement(everything["raw"], everything[f"rewards/{name}"])
+            for name in observed
+        }
         tensors |= increase_metrics(
             Increase(**{name: everything[name] for name in problem}),
             everything["raw_advantages"],
@@ -269,6 +277,15 @@ class GRPOModule(PolicyUpdates):
             components = self.reward.components(rollout)
             rewards = rollout.grouped(self.reward.total(components, self.group_size))
         return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
+
+    def learn_reward(self, rollout: Rollout) -> Lesson:
+        """Lets a reward that learns see the completions; the range of the variance increase follows it."""
+        with phase(keys.STEP_TIME_REWARD):
+            lesson = self.reward.learn(rollout, resolve_seed(self.seed))
+        if lesson.changed:
+            self.adjustment.reward_changed()
+            self.counterfactual.reward_changed()
+        return lesson
 
     def resample(self, scored: ScoredRollout, spare: PromptBatch | None) -> ScoredRollout:
         """Replaces silent groups by those of spare prompts, where the YAML asks for it; as often on every rank."""
@@ -302,13 +319,15 @@ class GRPOModule(PolicyUpdates):
         """Logs the held-out means, with the training cost so far as further axes."""
         metrics = self.held_out.compute()
         metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
+        metrics |= self.reward.progress()
         log_held_out(self, metrics, int(self.n_steps), shown=[keys.REWARD])
         self.held_out.reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    # Checkpoints hold what changes: the policy, the optimiser, the adjustment's state and the counters.
+    # Checkpoints hold what changes: the policy, the optimiser, the adjustment's state, what the reward learned and the
+    # counters.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out frozen weights, which are loaded from where they came."""
@@ -321,9 +340,10 @@ class GRPOModule(PolicyUpdates):
         checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if k in frozen}
 
     def _frozen(self) -> set[str]:
-        """Names of the state of the reference and of rewards, and of weights under adapters."""
+        """Names of the state of the reference, of rewards but for what they learned, and of weights under adapters."""
         under = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return under | {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
+        frozen = {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
+        return under | {name for name in frozen if not name.endswith(EXTRA_STATE)}
 
     def save_pretrained(self, folder: str) -> None:
         """Writes the policy and its tokenizer as a Hugging Face checkpoint folder."""

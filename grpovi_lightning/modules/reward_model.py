@@ -14,7 +14,8 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
-from grpovi_lightning.rewards.models import classifier_scores, end_tokens
+from grpovi_lightning.rewards.models import classifier_scores
+from grpovi_lightning.rewards.sequences import text_rows
 
 
 class RewardModelModule(L.LightningModule):
@@ -31,6 +32,7 @@ class RewardModelModule(L.LightningModule):
         path: str,
         dtype: Precision = "float32",
         centering_coefficient: float = 0.01,
+        head_only: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -40,7 +42,8 @@ class RewardModelModule(L.LightningModule):
             path: checkpoint to start from: a causal LM (it gets a new head) or a one-label classifier.
             dtype: dtype of the weights.
             centering_coefficient: weight of the centring penalty, at least 0.
-            optimizer: called with the parameters.
+            head_only: trains the linear head on the features of the body, which stays as it is.
+            optimizer: called with the parameters that are trained.
             lr_scheduler: called with the optimizer; stepped once per update.
         """
         super().__init__()
@@ -48,7 +51,7 @@ class RewardModelModule(L.LightningModule):
             raise UserError(f"centering_coefficient: got {centering_coefficient}, expected at least 0")
         self.path = path
         self.weight_dtype: Precision = dtype
-        self.centering_coefficient = centering_coefficient
+        self.centering_coefficient, self.head_only = centering_coefficient, head_only
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -63,6 +66,8 @@ class RewardModelModule(L.LightningModule):
         """Loads the model once."""
         if self.model is None:
             self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, new_head=True)
+            if self.head_only:
+                self.model.base_model.requires_grad_(False)
 
     def configure_optimizers(self):  # noqa: D102  Lightning's hook
         assert self.model is not None
@@ -103,17 +108,11 @@ class RewardModelModule(L.LightningModule):
 
     def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
         assert self.model is not None and self.tokenizer is not None
-        prompts = self.tokenizer(batch["prompt"])["input_ids"]
         rows = [
-            p + c for side in ("chosen", "rejected") for p, c in zip(prompts, self._endings(batch[side]), strict=True)
-        ]  # type: ignore[operator]
+            row for side in ("chosen", "rejected") for row in text_rows(self.tokenizer, batch["prompt"], batch[side])
+        ]
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
-
-    def _endings(self, texts: list[str]) -> list[list[int]]:
-        assert self.tokenizer is not None
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [[*row, *end_tokens(self.tokenizer)] for row in rows]  # type: ignore[misc]
 
     def save_pretrained(self, folder: str) -> None:
         """Writes the classifier and its tokenizer as a Hugging Face checkpoint folder."""

@@ -62,6 +62,18 @@ def _std(values: Tensor, of_fewer_than_two: float) -> Tensor:
     return values.std() if values.numel() > 1 else values.new_full((), of_fewer_than_two)
 
 
+def pair_agreement(rewards: Tensor, observed: Tensor) -> Tensor:
+    """Share of the pairs within groups that `rewards` orders as `observed` does, both [P, G], NaN where not scored.
+
+    Pairs that `observed` rates equal do not count, and one that only `rewards` rates equal counts half; NaN where no
+    pair counts. It is the accuracy of a reward model on the policy's own completions (arXiv 2503.15477, Section 4).
+    """
+    first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], offset=1, device=rewards.device)
+    ours, theirs = ((values[:, first] - values[:, second]).sign() for values in (rewards, observed))
+    counts = ~(ours.isnan() | theirs.isnan()) & (theirs != 0)
+    return ((1 + ours * theirs) / 2)[counts].mean()
+
+
 def as_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
     """Scalar tensors as numbers, read from the device at once."""
     return dict(zip(metrics, torch.stack([value.double() for value in metrics.values()]).tolist(), strict=True))
@@ -75,7 +87,7 @@ def step_record(rollout: Rollout, rewards: Tensor, **training: Any) -> dict[str,
         [B, T], has_reference, whether a reference policy saw them, rewards [P, G], NaN where a completion could not
         be scored; in training also bounded, the rewards as the adjustment's range let them through, adjusted and
         advantages, all [P, G]; adjustment, the name of its class; sampled, ids and mask of the completions before
-        any resampling; and work, see `step_work`.
+        any resampling; work, see `step_work`; and problems, lines that whoever runs this should hear of.
     """
     return {
         "prompts": list(rollout.prompts.texts),

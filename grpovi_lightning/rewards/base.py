@@ -1,6 +1,8 @@
 """The contract of a reward: completions -> one number each, by named components."""
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,30 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.structures import Rollout
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a reward made of the completions of a step.
+
+    Attributes:
+        metrics: name -> scalar to log.
+        changed: whether the same completions would now get other rewards.
+        problems: what the person who runs the training should hear of, a line each.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    changed: bool = False
+    problems: Sequence[str] = ()
+
+
 class Reward(nn.Module):
     """Scores rollouts. The total that the policy is trained on is a weighted sum of the components.
 
     A score of NaN says that the completion could not be scored; scores are never infinite.
     """
+
+    learns: bool = False
+    """Whether the reward changes while the policy is trained. What it has learned is its `extra state`, which alone of
+    a reward goes into checkpoints."""
 
     @abstractmethod
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -29,6 +50,19 @@ class Reward(nn.Module):
 
     def check(self) -> None:
         """Raises `UserError` where it can be told without loading that loading would fail."""
+
+    def learn(self, rollout: Rollout, seed: int) -> Lesson:
+        """Learns from the completions of a step, after the policy has; called at every step, on every rank.
+
+        Args:
+            rollout: the completions that the policy was trained on, those of this rank.
+            seed: the run's seed.
+        """
+        return Lesson()
+
+    def progress(self) -> dict[str, float]:
+        """Running totals that held-out curves may be drawn against, such as labels used; the same names every time."""
+        return {}
 
     def total(self, components: dict[str, Tensor], group_size: int) -> Tensor:
         """Weighted sum of the components. Those of weight 0 are observed, not trained on: they never matter here.

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.rewards.base import Reward
+from grpovi_lightning.rewards.base import Lesson, Reward
 from grpovi_lightning.structures import Rollout
 
 
@@ -35,6 +35,10 @@ class CompositeReward(Reward):
                 if name in self._weights:
                     raise UserError(f"two rewards are named {name!r}; give one of them another `name`")
                 self._weights[name] = factor * weight
+        learning = [part for part in self._rewards() if part.learns]
+        if len(learning) > 1:
+            raise UserError(f"composite reward: got {len(learning)} parts that learn, expected at most one")
+        self.learns = bool(learning)
         if not any(self._weights.values()):
             raise UserError(
                 f"reward_weights: got {weights}, expected at least one that is not 0; nothing would be trained"
@@ -57,6 +61,15 @@ class CompositeReward(Reward):
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         """The components of all parts."""
         return {name: score for part in self._rewards() for name, score in part.components(rollout).items()}
+
+    def learn(self, rollout: Rollout, seed: int) -> Lesson:
+        """The lesson of the part that learns."""
+        lessons = [part.learn(rollout, seed) for part in self._rewards() if part.learns]
+        return lessons[0] if lessons else Lesson()
+
+    def progress(self) -> dict[str, float]:
+        """The totals of all parts."""
+        return {name: value for part in self._rewards() for name, value in part.progress().items()}
 
     def _rewards(self) -> list[Reward]:
         return [part for part in self.parts if isinstance(part, Reward)]

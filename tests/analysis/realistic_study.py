@@ -28,6 +28,50 @@ def write_realistic_study(root: Path) -> Path:
     return root
 
 
+ONLINE_BASELINES = {
+    **{"grpo-one-pass": "grpo-refit", "grpo-frozen": "grpo-refit"},
+    **{"grpovi-one-pass": "grpovi-refit", "grpovi-frozen": "grpovi-refit"},
+}
+ROUNDS = range(0, 100, 5)
+LABELS_A_ROUND = 16
+
+
+def write_online_study(root: Path) -> Path:
+    """Six arms of three seeds: reward models that learn in one pass, that are refitted, and frozen ones."""
+    arms = [f"{policy}-{model}" for policy in ("grpo", "grpovi") for model in ("one-pass", "refit", "frozen")]
+    write_yaml(root, arms, ONLINE_BASELINES, [1, 2, 3])
+    for place, arm in enumerate(arms):
+        for seed in (1, 2, 3):
+            rng = np.random.default_rng([place, seed])
+            frozen, refit = arm.endswith("frozen"), arm.endswith("refit")
+            height = (0.6 if frozen else 0.7) + 0.02 * arm.startswith("grpovi")
+            gold = {step: 0.42 + (height - 0.42) * (1 - np.exp(-step / 30)) + rng.normal(0, 0.006) for step in STEPS}
+            agreement = {t: 0.72 + (-0.08 if frozen else 0.1) * t / 100 + rng.normal(0, 0.03) for t in range(100)}
+            more = {"rewards/gold/pair_agreement": agreement} | ({} if frozen else _online(refit, rng))
+            adjustment = INCREASE if arm.startswith("grpovi") else IDENTITY
+            write_run(run_folder(root, arm, seed), gold, seed=seed, adjustment=adjustment, more=more)
+    return root
+
+
+def _online(refit: bool, rng: np.random.Generator) -> dict[str, dict[int, float]]:
+    labels = {step: LABELS_A_ROUND * (place + 1) for place, step in enumerate(ROUNDS)}
+    size = {step: 8.0 * 256 * (count if refit else 256) for step, count in labels.items()}
+    learned = {step: 1 - np.exp(-count / 150) for step, count in labels.items()}
+    return {
+        "online/labels": labels,
+        "online/unanswered": dict.fromkeys(ROUNDS, 0),
+        "online/pair_accuracy": {t: round(16 * (0.6 + 0.2 * x) + rng.normal(0, 1.5)) / 16 for t, x in learned.items()},
+        "online/cross_entropy": {t: 0.69 - 0.2 * x + rng.normal(0, 0.06) for t, x in learned.items()},
+        "online/regret": {t: 0.12 - 0.06 * x + rng.normal(0, 0.02) for t, x in learned.items()},
+        "online/update_seconds": {
+            t: (0.002 + 0.0005 * count if refit else 0.0012) * rng.lognormal(0, 0.1) for t, count in labels.items()
+        },
+        "online/state_bytes": size,
+        "eval/online/labels": {t: sum(LABELS_A_ROUND for step in ROUNDS if step < t) for t in STEPS},
+        "eval/online/unanswered": dict.fromkeys(STEPS, 0),
+    }
+
+
 def _write(folder: Path, arm: str, scale: float, seed: int, rng: np.random.Generator) -> None:
     def curve(start: float, end: float, noise: float, rate: float = scale) -> dict[int, float]:
         rise = 1 - np.exp(-np.array(STEPS) / rate)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from realistic_study import INJECTED, write_realistic_study
+from realistic_study import INJECTED, write_online_study, write_realistic_study
 
 from analysis import write_report
 
@@ -100,3 +100,21 @@ def test_dark_mode_turns_paper_and_ink_round(page):
         assert (paper > ink) == (scheme == "light")
         label = page.find_element("css selector", ".pictures svg text")
         assert sum(int(part) for part in label.value_of_css_property("fill").strip("rgb()").split(",")) == ink
+
+
+def test_the_section_of_online_reward_models_fits_a_laptops_window(page, tmp_path):
+    before = page.current_url
+    page.get(write_report(write_online_study(tmp_path / "online")).as_uri())
+    try:
+        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        wide = "const box = document.querySelector('#online .scroll'); return box.scrollWidth - box.clientWidth"
+        assert page.execute_script(wide) == 0
+        rows = texts(page, "#online-table tbody tr")
+        assert ["320" in row for row in rows] == [not row.split()[0].endswith("frozen") for row in rows]
+        pictures = page.find_elements("css selector", "#online .pictures svg")
+        assert len(pictures) == 6
+        for picture in pictures:
+            assert picture.size["width"] > 300 and picture.size["height"] > 200
+        assert page.get_log("browser") == []
+    finally:
+        page.get(before)

@@ -66,3 +66,12 @@ def test_curves_come_sorted_by_step_whatever_the_order_of_the_rows():
 def test_the_common_span_is_what_all_curves_cover():
     assert common_span([curve({0: 0.0, 100: 1.0}), curve({10: 0.0, 60: 1.0})]) == (10.0, 60.0)
     assert all(math.isnan(end) for end in common_span([]))
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=90))
+def test_a_smoothed_curve_is_the_mean_of_a_tenth_of_the_values_around_each(values: list[float]):
+    curve = Curve(np.arange(len(values), dtype=float), np.array(values)).smoothed()
+    half = len(values) // 20
+    for i, value in enumerate(curve.values):
+        near = [values[j] for j in range(len(values)) if abs(j - i) <= half]
+        assert value == pytest.approx(sum(near) / len(near), abs=1e-9)

@@ -32,7 +32,7 @@ PROMPTS = [
     "ten happy words",
     "the dog sleeps",
 ]
-TIMES = ("step_time", "train_seconds", "throughput")
+TIMES = ("step_time", "train_seconds", "throughput", "update_seconds")
 EPOCH = "epoch"  # Lightning's own count, which nothing here reads
 
 

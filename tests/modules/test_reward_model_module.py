@@ -177,6 +177,18 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(reward_folder, data, tm
     assert resumed.model.config.reward_mean == straight.model.config.reward_mean
 
 
+def test_training_the_head_only_leaves_the_body_as_it_was(reward_folder, data, tmp_path):
+    before = AutoModelForSequenceClassification.from_pretrained(reward_folder).state_dict()
+    module = RewardModelModule(
+        str(reward_folder), head_only=True, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1)
+    )
+
+    fit(module, tmp_path / "run", data(), 2)
+
+    changed = [name for name, value in module.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["score.weight"]
+
+
 def test_a_negative_centring_is_refused(reward_folder):
     with pytest.raises(UserError, match=r"centering_coefficient: got -0\.1, expected at least 0"):
         RewardModelModule(str(reward_folder), centering_coefficient=-0.1)

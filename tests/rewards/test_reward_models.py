@@ -55,8 +55,8 @@ def test_another_vocabulary_gets_the_text_anew(tmp_path, tiny_tokenizer, rollout
     save_tokenizer(tmp_path / "tokenizer", words=WORDS[::-1])
     folder = save_reward_model(tmp_path / "reward", tmp_path / "tokenizer")
     reward = loaded(folder, tiny_tokenizer)
-    assert not reward.shares_tokens
-    expected = direct_scores(folder, joined(reward.tokenizer))
+    assert not reward.reader.shares_tokens
+    expected = direct_scores(folder, joined(reward.reader.tokenizer))
     torch.testing.assert_close(reward.components(rollout)["reward_model"], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """The contract of an estimator that learns a linear reward from comparisons as they arrive."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -7,6 +8,12 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.errors import UserError
+
+
+def positive(name: str, value: float) -> None:
+    """Raises `UserError` for a setting that is not positive and finite."""
+    if not (math.isfinite(value) and value > 0.0):
+        raise UserError(f"{name}: got {value}, expected a positive, finite number")
 
 
 class PreferenceEstimator(ABC):
@@ -64,8 +71,8 @@ class PreferenceEstimator(ABC):
         wrong = ((y != 0.0) & (y != 1.0)).nonzero().flatten().tolist()
         if wrong:
             raise UserError(
-                f"label of pair {wrong[0]}: got {y[wrong[0]].item()}, expected 1 (the first is preferred) or 0; leave out "
-                "ties and missing answers"
+                f"label of pair {wrong[0]}: got {y[wrong[0]].item()}, expected 1 (the first is preferred) or 0; leave "
+                "out ties and missing answers"
             )
         infinite = (~z.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if infinite:
@@ -76,7 +83,7 @@ class PreferenceEstimator(ABC):
         return z, y
 
     def reward(self, features: Tensor) -> Tensor:
-        """phi' theta: [..., D] -> [...] float64 on the CPU."""
+        """The reward phi' theta: [..., D] -> [...] float64 on the CPU."""
         return features.detach().to("cpu", torch.float64) @ self.theta
 
     @property
@@ -92,11 +99,18 @@ class PreferenceEstimator(ABC):
         """Goes on where `state_dict` was taken.
 
         Raises:
-            UserError: the state is of another number of features.
+            UserError: the state is of another kind of estimator, or of another number of features; nothing has changed.
         """
+        expected = self.state_dict().keys()
+        if state.keys() != expected:
+            raise UserError(
+                f"estimator state: got {', '.join(state)}, expected {', '.join(expected)}; it belongs to "
+                "another estimator"
+            )
         if state["theta"].shape != (self.dim,):
             raise UserError(
-                f"estimator state: got {len(state['theta'])} features, expected {self.dim}; it belongs to other features"
+                f"estimator state: got {len(state['theta'])} features, expected {self.dim}; it belongs to other "
+                "features"
             )
         self.theta, self.n_pairs = state["theta"].clone(), int(state["n_pairs"])
 
@@ -115,5 +129,5 @@ class UncertainEstimator(PreferenceEstimator):
         return ((z @ self.inverse) * z).sum(dim=-1).clamp_min(0.0).sqrt()
 
     def pessimistic(self, features: Tensor, beta: float) -> Tensor:
-        """phi' theta - beta ||phi|| in the norm of H^{-1}: [..., D] -> [...]; the value of the passive setting."""
+        """The value of the passive setting, phi' theta - beta ||phi|| in the norm of H^{-1}: [..., D] -> [...]."""
         return self.reward(features) - beta * self.uncertainty(features)

@@ -1,0 +1,70 @@
+"""A few steps of the conjugate gradient method for a matrix that is known by its products only."""
+
+from collections.abc import Callable
+from math import isfinite
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grpovi_lightning.errors import TrainingError
+
+
+class ConjugateGradient(NamedTuple):
+    """Where the iteration ended."""
+
+    solution: Tensor
+    """[N], x of A x ~ b, in b's dtype."""
+    n_products: int
+    """Products with A that it took: one a step."""
+    negative_curvature: bool
+    """Whether a direction d with d' A d <= 0 ended it: A is not positive definite."""
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], gradient: Tensor, n_steps: int) -> ConjugateGradient:
+    """At most `n_steps` steps of conjugate gradient for A x = b from x = 0 (Hestenes and Stiefel, 1952).
+
+    For a positive definite A, step k minimises (x - A^{-1} b)' A (x - A^{-1} b) over span{b, A b, ..., A^{k-1} b}; N
+    steps solve the system. It ends earlier once the residual is zero up to rounding.
+
+    Where a direction d has d' A d <= 0 there is no such minimum. The iteration then ends where it stands, or at b
+    itself if that is the first direction, as in line-search Newton-CG (Nocedal and Wright, 2006, Algorithm 7.1): -x
+    stays a descent direction of a function with gradient b.
+
+    Args:
+        product: v [N] -> A v [N], A symmetric.
+        gradient: b [N], float32 or float64. Inner products are taken in float64.
+        n_steps: K, at least 1.
+
+    Raises:
+        TrainingError: b or a product is not finite.
+    """
+    solution, residual, direction = torch.zeros_like(gradient), gradient.clone(), gradient.clone()
+    squared = _finite("squared gradient norm", _inner(gradient, gradient))
+    zero = torch.finfo(gradient.dtype).eps ** 2 * squared
+    for step in range(n_steps):
+        if squared <= zero:
+            return ConjugateGradient(solution, step, False)
+        image = product(direction)
+        curvature = _finite("curvature along the direction", _inner(direction, image))
+        if curvature <= 0.0:
+            return ConjugateGradient(solution if step else gradient.clone(), step + 1, True)
+        length = squared / curvature
+        solution.add_(direction, alpha=length)
+        residual.sub_(image, alpha=length)
+        before, squared = squared, _inner(residual, residual)
+        direction.mul_(squared / before).add_(residual)
+    return ConjugateGradient(solution, n_steps, False)
+
+
+def _inner(first: Tensor, second: Tensor) -> float:
+    return float(torch.dot(first.double(), second.double()))
+
+
+def _finite(name: str, value: float) -> float:
+    if not isfinite(value):
+        raise TrainingError(
+            f"conjugate gradient: {name} is {value}, expected a finite number; the update was not made, look at the "
+            "loss of this batch or lower the learning rate"
+        )
+    return value

@@ -1,0 +1,93 @@
+"""A trained linear reward on disk: the estimator's state, and which features it is for. No code, no pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.rewards.online.estimator import PreferenceEstimator
+
+HEAD_FILE, STATE_FILE = "linear_reward.json", "estimator.safetensors"
+
+
+def save_head(folder: str | Path, features: str, estimator: PreferenceEstimator, mean: float, std: float) -> None:
+    """Writes a folder.
+
+    Args:
+        folder: made where it does not exist.
+        features: the feature model's fingerprint.
+        estimator: what was learned.
+        mean: of the scores, which standardised rewards subtract.
+        std: which they are divided by.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = estimator.state_dict()
+    tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+    save_file(tensors, folder / STATE_FILE)
+    content = {
+        "features": features,
+        "estimator": type(estimator).__name__,
+        "numbers": {name: value for name, value in state.items() if name not in tensors},
+        "reward_mean": mean,
+        "reward_std": std,
+    }
+    (folder / HEAD_FILE).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def check_head(folder: str | Path) -> None:
+    """Raises `UserError` for a folder that holds no linear reward."""
+    for name in (HEAD_FILE, STATE_FILE):
+        if not (Path(folder) / name).is_file():
+            raise UserError(
+                f"linear reward {folder}: no {name} there; expected a folder that OnePassRewardModule wrote"
+            )
+
+
+def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator) -> tuple[float, float]:
+    """Puts a saved state into an estimator of the same class.
+
+    Args:
+        folder: what `save_head` wrote.
+        features: fingerprint of the feature model in use.
+        estimator: takes the state.
+
+    Returns:
+        mean and standard deviation of the scores.
+
+    Raises:
+        UserError: the folder is damaged, or of other features or another estimator.
+    """
+    check_head(folder)
+    content = _read(Path(folder) / HEAD_FILE)
+    if content["features"] != features:
+        raise UserError(
+            f"linear reward {folder}: it was trained on other features; use the feature model and the poolings that it "
+            "was trained with"
+        )
+    if content["estimator"] != type(estimator).__name__:
+        raise UserError(
+            f"linear reward {folder}: got {content['estimator']}, expected {type(estimator).__name__}; train it with "
+            "the estimator that goes on with it"
+        )
+    try:
+        tensors = load_file(Path(folder) / STATE_FILE)
+    except SafetensorError as error:
+        raise UserError(f"linear reward {folder}: {STATE_FILE} is damaged ({error}); train it again") from error
+    estimator.load_state_dict(content["numbers"] | tensors)
+    return float(content["reward_mean"]), float(content["reward_std"])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); train the linear reward again") from error
+    expected = {"features", "estimator", "numbers", "reward_mean", "reward_std"}
+    if not isinstance(content, dict) or set(content) != expected:
+        raise UserError(f"{file}: expected the keys {', '.join(sorted(expected))}; train the linear reward again")
+    return content

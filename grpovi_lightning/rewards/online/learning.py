@@ -1,0 +1,142 @@
+"""One round of online learning: choose comparisons of fresh completions, have them labelled, learn."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.randomness import selection_generator
+from grpovi_lightning.rewards.base import Lesson
+from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, UncertainEstimator
+from grpovi_lightning.rewards.online.mirror_descent import MirrorDescent
+from grpovi_lightning.rewards.online.oracle import Oracle, Question
+from grpovi_lightning.rewards.online.ranks import from_first_rank, of_all_ranks
+from grpovi_lightning.rewards.online.selection import Pairs, PairSelection, RandomPairs
+from grpovi_lightning.structures import Rollout
+
+
+@dataclass
+class OnlineLearning:
+    """Every so many policy steps, comparisons of that step's completions, one pass of the estimator over them.
+
+    Where the oracle is silent the estimator stays as it is, and the questions wait: their answers are learned from in
+    the round in which they are there.
+    """
+
+    oracle: Oracle
+    """Who answers."""
+    selection: PairSelection = field(default_factory=RandomPairs)
+    """Which comparisons are asked for."""
+    every_n_steps: int = 4
+    """Policy steps from round to round; the first is after the first step."""
+    pairs_per_round: int = 16
+    """Comparisons asked for in a round, at most."""
+    max_labels: int | None = None
+    """Labels after which no more are asked for; None: no limit."""
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        for name in ("every_n_steps", "pairs_per_round", "max_labels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"online learning {name}: got {value}, expected at least 1")
+        self.n_labels = 0
+        self.pending: dict[str, Tensor] = {}
+
+    def is_due(self, step: int) -> bool:
+        """Whether a round follows policy step `step`."""
+        return step % self.every_n_steps == 0 and (bool(self.pending) or self._allowed() > 0)
+
+    def run(self, estimator: PreferenceEstimator, rollout: Rollout, features: Tensor, seed: int) -> Lesson:
+        """One round, with the completions of all ranks; every rank comes to the same estimate.
+
+        Args:
+            estimator: learns.
+            rollout: the completions of a step on this rank.
+            features: [B, D] of them, on the CPU.
+            seed: the run's seed.
+        """
+        rollout, features = of_all_ranks(rollout, features)
+        pairs = self._choose(estimator, rollout.grouped(features), selection_generator(seed, rollout.step))
+        questions = _questions(rollout, pairs)
+        answers = from_first_rank(lambda: self.oracle.answer(rollout, questions, list(self.pending), seed))
+        names = [question.name for question in questions]
+        self.pending |= zip(names, pairs.differences(rollout.grouped(features)).double(), strict=True)
+        answered = [name for name in self.pending if name in answers.labels]
+        metrics = self._learn(estimator, answered, [answers.labels[name] for name in answered])
+        if answers.gold is not None and questions:
+            metrics[keys.ONLINE_REGRET] = _regret(rollout.grouped(torch.tensor(answers.gold)), pairs)
+        return Lesson(
+            metrics=metrics | self.progress() | {keys.ONLINE_STATE_BYTES: float(estimator.state_bytes)},
+            changed=bool(answered),
+            problems=answers.problems,
+        )
+
+    def progress(self) -> dict[str, float]:
+        """Labels learned from, and questions still open."""
+        return {keys.ONLINE_LABELS: float(self.n_labels), keys.ONLINE_UNANSWERED: float(len(self.pending))}
+
+    def _allowed(self) -> int:
+        if self.max_labels is None:
+            return self.pairs_per_round
+        return min(self.pairs_per_round, self.max_labels - self.n_labels - len(self.pending))
+
+    def _choose(self, estimator: PreferenceEstimator, features: Tensor, rng: np.random.Generator) -> Pairs:
+        """The comparisons, each in random order: whoever answers must not be able to tell which the model prefers."""
+        if self._allowed() < 1:
+            return Pairs([], [], [])
+        pairs = self.selection.select(features, estimator, self._allowed(), rng)
+        swap = rng.random(len(pairs)) < 0.5
+        places = zip(pairs.first, pairs.second, swap.tolist(), strict=True)
+        ordered = [(second, first) if swapped else (first, second) for first, second, swapped in places]
+        return Pairs(pairs.prompts, [first for first, _ in ordered], [second for _, second in ordered])
+
+    def _learn(self, estimator: PreferenceEstimator, names: Sequence[str], labels: Sequence[int]) -> dict[str, float]:
+        """Judges the model on fresh labels, then learns from them; nothing where there are none."""
+        if not names:
+            return {}
+        z = torch.stack([self.pending[name] for name in names])
+        y = torch.tensor(labels, dtype=torch.float64)
+        logits = estimator.reward(z)
+        right = torch.where(logits == 0.0, 0.5, ((logits > 0.0) == (y == 1.0)).double())
+        metrics = {
+            keys.ONLINE_PAIR_ACCURACY: float(right.mean()),
+            keys.ONLINE_CROSS_ENTROPY: float(binary_cross_entropy_with_logits(logits, y)),
+        }
+        if isinstance(estimator, UncertainEstimator):
+            metrics[keys.ONLINE_UNCERTAINTY] = float(estimator.uncertainty(z).mean())
+        began = time.perf_counter()
+        estimator.update(z, y)
+        metrics[keys.ONLINE_UPDATE_SECONDS] = time.perf_counter() - began
+        if isinstance(estimator, MirrorDescent):
+            metrics[keys.ONLINE_KAPPA] = estimator.kappa
+        for name in names:
+            del self.pending[name]
+        self.n_labels += len(names)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Labels so far and the questions still open, safe to load with `weights_only`."""
+        return {"n_labels": self.n_labels, "pending": dict(self.pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.n_labels, self.pending = state["n_labels"], dict(state["pending"])
+
+
+def _questions(rollout: Rollout, pairs: Pairs) -> list[Question]:
+    size, places = rollout.group_size, zip(pairs.prompts, pairs.first, pairs.second, strict=True)
+    return [Question(f"{rollout.step}-{i}", p * size + a, p * size + b) for i, (p, a, b) in enumerate(places)]
+
+
+def _regret(gold: Tensor, pairs: Pairs) -> float:
+    """Best gold reward of the group minus the mean of the two compared, over the pairs; gold: [P, G]."""
+    compared = (gold[pairs.prompts, pairs.first] + gold[pairs.prompts, pairs.second]) / 2
+    return float((gold[pairs.prompts].amax(dim=1) - compared).mean())

@@ -1,0 +1,112 @@
+"""A linear reward on frozen features, which can go on learning while the policy is trained."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from grpovi_lightning.rewards.base import Lesson, Reward
+from grpovi_lightning.rewards.online.estimator import PreferenceEstimator
+from grpovi_lightning.rewards.online.features import FeatureModel
+from grpovi_lightning.rewards.online.head import check_head, load_head
+from grpovi_lightning.rewards.online.learning import OnlineLearning
+from grpovi_lightning.rewards.online.mirror_descent import OnlineMirrorDescent
+from grpovi_lightning.rewards.sequences import SequenceReader
+from grpovi_lightning.structures import Rollout
+
+EstimatorFactory = Callable[[int], PreferenceEstimator]
+"""Number of features -> an estimator; in YAML a `class_path` with the other arguments."""
+
+
+class LinearReward(Reward):
+    """The score phi(x, a)' theta of a `PreferenceEstimator`, standardised as the head it started from says.
+
+    With `online` the estimator learns from comparisons of the policy's own completions, and the rewards change under
+    the policy; origin and scale stay those of the start. Without, the reward is frozen. The paper's algorithm is
+    `OnlineMirrorDescent` with `online` (arXiv 2502.07193, Algorithm 1).
+    """
+
+    def __init__(
+        self,
+        features: FeatureModel,
+        estimator: EstimatorFactory = OnlineMirrorDescent,
+        start: str | None = None,
+        online: OnlineLearning | None = None,
+        name: str = "reward_model",
+    ) -> None:
+        """Composes the reward; `load` reads models.
+
+        Args:
+            features: phi.
+            estimator: learns theta.
+            start: folder that `OnePassRewardModule` wrote: estimator and standardisation to begin with; None: theta 0,
+                under which every reward is 0 until a round was learned from.
+            online: how it goes on learning; None: it does not.
+            name: the name under which the score is logged.
+        """
+        super().__init__()
+        self.features, self.make_estimator, self.start = features, estimator, start
+        self.online, self.name = online, name
+        self.learns = online is not None
+        self.estimator: PreferenceEstimator | None = None
+        self.mean, self.std = 0.0, 1.0
+        self.reader: SequenceReader | None = None
+
+    def weights(self) -> dict[str, float]:
+        """One component of weight 1."""
+        return {self.name: 1.0}
+
+    def check(self) -> None:
+        """Checks the folders, and the oracle."""
+        self.features.check()
+        if self.start is not None:
+            check_head(self.start)
+        if self.online is not None:
+            self.online.oracle.check()
+
+    def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
+        """Loads the feature model and the estimator's start once."""
+        if self.estimator is not None:
+            return
+        self.features.load()
+        self.reader = SequenceReader(self.features.tokenizer, policy_tokenizer)
+        self.estimator = self.make_estimator(self.features.dim)
+        if self.start is not None:
+            self.mean, self.std = load_head(self.start, self.features.fingerprint, self.estimator)
+
+    def components(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Scores of the B completions."""
+        assert self.estimator is not None, "load() comes before scoring"
+        scores = (self.estimator.reward(self._phi(rollout)) - self.mean) / self.std
+        return {self.name: scores.float().to(rollout.completion_ids.device)}
+
+    def learn(self, rollout: Rollout, seed: int) -> Lesson:
+        """A round of online learning, where one is due."""
+        if self.online is None or not self.online.is_due(rollout.step):
+            return Lesson()
+        assert self.estimator is not None, "load() comes before learning"
+        return self.online.run(self.estimator, rollout, self._phi(rollout), seed)
+
+    def progress(self) -> dict[str, float]:
+        """Labels used so far, where it learns."""
+        return {} if self.online is None else self.online.progress()
+
+    @torch.no_grad()
+    def _phi(self, rollout: Rollout) -> Tensor:
+        assert self.reader is not None, "load() comes before features"
+        return self.features(self.reader.rows(rollout))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What has been learned; it goes into checkpoints."""
+        assert self.estimator is not None, "load() comes before saving"
+        online = {} if self.online is None else self.online.state_dict()
+        return {"estimator": self.estimator.state_dict(), "online": online}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        assert self.estimator is not None, "load() comes before restoring"
+        self.estimator.load_state_dict(state["estimator"])
+        if self.online is not None:
+            self.online.load_state_dict(state["online"])

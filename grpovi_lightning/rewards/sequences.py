@@ -1,0 +1,75 @@
+"""Prompt and completion as the one sequence of tokens that a reward's own model reads."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from grpovi_lightning.structures import Rollout
+
+
+class SequenceReader:
+    """Rollouts and texts -> token lists for a model with this tokenizer.
+
+    Where its vocabulary is the policy's, the model reads the policy's tokens, the end token included; otherwise the
+    text is tokenised anew, with the model's end token after a completion that ended.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compares the vocabularies."""
+        self.tokenizer, self.policy_tokenizer = tokenizer, policy_tokenizer
+        self.shares_tokens = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+
+    def rows(self, rollout: Rollout) -> list[list[int]]:
+        """B token lists."""
+        return self._policy_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
+
+    def _policy_tokens(self, rollout: Rollout) -> list[list[int]]:
+        prompts = [ids[kept].tolist() for ids, kept in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
+        completions = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+        return [prompts[i // rollout.group_size] + ids[kept].tolist() for i, (ids, kept) in enumerate(completions)]
+
+    def _own_tokens(self, rollout: Rollout) -> list[list[int]]:
+        encoded: list[list[int]] = self.tokenizer(self._texts(rollout))["input_ids"]  # type: ignore[assignment]
+        end = end_tokens(self.tokenizer)
+        pairs = zip(encoded, rollout.truncated.tolist(), strict=True)
+        return [row if cut or row[-1:] == end else [*row, *end] for row, cut in pairs]
+
+    def _texts(self, rollout: Rollout) -> list[str]:
+        """Prompt and completion as one text.
+
+        A completion decoded by itself has lost the space before its first word where the tokenizer puts none
+        there, so what follows the prompt is read off the two decoded together.
+        """
+        prompts = [ids[kept].tolist() for ids, kept in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
+        heads = self.policy_tokenizer.batch_decode(prompts, skip_special_tokens=True)
+        wholes = self.policy_tokenizer.batch_decode(self._policy_tokens(rollout), skip_special_tokens=True)
+        texts = []
+        for i, (whole, completion) in enumerate(zip(wholes, rollout.texts, strict=True)):
+            prompt, head = (part[i // rollout.group_size] for part in (rollout.prompts.texts, heads))
+            texts.append(prompt + (whole.removeprefix(head) if whole.startswith(head) else completion))
+        return texts
+
+
+def text_rows(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+) -> list[list[int]]:
+    """Token lists of prompts with completions that ended, as preference data has them."""
+    heads = tokenizer(list(prompts))["input_ids"]
+    tails = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+    end = end_tokens(tokenizer)
+    return [[*head, *tail, *end] for head, tail in zip(heads, tails, strict=True)]  # type: ignore[misc]
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands behind a completion that ended: the tokenizer's end token, where it has one."""
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
+
+
+def in_batches(rows: Sequence[list[int]], batch_size: int, compute: Callable[[list[list[int]]], Tensor]) -> Tensor:
+    """Applies `compute` ([b] token lists -> [b, ...]) to rows of like length together; [B, ...] in the given order."""
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    parts = [by_length[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    found = torch.cat([compute([rows[i] for i in part]) for part in parts])
+    return found[torch.tensor(by_length, device=found.device).argsort()]

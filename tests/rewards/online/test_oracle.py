@@ -1,0 +1,139 @@
+"""Answers at random with the stated chance, and answers from files that may be late, wrong or missing."""
+
+import json
+import threading
+import time
+
+import pytest
+import torch
+from helpers.rollouts import rollout_of_words
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.rewards.online import BradleyTerryOracle, FileOracle
+from grpovi_lightning.rewards.online.oracle import Question
+
+PROMPTS = ["the fox", "a boat"]
+GROUPS = [["the fox runs", "fox"], ["a boat", "a red boat in the river"]]
+QUESTIONS = [Question("0-0", 0, 1), Question("0-1", 3, 2)]
+
+
+def words(prompts, completions, completion_ids, **columns):
+    return [float(len(text.split())) for text in completions]
+
+
+@pytest.fixture
+def rollout(tiny_tokenizer):
+    return rollout_of_words(tiny_tokenizer, PROMPTS, GROUPS)
+
+
+def asked(oracle, rollout, questions=QUESTIONS, unanswered=(), seed=1):
+    return oracle.answer(rollout, questions, unanswered, seed)
+
+
+class TestBradleyTerry:
+    def test_the_share_of_ones_is_the_sigmoid_of_the_scaled_margin(self, rollout):
+        # Rewards 3 and 1: the chance is sigmoid(0.35 * 2) = 0.668.
+        many = [Question(f"0-{i}", 0, 1) for i in range(20_000)]
+        labels = asked(BradleyTerryOracle(words, 0.35), rollout, many).labels
+        expected = torch.sigmoid(torch.tensor(0.7)).item()
+        assert sum(labels.values()) / 20_000 == pytest.approx(expected, abs=4 * (0.25 / 20_000) ** 0.5)
+
+    def test_a_large_scale_always_prefers_the_better_one_and_says_what_each_is_worth(self, rollout):
+        answers = asked(BradleyTerryOracle(words, 1e3), rollout, [*QUESTIONS, Question("0-2", 1, 0)])
+        assert answers.labels == {"0-0": 1, "0-1": 1, "0-2": 0}
+        assert answers.gold == [3.0, 1.0, 2.0, 6.0] and not answers.problems
+
+    def test_the_same_seed_and_step_give_the_same_answers_and_others_do_not(self, rollout):
+        many = [Question(f"0-{i}", 0, 1) for i in range(64)]
+        oracle = BradleyTerryOracle(words, 0.1)
+        assert asked(oracle, rollout, many) == asked(oracle, rollout, many)
+        assert asked(oracle, rollout, many).labels != asked(oracle, rollout, many, seed=2).labels
+
+    def test_a_completion_without_a_gold_reward_is_an_error(self, rollout):
+        oracle = BradleyTerryOracle(lambda prompts, completions, completion_ids: [None, 1.0, 1.0, 1.0])
+        with pytest.raises(UserError, match="gave no reward for 'the fox runs', expected a number for every"):
+            asked(oracle, rollout)
+
+    @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+    def test_a_scale_that_is_not_positive_is_refused(self, scale):
+        with pytest.raises(UserError, match=r"oracle scale: got .*, expected a finite number above 0"):
+            BradleyTerryOracle(words, scale)
+
+
+def write_answers(folder, lines, name="a.jsonl"):
+    (folder / "answers").mkdir(parents=True, exist_ok=True)
+    draft = folder / "answers" / f"{name}.part"
+    draft.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    draft.replace(folder / "answers" / name)
+
+
+class TestFiles:
+    def test_questions_are_written_and_answers_read(self, rollout, tmp_path):
+        write_answers(tmp_path, [{"name": "0-0", "label": 1}, {"name": "0-1", "label": 0}])
+        answers = asked(FileOracle(str(tmp_path), timeout_seconds=60.0), rollout)
+        assert answers.labels == {"0-0": 1, "0-1": 0} and not answers.problems and answers.gold is None
+        lines = [json.loads(line) for line in (tmp_path / "questions" / "00000000.jsonl").read_text().splitlines()]
+        assert lines == [
+            {"name": "0-0", "prompt": "the fox", "first": "the fox runs", "second": "fox"},
+            {"name": "0-1", "prompt": "a boat", "first": "a red boat in the river", "second": "a boat"},
+        ]
+
+    def test_it_waits_for_whoever_answers(self, rollout, tmp_path):
+        def answer():
+            while not (tmp_path / "questions" / "00000000.jsonl").exists():
+                time.sleep(0.005)
+            write_answers(tmp_path, [{"name": "0-0", "label": 0}], "first.jsonl")
+            time.sleep(0.05)
+            write_answers(tmp_path, [{"name": "0-1", "label": 1}], "second.jsonl")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        answers = asked(FileOracle(str(tmp_path), timeout_seconds=60.0, poll_seconds=0.01), rollout)
+        thread.join()
+        assert answers.labels == {"0-0": 0, "0-1": 1}
+
+    def test_silence_ends_at_the_time_out_and_is_told(self, rollout, tmp_path):
+        write_answers(tmp_path, [{"name": "0-1", "label": 1}])
+        answers = asked(FileOracle(str(tmp_path), timeout_seconds=0.05, poll_seconds=0.01), rollout)
+        assert answers.labels == {"0-1": 1}
+        (problem,) = answers.problems
+        assert "questions had no answer after 0.05 s; training goes on" in problem
+
+    def test_late_answers_to_earlier_questions_are_found_and_answers_to_others_left_alone(self, rollout, tmp_path):
+        write_answers(tmp_path, [{"name": name, "label": 1} for name in ("0-0", "0-1", "elsewhere", "7-3")])
+        answers = asked(FileOracle(str(tmp_path), 0.0), rollout, unanswered=["7-3", "7-4"])
+        assert answers.labels == {"0-0": 1, "0-1": 1, "7-3": 1}
+
+    @pytest.mark.parametrize(
+        "line",
+        ['{"name": "0-0", "label": 2}', '{"name": "0-0", "label": true}', '{"name": "0-0"', '{"label": 1}', "1", "yes"],
+    )
+    def test_a_line_that_is_no_answer_is_told_and_counts_as_none(self, rollout, tmp_path, line):
+        write_answers(tmp_path, [line, {"name": "0-1", "label": 0}])
+        answers = asked(FileOracle(str(tmp_path), 0.0), rollout)
+        assert answers.labels == {"0-1": 0}
+        assert "a.jsonl, line 1: got" in answers.problems[0] and "label" in answers.problems[0]
+
+    def test_the_later_of_two_answers_counts(self, rollout, tmp_path):
+        write_answers(tmp_path, [{"name": "0-0", "label": 0}, {"name": "0-0", "label": 1}], "a.jsonl")
+        write_answers(tmp_path, [{"name": "0-1", "label": 1}], "b.jsonl")
+        write_answers(tmp_path, [{"name": "0-1", "label": 0}], "c.jsonl")
+        assert asked(FileOracle(str(tmp_path), 0.0), rollout).labels == {"0-0": 1, "0-1": 0}
+
+    def test_the_same_questions_may_be_asked_again_and_others_may_not(self, rollout, tmp_path):
+        oracle = FileOracle(str(tmp_path), 0.0)
+        asked(oracle, rollout)
+        before = (tmp_path / "questions" / "00000000.jsonl").read_bytes()
+        asked(oracle, rollout)
+        with pytest.raises(UserError, match="holds other questions; name a folder of this run's own"):
+            asked(oracle, rollout, QUESTIONS[:1])
+        assert (tmp_path / "questions" / "00000000.jsonl").read_bytes() == before
+
+    def test_settings_that_cannot_work_are_refused(self, tmp_path):
+        with pytest.raises(UserError, match=r"oracle timeout_seconds: got -1\.0, expected"):
+            FileOracle(str(tmp_path), -1.0)
+        with pytest.raises(UserError, match="oracle poll_seconds: got nan, expected"):
+            FileOracle(str(tmp_path), 1.0, float("nan"))
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="oracle folder .*name a folder that can be written"):
+            FileOracle(str(tmp_path / "file")).check()
