@@ -1,7 +1,7 @@
 """How soon an arm reaches a target, and how it compares with its baseline on the same seeds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -195,13 +195,26 @@ def compare(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, bootst
     Returns:
         One comparison an arm, in the order of the settings.
     """
+    arms = settings.order({str(arm) for arm in status["arm"]} | set(settings.baselines))
+    return _compare_all([(arm, settings.baselines.get(arm)) for arm in arms], runs, status, settings, bootstrap)
+
+
+def contrast(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, bootstrap: Bootstrap) -> list[Comparison]:
+    """The further comparisons that the settings ask for, each as if its second arm were the baseline; see `compare`."""
+    return _compare_all(settings.contrasts, runs, status, settings, bootstrap)
+
+
+def _compare_all(
+    pairs: Sequence[tuple[str, str | None]],
+    runs: pd.DataFrame,
+    status: pd.DataFrame,
+    settings: Settings,
+    bootstrap: Bootstrap,
+) -> list[Comparison]:
     usable = included(runs, status)
     curves = curves_of(usable, settings.metric)
     tokens, seconds = (curves_of(usable, key) for key in cost_keys(settings.metric))
-    return [
-        _compare(arm, curves, (tokens, seconds), status, settings, bootstrap)
-        for arm in settings.order({str(arm) for arm in status["arm"]} | set(settings.baselines))
-    ]
+    return [_compare(arm, baseline, curves, (tokens, seconds), status, settings, bootstrap) for arm, baseline in pairs]
 
 
 def cost_keys(metric: str) -> tuple[str, str]:
@@ -214,13 +227,13 @@ def cost_keys(metric: str) -> tuple[str, str]:
 
 def _compare(
     arm: str,
+    baseline: str | None,
     curves: Curves,
     costs: tuple[Curves, Curves],
     status: pd.DataFrame,
     settings: Settings,
     bootstrap: Bootstrap,
 ) -> Comparison:
-    baseline = settings.baselines.get(arm)
     own, other = curves.get(arm, {}), curves.get(baseline or arm, {})
     paired_seeds = tuple(sorted(set(own) & set(other))) if baseline else ()
     target = target_of(list(other.values()), settings, bootstrap)

@@ -196,7 +196,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         agreement_drawn=any(panel.name in drawn for panel in agreement_panels_of(analysis)),
         agreement_steps=WINDOW_STEPS,
         kl_key=kl_key(analysis.settings.metric),
-        equal_kl=list(analysis.equal_kl.values()),
+        equal_kl=analysis.equal_kl,
         adjustment=[
             (arm, class_names.get(arm, wording.MISSING), list(adjustment.loc[arm]))
             for arm in analysis.arms

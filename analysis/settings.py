@@ -35,6 +35,7 @@ class Settings:
         pair_accuracy: Run directory, relative to the study, whose held-out pair accuracy is shown.
         arms: Order of the arms; arms that are not named here follow by name.
         seeds: Seeds that study.yaml plans for every arm; empty for bare runs.
+        contrasts: (arm, other arm) that get a verdict besides the arms with baselines.
         notes: Sentences for the report about how the settings came about.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     pair_accuracy: str | None = None
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    contrasts: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,7 +100,8 @@ def read_settings(
         arms = {str(arm) for arm in status["arm"]} | set(settings.arms)
         if baseline not in arms:
             raise ReportError(f"baseline {baseline!r} is no arm; the arms are {', '.join(sorted(arms))}")
-        settings = replace(settings, baselines=dict.fromkeys(sorted(arms - {baseline}), baseline), notes=())
+        baselines = dict.fromkeys(sorted(arms - {baseline}), baseline)
+        settings = replace(settings, baselines=baselines, contrasts=(), notes=())
     if target is not None:
         settings = replace(settings, target=target)
     check_metric(runs, settings.metric)
@@ -179,6 +182,7 @@ def _from_study(file: Path, runs: pd.DataFrame) -> Settings:
         pair_accuracy=None if pair_accuracy is None else str(pair_accuracy),
         arms=tuple(arms),
         seeds=_seeds(study.get("seeds"), file),
+        contrasts=_contrasts(report.get("contrasts"), tuple(arms), file),
     )
 
 
@@ -188,6 +192,18 @@ def _mapping(value: object, file: Path, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ReportError(f"{file}: {place} must be a mapping, got {type(value).__name__}")
     return value
+
+
+def _contrasts(value: object, arms: tuple[str, ...], file: Path) -> tuple[tuple[str, str], ...]:
+    if value is None:
+        return ()
+    pairs: list[Any] = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not set(map(str, pair)) <= set(arms):
+            raise ReportError(
+                f"{file}: report.contrasts: got {pair!r}, expected pairs of different arms out of {', '.join(arms)}"
+            )
+    return tuple((str(pair[0]), str(pair[1])) for pair in pairs)
 
 
 def _fraction(value: object, file: Path) -> float:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.curves import Curve, curves_of
 from analysis.diagnostics import PairAccuracy, pair_accuracy
-from analysis.efficiency import Comparison, compare
+from analysis.efficiency import Comparison, compare, contrast
 from analysis.loading import load_study
 from analysis.online import OnlineArm, online_arms
 from analysis.reward_kl import EqualKL, at_equal_kl, kl_key
@@ -29,8 +29,8 @@ class Analysis:
         status: One row a run, with the `reason` where it does not count.
         curves: The compared metric: arm -> seed -> curve.
         comparisons: One an arm, in order.
-        verdicts: One an arm that has a baseline, in order.
-        equal_kl: arm -> its comparison at equal KL, where there is one.
+        verdicts: One an arm that has a baseline, in order; then those of the contrasts.
+        equal_kl: The comparisons at equal KL, in the order of the verdicts, where there are any.
         pair_accuracy: Of the reward model, where the settings name its run.
         online: One an arm, in order, where a reward model learned during training; else empty.
     """
@@ -42,7 +42,7 @@ class Analysis:
     curves: Mapping[str, Mapping[int, Curve]]
     comparisons: list[Comparison]
     verdicts: list[Verdict]
-    equal_kl: Mapping[str, EqualKL]
+    equal_kl: list[EqualKL]
     pair_accuracy: PairAccuracy | None
     online: list[OnlineArm]
 
@@ -71,9 +71,10 @@ def analyse(
     curves = curves_of(runs, settings.metric)
     kl = curves_of(runs, kl_key(settings.metric))
     paired = [comparison for comparison in comparisons if comparison.baseline is not None]
+    contrasts = contrast(all_runs, status, settings, bootstrap)
     equal_kl = {
-        comparison.arm: equal
-        for comparison in paired
+        (comparison.arm, comparison.baseline): equal
+        for comparison in paired + contrasts
         if (
             equal := at_equal_kl(
                 comparison.arm, str(comparison.baseline), comparison.paired_seeds, curves, kl, bootstrap
@@ -87,8 +88,11 @@ def analyse(
         status=status,
         curves=curves,
         comparisons=comparisons,
-        verdicts=[verdict_of(comparison, equal_kl.get(comparison.arm)) for comparison in paired],
-        equal_kl=equal_kl,
+        verdicts=[
+            verdict_of(comparison, equal_kl.get((comparison.arm, comparison.baseline)))
+            for comparison in paired + contrasts
+        ],
+        equal_kl=list(equal_kl.values()),
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
         online=online_arms(runs, settings.metric, comparisons, bootstrap),
     )

@@ -70,7 +70,8 @@ def print_cost(console: Console, tracks: Sequence[Track], sizes: Sizes) -> None:
         table.add_row(track.arm.name, track.arm.setting, early, late, total, *(f"{value:,.1f}" for value in kept))
     console.print(
         table,
-        f"A round: the median of the last {WINDOW} that end there; all rounds: their sum. Means over the seeds.",
+        f"Processor time, one thread. A round: the median of the last {WINDOW} that end there; all rounds: their sum. "
+        "Means over the seeds.",
         sep="\n",
     )
 
@@ -115,11 +116,11 @@ def run(arguments: argparse.Namespace) -> None:
     output = checked_output(arguments.output or default_output("one_pass", ".csv"), "table", ",".join(Row._fields))
     picture = checked_output(output.with_suffix(".svg"), "picture", MARK)
     sizes = QUICK if arguments.quick else Sizes()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     problems = [problem(sizes, arguments.seed + i) for i in range(sizes.n_seeds)]
     bayes = np.array([task.score(task.theta) for task in problems])
     out.print(
-        machine(arguments.threads),
+        machine(threads=1),
         f"{sizes.dim} features of a completion, x / ||x|| with x_j normal of variance 1/j; ||theta|| = {THETA_NORM:g}; "
         f"{sizes.pairs:,} pairs in rounds of {ROUND}, {sizes.held_out:,} held out; {sizes.n_seeds} seeds",
         sep="\n",
@@ -143,13 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         help="the CSV, beside which the picture goes as .svg; default runs/benchmarks/one_pass_<date>_<time>.csv",
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed of the problems (default: 0)")
     arguments = parser.parse_args(argv)
     try:
-        for name, least in (("threads", 1), ("seed", 0)):
-            if getattr(arguments, name) < least:
-                raise UserError(f"--{name}: got {getattr(arguments, name)}, expected at least {least}")
+        if arguments.seed < 0:
+            raise UserError(f"--seed: got {arguments.seed}, expected at least 0")
         run(arguments)
     except (TrainingError, UserError, OSError) as error:
         print(f"one_pass.py: error: {error}", file=sys.stderr)

@@ -37,7 +37,7 @@ def one_pass_figure(tracks: Sequence[Track], bayes: tuple[float, float]) -> Figu
     loss, accuracy, seconds, memory = figure.subplots(2, 2).flat
     _curves(loss, "Held-out cross-entropy", "nats", drawn, lambda track: track.cross_entropy)
     _curves(accuracy, "Held-out pair accuracy", "share of pairs", drawn, lambda track: track.accuracy)
-    _curves(seconds, f"Time of a round, median of {WINDOW}", "milliseconds", drawn, _milliseconds)
+    _curves(seconds, f"Time of a round, median of {WINDOW}", "processor milliseconds", drawn, _milliseconds)
     _curves(memory, "State kept between rounds", "MiB", drawn, lambda track: track.state_bytes / 2**20)
     for axes, value in zip((loss, accuracy), bayes, strict=True):
         axes.axhline(value, color=INK, linestyle=(0, (1, 3)), linewidth=1.0, label="the true reward")

@@ -33,7 +33,7 @@ REGULARISED = {"lambda 1": ONE_PASS, "lambda 0.1": f"{ONE_PASS}, 0.1"}
 @matplotlib.rc_context(RC)
 def settings_figure(results: Results) -> Figure:
     """Bars are 95 % bootstrap intervals over seeds."""
-    figure = Figure(figsize=(10.4, 8.6), layout="constrained")
+    figure = Figure(figsize=(10.4, 8.8), layout="constrained")
     grid = figure.subplots(2, 2)
     draw_passive(grid[0, 0], results)
     draw_active(grid[0, 1], results)
@@ -106,7 +106,7 @@ def _begin(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _legend_below(axes: Axes) -> None:
-    axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(0.0, -0.13), ncols=3, borderaxespad=0.0)
+    axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=2, borderaxespad=0.0)
 
 
 def _bars(

@@ -115,8 +115,8 @@ def print_active(console: Console, results: Results) -> None:
                 for cell in cells
                 if cell.method == UNCERTAIN
             ]
-    counts = ", ".join(f"{word} {found.count(word)} times" for word in (BETTER, WORSE, UNSEEN))
-    console.print(f"The most uncertain pairs against random pairs, in {len(found)} comparisons: {counts}.")
+    counts = ", ".join(f"{word} in {found.count(word)}" for word in (BETTER, WORSE, UNSEEN))
+    console.print(f"The most uncertain pairs against random pairs, {len(found)} comparisons: {counts}.")
 
 
 def print_differences(

@@ -157,7 +157,6 @@ def test_a_rerun_replaces_its_own_table_and_picture_and_says_so(script, capsys):
         (["--output", "drawn.csv"], "--output: got drawn.svg, which is there and no picture of this benchmark"),
         (["--output", "other.txt"], "--output: got other.txt, expected a name that ends in .csv"),
         (["--output", "other.csv/out.csv"], "other.csv"),
-        (["--threads", "0"], "--threads: got 0, expected at least 1"),
         (["--seed", "-1"], "--seed: got -1, expected at least 0"),
     ],
 )

@@ -102,7 +102,7 @@ def test_every_setting_and_verdict_is_printed_and_both_files_are_named(quick):
         "Deployment: regret of the pair in 40 rounds",
     ):
         assert title in printed
-    assert "The most uncertain pairs against random pairs, in 32 comparisons: better " in printed
+    assert "The most uncertain pairs against random pairs, 32 comparisons: better in " in printed
     assert "Means over 3 seeds" in printed
     written = [line.removeprefix("written: ") for line in printed.splitlines()[-2:]]
     assert [Path(name).suffix for name in written] == [".svg", ".csv"]

@@ -209,7 +209,7 @@ class GRPOModule(PolicyUpdates):
         if self.resampling is not None:
             of_rank[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
         metrics = self.describe(scored, increase, advantages) | combined_metrics(updates)
-        metrics |= metrics_over_ranks(self, of_rank) | {keys.NUM_TOKENS: float(self.n_tokens)} | lesson.metrics
+        metrics |= metrics_over_ranks(self, of_rank) | {keys.NUM_TOKENS: float(self.n_tokens), **lesson.metrics}
         log_scalars(self, metrics, int(self.n_steps), shown=[keys.REWARD])
         self.n_steps += 1
         return step_record(

@@ -69,9 +69,9 @@ def pair_agreement(rewards: Tensor, observed: Tensor) -> Tensor:
     pair counts. It is the accuracy of a reward model on the policy's own completions (arXiv 2503.15477, Section 4).
     """
     first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], offset=1, device=rewards.device)
-    ours, theirs = ((values[:, first] - values[:, second]).sign() for values in (rewards, observed))
-    counts = ~(ours.isnan() | theirs.isnan()) & (theirs != 0)
-    return ((1 + ours * theirs) / 2)[counts].mean()
+    ours, theirs = (values[:, first] - values[:, second] for values in (rewards, observed))
+    counts = ~ours.isnan() & ~theirs.isnan() & (theirs != 0)
+    return ((1 + ours.sign() * theirs.sign()) / 2)[counts].mean()
 
 
 def as_floats(metrics: dict[str, Tensor]) -> dict[str, float]:

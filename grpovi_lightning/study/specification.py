@@ -13,7 +13,7 @@ COMMANDS = ("fit", "task")
 STUDY_KEYS = ("name", "seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
 STAGE_KEYS = ("configs", "command")
 ARM_KEYS = ("configs", "baseline")
-REPORT_KEYS = ("metric", "target_fraction", "pair_accuracy")
+REPORT_KEYS = ("metric", "target_fraction", "pair_accuracy", "contrasts")
 MAX_SEED = 2**32 - 1
 """The largest seed that Lightning's `seed_everything` takes."""
 
@@ -90,7 +90,7 @@ def load_study(study_file: str | Path, *, seeds: str | Sequence[int] | None = No
         seeds=_seeds(content, seeds, path),
         prepare=prepare,
         arms=arms,
-        report=_report(content.get("report", {}), prepare, path),
+        report=_report(content.get("report", {}), prepare, arms, path),
         threads_per_run=_threads(content, "threads_per_run", path),
         threads_per_stage=_threads(content, "threads_per_stage", path),
     )
@@ -212,7 +212,7 @@ def _threads(content: dict[str, Any], key: str, path: Path) -> int:
     return value
 
 
-def _report(value: Any, prepare: tuple[Stage, ...], path: Path) -> dict[str, Any]:
+def _report(value: Any, prepare: tuple[Stage, ...], arms: tuple[Arm, ...], path: Path) -> dict[str, Any]:
     where = f"{path}: report"
     settings = check_mapping({} if value is None else value, where)
     check_keys(settings, REPORT_KEYS, where)
@@ -228,4 +228,17 @@ def _report(value: Any, prepare: tuple[Stage, ...], path: Path) -> dict[str, Any
         hint = close_matches(str(pairs), runs)
         expected = f"one of {', '.join(runs)}" if runs else "none, because no prepare stage trains anything"
         raise UserError(f"{where}: pair_accuracy {pairs!r} is not a prepared run{hint}; expected {expected}")
+    _check_contrasts(settings.get("contrasts", []), [arm.name for arm in arms], where)
     return dict(settings)
+
+
+def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
+    if not isinstance(value, list):
+        raise UserError(f"{where}: contrasts is {kind(value)}, expected a list such as [[one-arm, another-arm]]")
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
+            raise UserError(f"{where}: contrast {pair!r}, expected two different arms such as [one-arm, another-arm]")
+        for name in pair:
+            if name not in arms:
+                hint = close_matches(str(name), arms)
+                raise UserError(f"{where}: contrast {pair!r}: {name!r} is no arm{hint}; expected of {', '.join(arms)}")

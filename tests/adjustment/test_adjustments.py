@@ -212,3 +212,11 @@ def test_range_only_leaves_completions_without_a_reward_without_one(range_):
 def test_the_closed_form_itself_still_refuses_a_reward_that_is_no_number():
     with pytest.raises(ValueError, match=r"rewards: got nan at \[0, 1\], expected a finite number"):
         increase_variance(torch.tensor([[0.5, NAN]]), lower=0.0, upper=1.0)
+
+
+def test_the_adjustments_hand_on_that_the_reward_changed():
+    increase, only = VarianceIncrease(UniformWeights(), RunningRange()), RangeOnly(SigmoidRange())
+    for adjustment in (increase, only, IdentityAdjustment()):
+        adjustment(torch.tensor([[0.0, 1.0, 5.0]]), rollout_of_logprobs([[0.0]] * 3, group_size=3))
+        adjustment.reward_changed()
+    assert increase.range.lower == torch.inf and only.range.centre.isnan()

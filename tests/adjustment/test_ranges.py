@@ -245,3 +245,27 @@ def test_a_rank_without_any_reward_takes_the_range_of_the_others(tmp_path):
     fitted = np.mean([0.0, 2.0, -1.0]), np.std([0.0, 2.0, -1.0])
     assert [found[:2] for found in first] == [(-1.0, 2.0), (-1.0, 2.0)]
     assert [found[2:] for found in first] == [pytest.approx(fitted)] * 2
+
+
+class TestARewardThatChanges:
+    def test_a_running_range_forgets_the_reward_before(self):
+        seen = RunningRange()
+        seen(REWARDS * 10)
+        seen.reward_changed()
+        _, lower, upper = seen(REWARDS)
+        assert lower.unique().tolist() == [-1.0] and upper.unique().tolist() == [2.0]
+
+    def test_a_sigmoid_range_that_was_fitted_is_fitted_anew_and_one_that_was_given_stays(self):
+        fitted, given = SigmoidRange(), SigmoidRange(0.5, 2.0)
+        for one in (fitted, given):
+            one(REWARDS * 10)
+            one.reward_changed()
+            one(REWARDS)
+        assert float(fitted.centre) == pytest.approx(float(REWARDS.double().mean()))
+        assert (float(given.centre), float(given.scale)) == (0.5, 2.0)
+
+    def test_bounds_that_do_not_come_from_rewards_stay(self):
+        for one in (FixedRange(-1.0, 2.0), GroupRange()):
+            before = one(REWARDS)
+            one.reward_changed()
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(one(REWARDS), before, strict=True))

@@ -12,6 +12,14 @@ from grpovi_lightning.adjustment import VarianceIncrease
 from grpovi_lightning.advantages import GroupAdvantage
 from grpovi_lightning.losses import BNPOLoss, DAPOLoss, GRPOLoss, GSPOLoss, TruncatedImportanceSampling
 from grpovi_lightning.modules.resampling import DynamicResampling
+from grpovi_lightning.rewards import CompositeReward, RewardFunction
+from grpovi_lightning.rewards.online import (
+    BradleyTerryOracle,
+    FeatureModel,
+    LinearReward,
+    OnlineLearning,
+    UncertainPairs,
+)
 from grpovi_lightning.rollout import SamplingConfig
 
 
@@ -19,6 +27,14 @@ def half_silent(prompts, completions, completion_ids, **columns):
     """Equal rewards for half of the prompts, so that a rank can have nothing to learn from."""
     scores = graded(prompts, completions, completion_ids)
     return [0.5 if prompt in PROMPTS[1::2] else score for prompt, score in zip(prompts, scores, strict=True)]
+
+
+def learning(policy_folder):
+    """A reward that learns from each step; the ranks choose, ask and learn together."""
+    oracle = BradleyTerryOracle(graded, 10.0)
+    online = OnlineLearning(oracle, UncertainPairs(), every_n_steps=1, pairs_per_round=3)
+    linear = LinearReward(FeatureModel(policy_folder), online=online)
+    return CompositeReward([linear, RewardFunction(graded, name="gold")], [1.0, 0.1])
 
 
 def unscorable(prompts, completions, completion_ids, **columns):
@@ -40,6 +56,7 @@ VARIANTS = {
     "unscorable": {"loss": BNPOLoss(beta=0.04), "reward": unscorable, "prompts_per_micro_batch": 1},
     "resampling": {"loss": GRPOLoss(beta=0.04), "reward": half_silent, "resampling": DynamicResampling(1)},
     "minibatches": {"loss": GSPOLoss(), "num_iterations": 2, "num_minibatches": 2},
+    "learning": {"loss": GRPOLoss(beta=0.04), "reward": learning},
     "correction": {"loss": GRPOLoss(beta=0.04), "importance_sampling": TruncatedImportanceSampling()},
 }
 
@@ -47,9 +64,10 @@ VARIANTS = {
 def main() -> None:
     policy_folder, folder, devices, variant = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     settings = dict(VARIANTS[variant])
+    reward = settings.pop("reward", graded)
     module = grpo(
         policy_folder,
-        settings.pop("reward", graded),
+        learning(policy_folder) if reward is learning else reward,
         adjustment=VarianceIncrease(),
         advantage=GroupAdvantage("batch"),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),

@@ -9,7 +9,7 @@ import torch
 from helpers.advantage_reference import present
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.modules.step_metrics import as_floats, rollout_metrics
+from grpovi_lightning.modules.step_metrics import as_floats, pair_agreement, rollout_metrics
 
 NAN = math.nan
 REWARDS = [[0.25, NAN, 0.75, 1.0], [NAN, NAN, NAN, NAN], [NAN, 0.5, NAN, NAN], [0.5, NAN, 0.5, 0.5], [2.0, 1.0, 0.0, 3]]
@@ -58,3 +58,27 @@ def test_lengths_of_completions_with_an_end_token_have_their_own_statistics():
 
     found = metrics_of([[1.0, 2.0], [3.0, 4.0]], None, lengths, [True] * 4)
     assert [found[f"completions/{name}_terminated_length"] for name in ("mean", "min", "max")] == [0.0, 0.0, 0.0]
+
+
+def test_agreement_counts_the_pairs_that_both_order_alike_and_ties_of_the_reward_half():
+    #          both rise       tie of the observed    tie of the reward    one is not scored
+    rewards = [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 1.0, 2.0], [NAN, 2.0, 1.0]]
+    observed = [[0.1, 0.3, 0.2], [0.5, 0.5, 0.9], [0.1, 0.2, 0.0], [0.3, NAN, 0.1]]
+    shares = [[1, 1, 0], [1, 1], [0.5, 0, 0], []]
+    found = pair_agreement(torch.tensor(rewards), torch.tensor(observed))
+    assert found.item() == pytest.approx(fmean(share for group in shares for share in group))
+    assert pair_agreement(torch.tensor(rewards), torch.full((4, 3), 0.5)).isnan()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_agreement_is_a_loop_over_pairs(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rewards, observed = (torch.randint(0, 4, (5, 6), generator=generator).float() for _ in range(2))
+    shares = [
+        0.5 if r[i] == r[j] else float((r[i] > r[j]) == (o[i] > o[j]))
+        for r, o in zip(rewards.tolist(), observed.tolist(), strict=True)
+        for i in range(6)
+        for j in range(i)
+        if o[i] != o[j]
+    ]
+    assert pair_agreement(rewards, observed).item() == pytest.approx(fmean(shares))

@@ -139,3 +139,18 @@ def test_interpolations_and_merges_in_a_config_are_left_as_they_are(bench):
     (bench.root / "other.yaml").write_text(text)
     content = load_study(bench.study_file).arms[1].configs[1].content
     assert content["model"] == {"lr": 1, "path": "${study_dir}/prepare/sft/model"}
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "said"),
+    [
+        ("plain", "contrasts is text, expected a list"),
+        ([["plain"]], "contrast ['plain'], expected two different arms"),
+        ([["plain", "plain"]], "expected two different arms"),
+        ([["plain", "othr"]], "'othr' is no arm (did you mean 'other'?); expected of plain, other"),
+    ],
+)
+def test_contrasts_are_pairs_of_different_arms(bench, contrasts, said):
+    assert load_study(bench.write(report={"contrasts": [["other", "plain"]]})).report["contrasts"]
+    bench.write(report={"contrasts": contrasts})
+    assert said in refused(bench)

@@ -29,7 +29,8 @@ class OnePassOptimizer(torch.optim.Optimizer):
     Left open by the paper, and chosen here:
         - The first update has t = 1: with lambda = 0 the system of a small batch is singular.
         - A full model's Hessian can be indefinite. An iteration that meets a direction of negative curvature ends
-          there (see `conjugate_gradient`); `n_negative_curvature` counts the updates where that happened.
+          there (see `conjugate_gradient`), most often after one step of steepest descent; `n_negative_curvature`
+          counts the updates where that happened. Where it is nearly all of them, raise `damping`.
         - g_t is what stands in `.grad` after the closure. Lightning clips there, so a clipped gradient is the
           right-hand side; the Hessian is that of the loss itself.
 

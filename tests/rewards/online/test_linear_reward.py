@@ -219,7 +219,9 @@ def test_a_person_answers_through_files(linear, rollout, tmp_path):
     lines = [json.dumps({"name": q["name"], "label": int(len(q["first"]) > len(q["second"]))}) for q in questions]
     (tmp_path / "answers" / "me.jsonl").write_text("\n".join(lines))
     lesson = reward.learn(replace(rollout, step=1), seed=1)
-    assert lesson.changed and lesson.metrics[keys.ONLINE_LABELS] == 2.0 and lesson.metrics[keys.ONLINE_UNANSWERED] == 2.0
+    assert (
+        lesson.changed and lesson.metrics[keys.ONLINE_LABELS] == 2.0 and lesson.metrics[keys.ONLINE_UNANSWERED] == 2.0
+    )
 
 
 def test_state_goes_through_a_checkpoint_to_the_last_bit(linear, rollout, tmp_path):

@@ -135,5 +135,5 @@ class TestFiles:
         with pytest.raises(UserError, match="oracle poll_seconds: got nan, expected"):
             FileOracle(str(tmp_path), 1.0, float("nan"))
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match="oracle folder .*name a folder that can be written"):
+        with pytest.raises(UserError, match=r"oracle folder .*name a folder that can be written"):
             FileOracle(str(tmp_path / "file")).check()
