@@ -64,3 +64,19 @@ def test_an_arm_of_the_family_differs_from_grpo_in_what_makes_the_method_and_not
 def test_every_experiment_folder_has_a_readme():
     for study_file in STUDIES:
         assert (study_file.parent / "README.md").is_file()
+
+
+def test_arms_of_the_online_study_differ_from_grpo_in_the_adjustment_and_from_each_other_in_the_reward():
+    folder = ROOT / "online"
+    for _, overlay in overlays(folder / "study.yaml"):
+        assert list(overlay["model"]["init_args"]) == ["adjustment"]
+    parts = {}
+    for name in ("frozen", "one_pass", "refit"):
+        overlay = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        assert list(overlay) == ["model"] and list(overlay["model"]["init_args"]) == ["reward"]
+        composite = overlay["model"]["init_args"]["reward"]["init_args"]
+        assert composite["reward_weights"] == [1.0, 0.0]
+        parts[name] = composite["rewards"][0]["init_args"]
+    assert "online" not in parts["frozen"] and parts["one_pass"]["online"] == parts["refit"]["online"]
+    assert parts["one_pass"] == parts["frozen"] | {"online": parts["one_pass"]["online"]}
+    assert {key for key in parts["refit"] if parts["refit"][key] != parts["one_pass"][key]} == {"estimator", "start"}

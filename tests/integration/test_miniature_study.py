@@ -47,21 +47,24 @@ def metrics(folder, seed):
 
 def test_every_run_finishes_and_arms_of_a_seed_begin_with_the_same_completions(study):
     found = statuses(study)
-    assert len(found) == 4
+    assert len(found) == 6
     assert {status["state"] for status in found.values()} == {"finished"}
     for seed in (1, 2):
-        first = {found[f"arms/{arm}/seed_{seed}"]["first_rollout"] for arm in ("grpo", "grpovi")}
+        first = {found[f"arms/{arm}/seed_{seed}"]["first_rollout"] for arm in ("grpo", "grpovi", "one-pass")}
         assert len(first) == 1 and None not in first
 
 
 def test_the_report_has_a_row_for_each_arm_and_the_reward_models_accuracy(study):
     with (study / "report" / "efficiency.csv").open() as table:
         rows = {row["arm"]: row for row in csv.DictReader(table)}
-    assert set(rows) == {"grpo", "grpovi"}
+    assert set(rows) == {"grpo", "grpovi", "one-pass"}
     assert (rows["grpovi"]["baseline"], rows["grpovi"]["n_seeds"]) == ("grpo", "2")
     assert rows["grpovi"]["metric"] == "eval/rewards/gold/mean"
     page = (study / "report" / "index.html").read_text()
     assert "pair accuracy" in page.lower()
+    assert '<section id="online">' in page and "one-pass and grpo" in page  # its verdict is a contrast
+    online = (study / "report" / "online.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in online] == ["arm", "grpo", "grpovi", "one-pass"]
     assert not re.search(r"""(src|href)=["']https?://""", page)
 
 

@@ -123,12 +123,17 @@ class FeatureModel(nn.Module):
     def forward(self, rows: list[list[int]]) -> Tensor:
         """Token lists -> features, [B, D] float32 on the CPU; those in the cache are read from it.
 
+        Equal rows have equal features to the last bit, so that a completion that was sampled twice is known as such.
+
         Raises:
             TrainingError: a feature is not finite.
         """
-        if self.cache is None:
-            return self._compute(rows)
-        return self.cache.fetch(self.fingerprint, rows, self.dim, self._compute)
+        if self.cache is not None:
+            return self.cache.fetch(self.fingerprint, rows, self.dim, self._compute)
+        places: dict[tuple[int, ...], int] = {}
+        for row in rows:
+            places.setdefault(tuple(row), len(places))
+        return self._compute([list(row) for row in places])[[places[tuple(row)] for row in rows]]
 
     @torch.no_grad()
     def _compute(self, rows: list[list[int]]) -> Tensor:

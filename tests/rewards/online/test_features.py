@@ -34,6 +34,12 @@ def test_they_are_the_last_states_at_the_last_token_and_their_mean(policy_folder
     torch.testing.assert_close(features(ROWS), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_equal_sequences_have_equal_features_whatever_batch_they_would_be_in(policy_folder):
+    rows = [[3, 4, 5], [6, 7, 8], [9, 10, 11], [3, 4, 5], [12, 13, 14], [3, 4, 5]]
+    found = loaded(policy_folder, batch_size=2)(rows)
+    assert torch.equal(found[0], found[3]) and torch.equal(found[0], found[5]) and not torch.equal(found[0], found[1])
+
+
 def test_the_last_token_is_the_default(policy_folder):
     expected = torch.stack([state[-1] for state in states(policy_folder, ROWS)])
     torch.testing.assert_close(loaded(policy_folder)(ROWS), expected, rtol=1e-4, atol=1e-5)
