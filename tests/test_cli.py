@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers.own_input import run_config, write_own_input, write_yaml
 
 from grpovi_lightning.cli import check_fit, main
@@ -238,3 +239,85 @@ def test_a_number_of_batches_stays_a_whole_number(inputs, tmp_path):
     command += ["--trainer.limit_val_batches", "1", "--print_config"]
     printed = subprocess.run(command, cwd=inputs, capture_output=True, text=True, check=True).stdout
     assert "limit_val_batches: 1\n" in printed
+
+
+def online_reward(config, estimator=None, selection=None, oracle=None, **online):
+    """Puts a reward that learns from a person's answers into the configuration."""
+    package = "grpovi_lightning.rewards.online"
+    path = model(config)["policy"]["init_args"]["path"]
+    asked = {"class_path": f"{package}.FileOracle", "init_args": {"folder": "${trainer.default_root_dir}/oracle"}}
+    asked["init_args"] |= {"timeout_seconds": 0.0}
+    learning = {"oracle": oracle or asked, "every_n_steps": 2, "pairs_per_round": 2} | online
+    if selection:
+        learning["selection"] = {"class_path": f"{package}.{selection}"}
+    estimator = estimator or {"class_path": f"{package}.OnlineMirrorDescent", "init_args": {"lam": 0.5}}
+    model(config)["reward"] = {
+        "class_path": f"{package}.LinearReward",
+        "init_args": {
+            "features": {"class_path": f"{package}.FeatureModel", "init_args": {"path": path}},
+            "estimator": estimator,
+            "online": {"class_path": f"{package}.OnlineLearning", "init_args": learning},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"every_n_steps": 0}, "online learning every_n_steps: got 0, expected at least 1"),
+        ({"estimator": ("OnlineMirrorDescent", {"lam": 0.0})}, "lam: got 0.0, expected a positive, finite number"),
+        ({"estimator": ("OnlineMirrorDescent", {"radius": -2.0})}, "radius: got -2.0, expected a positive"),
+        (
+            {
+                "estimator": (
+                    "StochasticGradientDescent",
+                    {
+                        "rate": {
+                            "class_path": "grpovi_lightning.rewards.online.ConstantRate",
+                            "init_args": {"rate": 1.0},
+                        }
+                    },
+                ),
+                "selection": "UncertainPairs",
+            },
+            "UncertainPairs: got StochasticGradientDescent, expected an estimator that knows its uncertainty",
+        ),
+        (
+            {
+                "oracle": {
+                    "class_path": "grpovi_lightning.rewards.online.BradleyTerryOracle",
+                    "init_args": {"function": "my_rewards.nothing"},
+                }
+            },
+            "module my_rewards has no 'nothing'",
+        ),
+    ],
+)
+def test_a_reward_that_cannot_learn_is_refused_before_anything_is_loaded(refused, settings, expected):
+    settings = dict(settings)
+    if "estimator" in settings:
+        name, arguments = settings["estimator"]
+        settings["estimator"] = {"class_path": f"grpovi_lightning.rewards.online.{name}", "init_args": arguments}
+    assert expected in refused(lambda config: online_reward(config, **settings))
+
+
+@pytest.mark.slow
+def test_a_run_that_nobody_answers_ends_well_and_goes_on_with_late_answers(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    config = run_config(inputs, tmp_path / "run")
+    online_reward(config)
+    config["checkpoint"] = {"every_n_train_steps": 2}
+    config["trainer"]["max_steps"] = 2
+    assert main(["fit", "--config", write_yaml(tmp_path / "run.yaml", config)]) == 0
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "finished" and any("had no answer after 0 s" in line for line in status["warnings"])
+
+    oracle = tmp_path / "run" / "oracle"
+    names = [json.loads(line)["name"] for line in (oracle / "questions" / "00000000.jsonl").read_text().splitlines()]
+    (oracle / "answers" / "a.jsonl").write_text("".join(f'{{"name": "{name}", "label": 1}}\n' for name in names))
+    config["trainer"]["max_steps"] = 4
+    arguments = ["fit", "--config", write_yaml(tmp_path / "run.yaml", config)]
+    assert main([*arguments, "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt")]) == 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = saved["reward._extra_state"]
+    assert state["online"]["n_labels"] == len(names) == 2 and state["estimator"]["theta"].any()

@@ -40,8 +40,9 @@ class OnePassRewardModule(L.LightningModule):
         self.scores = CatMetric()
 
     def check_inputs(self) -> None:
-        """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
+        """Raises `UserError` for a missing checkpoint and for settings that cannot work, before anything is loaded."""
         self.features.check()
+        self.make_estimator(1)
 
     def configure_model(self) -> None:
         """Loads the feature model once."""

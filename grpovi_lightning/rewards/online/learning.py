@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from grpovi_lightning.rewards.online.selection import Pairs, PairSelection, Rand
 from grpovi_lightning.structures import Rollout
 
 
-@dataclass
 class OnlineLearning:
     """Every so many policy steps, comparisons of that step's completions, one pass of the estimator over them.
 
@@ -30,25 +28,43 @@ class OnlineLearning:
     the round in which they are there.
     """
 
-    oracle: Oracle
-    """Who answers."""
-    selection: PairSelection = field(default_factory=RandomPairs)
-    """Which comparisons are asked for."""
-    every_n_steps: int = 4
-    """Policy steps from round to round; the first is after the first step."""
-    pairs_per_round: int = 16
-    """Comparisons asked for in a round, at most."""
-    max_labels: int | None = None
-    """Labels after which no more are asked for; None: no limit."""
+    def __init__(
+        self,
+        oracle: Oracle,
+        selection: PairSelection | None = None,
+        every_n_steps: int = 4,
+        pairs_per_round: int = 16,
+        max_labels: int | None = None,
+    ) -> None:
+        """Composes a round.
 
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        for name in ("every_n_steps", "pairs_per_round", "max_labels"):
-            value = getattr(self, name)
+        Args:
+            oracle: who answers.
+            selection: which comparisons are asked for; default `RandomPairs`.
+            every_n_steps: policy steps from round to round; the first is after the first step.
+            pairs_per_round: comparisons asked for in a round, at most; most strategies ask once a prompt.
+            max_labels: labels after which no more are asked for; None: no limit.
+
+        Raises:
+            UserError: a number is below 1.
+        """
+        for name, value in (
+            ("every_n_steps", every_n_steps),
+            ("pairs_per_round", pairs_per_round),
+            ("max_labels", max_labels),
+        ):
             if value is not None and value < 1:
                 raise UserError(f"online learning {name}: got {value}, expected at least 1")
+        self.oracle, self.selection = oracle, selection or RandomPairs()
+        self.every_n_steps, self.pairs_per_round, self.max_labels = every_n_steps, pairs_per_round, max_labels
         self.n_labels = 0
         self.pending: dict[str, Tensor] = {}
+
+    def check(self, estimator: PreferenceEstimator) -> None:
+        """Raises `UserError` where no round could work with such an estimator; one of one feature will do."""
+        two = torch.tensor([[0.0, 1.0]])[:, :, None].expand(1, 2, estimator.dim)
+        self.selection.select(two, estimator, 1, selection_generator(0, 0))
+        self.oracle.check()
 
     def is_due(self, step: int) -> bool:
         """Whether a round follows policy step `step`."""

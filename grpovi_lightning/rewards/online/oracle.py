@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -132,12 +133,14 @@ class FileOracle(Oracle):
         self.timeout_seconds, self.poll_seconds = timeout_seconds, poll_seconds
 
     def check(self) -> None:
-        """Makes the folders."""
-        try:
-            for name in ("questions", "answers"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"oracle folder {self.folder}: {error}; name a folder that can be written") from error
+        """Refuses a path on which there cannot be a folder; it is made when the first questions are asked."""
+        for path in (self.folder, *self.folder.parents):
+            if path.exists():
+                if not (path.is_dir() and os.access(path, os.W_OK)):
+                    raise UserError(
+                        f"oracle folder {self.folder}: {path} is no folder that can be written; name another"
+                    )
+                return
 
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
         """See `Oracle`.
@@ -163,7 +166,8 @@ class FileOracle(Oracle):
             time.sleep(min(self.poll_seconds, max(deadline - time.monotonic(), 0.0)))
 
     def _ask(self, rollout: Rollout, questions: Sequence[Question]) -> None:
-        self.check()
+        for name in ("questions", "answers"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         file = self.folder / "questions" / f"{rollout.step:08d}.jsonl"
         lines = [
             {

@@ -59,12 +59,13 @@ class LinearReward(Reward):
         return {self.name: 1.0}
 
     def check(self) -> None:
-        """Checks the folders, and the oracle."""
+        """Checks the folders, the estimator's settings, the oracle, and that comparisons can be chosen."""
         self.features.check()
+        estimator = self.make_estimator(1)
         if self.start is not None:
             check_head(self.start)
         if self.online is not None:
-            self.online.oracle.check()
+            self.online.check(estimator)
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
         """Loads the feature model and the estimator's start once."""

@@ -16,6 +16,7 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.rewards import CompositeReward, RewardFunction
 from grpovi_lightning.rewards.online import (
     BradleyTerryOracle,
+    ConstantRate,
     FeatureModel,
     FileOracle,
     LinearReward,
@@ -138,18 +139,24 @@ def test_what_a_round_logs(linear, tiny_tokenizer, rollout):
 
 
 def test_an_estimator_without_a_hessian_logs_what_it_can(linear, rollout):
-    from grpovi_lightning.rewards.online import ConstantRate
-
     reward = linear(
         estimator=lambda dim: StochasticGradientDescent(dim, ConstantRate(0.1)), online=sure(pairs_per_round=2)
     )
     metrics = reward.learn(rollout, seed=1).metrics
     assert keys.ONLINE_UNCERTAINTY not in metrics and metrics[keys.ONLINE_LABELS] == 2.0
-    refused = linear(
-        estimator=lambda dim: StochasticGradientDescent(dim, ConstantRate(0.1)), online=sure(selection=UncertainPairs())
+
+
+def test_what_cannot_work_is_refused_before_anything_is_loaded(policy_folder):
+    features = FeatureModel(str(policy_folder))
+    with pytest.raises(UserError, match=r"lam: got -1\.0, expected"):
+        LinearReward(features, estimator=lambda dim: OnlineMirrorDescent(dim, lam=-1.0)).check()
+    sgd = LinearReward(
+        features,
+        estimator=lambda dim: StochasticGradientDescent(dim, ConstantRate(0.1)),
+        online=sure(selection=UncertainPairs()),
     )
-    with pytest.raises(UserError, match="UncertainPairs"):
-        refused.learn(rollout, seed=1)
+    with pytest.raises(UserError, match="UncertainPairs: got StochasticGradientDescent, expected an estimator that"):
+        sgd.check()
 
 
 def test_rounds_fall_due_every_so_many_steps_and_end_with_the_labels(linear, rollout):

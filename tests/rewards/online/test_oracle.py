@@ -135,5 +135,8 @@ class TestFiles:
         with pytest.raises(UserError, match="oracle poll_seconds: got nan, expected"):
             FileOracle(str(tmp_path), 1.0, float("nan"))
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=r"oracle folder .*name a folder that can be written"):
-            FileOracle(str(tmp_path / "file")).check()
+        for path in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(UserError, match=r"oracle folder .*file is no folder that can be written; name another"):
+                FileOracle(str(path)).check()
+        FileOracle(str(tmp_path / "new" / "folder")).check()
+        assert not (tmp_path / "new").exists()
