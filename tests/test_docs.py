@@ -1,7 +1,7 @@
 """What the pages in docs say is so.
 
 Of adjustment.md its examples, its theorems on random groups, its links and its picture; of performance.md its links,
-names, settings, counts and quotients.
+names, settings, counts and quotients; of one-pass.md its links and formulas, the rest in test_one_pass_page.py.
 """
 
 import doctest
@@ -33,7 +33,7 @@ DOCS = ROOT / "docs"
 PAGE = (DOCS / "adjustment.md").read_text()
 PERFORMANCE = (DOCS / "performance.md").read_text()
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-both_pages = pytest.mark.parametrize("name", ["adjustment.md", "performance.md"])
+every_page = pytest.mark.parametrize("name", ["adjustment.md", "performance.md", "one-pass.md"])
 
 
 def test_every_example_prints_what_the_page_shows():
@@ -51,7 +51,7 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@both_pages
+@every_page
 def test_every_link_leads_to_a_file_of_the_repository_and_to_a_heading_in_it(name):
     prose = re.sub(r"```.*?```", "", (DOCS / name).read_text(), flags=re.DOTALL)
     targets = {target for target in re.findall(r"\]\(([^)]+)\)", prose) if not target.startswith("https://")}
@@ -82,7 +82,7 @@ def test_classes_and_logged_names_on_the_page_exist():
         assert any(key.startswith(name.removesuffix("*")) for key in logged), name
 
 
-@both_pages
+@every_page
 def test_formulas_stand_as_github_reads_them(name):
     page = (DOCS / name).read_text()
     prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)

@@ -10,7 +10,7 @@ from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.base import Reward
-from grpovi_lightning.rewards.sequences import SequenceReader, in_batches
+from grpovi_lightning.rewards.sequences import SequenceReader, in_batches, own_precision
 from grpovi_lightning.structures import Rollout
 
 REWARD_STATISTICS = {"reward_mean": 0.0, "reward_std": 1.0}
@@ -68,7 +68,8 @@ class RewardModel(Reward):
             TrainingError: a score is not finite. A classifier has no completions that it cannot score.
         """
         assert self.model is not None and self.reader is not None, "load() comes before scoring"
-        scores = in_batches(self.reader.rows(rollout), self.batch_size, partial(classifier_scores, self.model))
+        with own_precision(self.model):
+            scores = in_batches(self.reader.rows(rollout), self.batch_size, partial(classifier_scores, self.model))
         mean, std = (getattr(self.model.config, name, default) for name, default in REWARD_STATISTICS.items())
         scores = (scores - mean) / std
         for i in (~scores.isfinite()).nonzero().flatten().tolist():

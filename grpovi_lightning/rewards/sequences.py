@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.structures import Rollout
 
@@ -65,6 +65,14 @@ def text_rows(
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What stands behind a completion that ended: the tokenizer's end token, where it has one."""
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
+
+
+def own_precision(model: PreTrainedModel) -> torch.autocast:
+    """Inside, a frozen model computes in the dtype of its weights, also where the trainer mixes precisions.
+
+    Its numbers then do not depend on what the policy is trained in.
+    """
+    return torch.autocast(model.device.type, enabled=False)
 
 
 def in_batches(rows: Sequence[list[int]], batch_size: int, compute: Callable[[list[list[int]]], Tensor]) -> Tensor:

@@ -92,6 +92,13 @@ def test_a_score_that_is_no_finite_number_is_an_error_and_no_completion_without_
         reward.components(rollout)
 
 
+def test_mixed_precision_around_it_changes_no_bit(reward_folder, tiny_tokenizer, rollout):
+    reward = loaded(reward_folder, tiny_tokenizer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = reward.components(rollout)["reward_model"]
+    assert torch.equal(mixed, reward.components(rollout)["reward_model"])
+
+
 def test_it_is_frozen_and_loaded_once(reward_folder, tiny_tokenizer, rollout):
     reward = loaded(reward_folder, tiny_tokenizer)
     model = reward.model

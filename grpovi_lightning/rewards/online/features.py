@@ -14,7 +14,7 @@ from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_model, load_tokenizer
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.online.feature_cache import FeatureCache
-from grpovi_lightning.rewards.sequences import in_batches
+from grpovi_lightning.rewards.sequences import in_batches, own_precision
 
 _UNUSED_HEADS = ("pooler.dense.weight", "pooler.dense.bias")
 """Weights of encoders' own pooling, which masked-language-model checkpoints lack and nothing here reads."""
@@ -137,7 +137,9 @@ class FeatureModel(nn.Module):
 
     @torch.no_grad()
     def _compute(self, rows: list[list[int]]) -> Tensor:
-        features = in_batches(rows, self.batch_size, self._pooled).cpu()
+        assert self.model is not None, "load() comes before features"
+        with own_precision(self.model):
+            features = in_batches(rows, self.batch_size, self._pooled).cpu()
         if not bool(features.isfinite().all()):
             raise TrainingError(
                 f"feature model {self.path}: a feature is not finite; look at the checkpoint and its dtype"

@@ -56,6 +56,13 @@ def test_an_encoder_without_a_pooler_will_do(tmp_path, tokenizer_folder, tiny_to
     torch.testing.assert_close(features(ROWS), alone, rtol=1e-4, atol=1e-5)
 
 
+def test_mixed_precision_around_it_changes_no_bit(policy_folder):
+    features = loaded(policy_folder)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = features(ROWS)
+    assert torch.equal(mixed, features(ROWS))
+
+
 def test_nothing_of_it_is_trained(policy_folder):
     features = loaded(policy_folder)
     assert not any(parameter.requires_grad for parameter in features.parameters())
