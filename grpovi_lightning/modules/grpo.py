@@ -23,6 +23,7 @@ from grpovi_lightning.advantages import Advantage, GroupAdvantage
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, ImportanceSampling, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
+from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup
@@ -38,7 +39,7 @@ from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
 
 
-class GRPOModule(PolicyUpdates):
+class GRPOModule(FrozenLeftOut, PolicyUpdates):
     """Group relative policy optimisation (arXiv 2402.03300); with `VarianceIncrease`, GRPOVI (arXiv 2505.23247).
 
     One training step is one rollout: G completions for each of P prompts, scored, adjusted, turned into
@@ -326,20 +327,7 @@ class GRPOModule(PolicyUpdates):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    # Checkpoints hold what changes: the policy, the optimiser, the adjustment's state, what the reward learned and the
-    # counters.
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out frozen weights, which are loaded from where they came."""
-        frozen = self._frozen()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fills in the frozen weights, so that loading can stay strict about all the rest."""
-        frozen = self._frozen()
-        checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if k in frozen}
-
-    def _frozen(self) -> set[str]:
+    def frozen_state(self) -> set[str]:
         """Names of the state of the reference, of rewards but for what they learned, and of weights under adapters."""
         under = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         frozen = {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}

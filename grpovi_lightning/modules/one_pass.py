@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from torchmetrics import CatMetric, MeanMetric
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.modules.checkpoints import FrozenLeftOut
+from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.rewards.online import OnlineMirrorDescent, PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
@@ -19,7 +19,7 @@ from grpovi_lightning.rewards.online.reward import EstimatorFactory
 from grpovi_lightning.rewards.sequences import text_rows
 
 
-class OnePassRewardModule(L.LightningModule):
+class OnePassRewardModule(FrozenLeftOut):
     """Bradley-Terry on frozen features by any `PreferenceEstimator`; by default the one-pass estimator.
 
     Each training step is one round: the estimator learns from a batch of pairs and, if it is a one-pass method, never
@@ -36,8 +36,7 @@ class OnePassRewardModule(L.LightningModule):
         # Lightning counts steps, which `max_steps` and checkpoints go by, by those of an optimizer.
         self.counter = nn.Parameter(torch.zeros(()))
         self.register_buffer("statistics", torch.tensor([0.0, 1.0], dtype=torch.float64))
-        self.accuracy, self.margin, self.held_out_loss = MeanMetric(), MeanMetric(), MeanMetric()
-        self.scores = CatMetric()
+        self.held_out = HeldOutPairs()
 
     def check_inputs(self) -> None:
         """Raises `UserError` for a missing checkpoint and for settings that cannot work, before anything is loaded."""
@@ -63,12 +62,12 @@ class OnePassRewardModule(L.LightningModule):
         """One round. Loss and accuracy are those of the estimate before it learned from the batch."""
         assert self.estimator is not None
         chosen, rejected = self._features(batch)
-        scores = self.estimator.reward(chosen) - self.estimator.reward(rejected)
+        scores = self.estimator.reward(chosen), self.estimator.reward(rejected)
         self.estimator.update(chosen - rejected, torch.ones(len(chosen)))
         self.optimizers().step()  # type: ignore[union-attr]
         metrics = {
-            keys.LOSS: float(-logsigmoid(scores).mean()),
-            keys.PAIR_ACCURACY: float(_pair_accuracy(scores).mean()),
+            keys.LOSS: float(-logsigmoid(scores[0] - scores[1]).mean()),
+            keys.PAIR_ACCURACY: float(pair_accuracy(*scores).mean()),
             keys.ONLINE_STATE_BYTES: float(self.estimator.state_bytes),
         }
         log_scalars(self, metrics, self.trainer.global_step - 1, shown=[keys.LOSS, keys.PAIR_ACCURACY])
@@ -76,22 +75,15 @@ class OnePassRewardModule(L.LightningModule):
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
         """Held-out pairs."""
         assert self.estimator is not None
-        chosen, rejected = (self.estimator.reward(features).to(self.device) for features in self._features(batch))
-        self.held_out_loss.update(-logsigmoid(chosen - rejected))
-        self.accuracy.update(_pair_accuracy(chosen - rejected))
-        self.margin.update(chosen - rejected)
-        self.scores.update(torch.cat([chosen, rejected]))
+        self.held_out.update(*(self.estimator.reward(side).to(self.device) for side in self._features(batch)))
 
     def on_validation_epoch_end(self) -> None:
         """Logs held-out accuracy, loss and margin, and keeps the scores' mean and spread."""
-        named = {keys.LOSS: self.held_out_loss, keys.PAIR_ACCURACY: self.accuracy, keys.REWARD_MARGIN: self.margin}
-        metrics = {name: float(metric.compute()) for name, metric in named.items()}
-        log_held_out(self, metrics, self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
-        scores = torch.as_tensor(self.scores.compute()).double()
-        if self.trainer.validating and float(scores.std()) > 0.0:
-            self.statistics.copy_(torch.stack([scores.mean(), scores.std()]))  # type: ignore[operator]
-        for metric in (*named.values(), self.scores):
-            metric.reset()
+        log_held_out(self, self.held_out.compute(), self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
+        mean, std = self.held_out.moments()
+        if self.trainer.validating and std > 0.0:
+            self.statistics.copy_(torch.tensor([mean, std], dtype=torch.float64))  # type: ignore[operator]
+        self.held_out.reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
@@ -104,7 +96,7 @@ class OnePassRewardModule(L.LightningModule):
         return chosen, rejected
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The estimator's state: with it a run goes on exactly."""
+        """The estimator's state."""
         assert self.estimator is not None
         return self.estimator.state_dict()
 
@@ -113,22 +105,12 @@ class OnePassRewardModule(L.LightningModule):
         assert self.estimator is not None
         self.estimator.load_state_dict(state)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out the feature model, which is loaded from where it came."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("features.")}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fills it in again, so that loading stays strict about all the rest."""
-        checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if k.startswith("features.")}
+    def frozen_state(self) -> set[str]:
+        """Names of the state of the feature model."""
+        return {name for name in self.state_dict() if name.startswith("features.")}
 
     def save_pretrained(self, folder: str) -> None:
         """Writes what `LinearReward` starts from."""
         assert self.estimator is not None
         mean, std = self.statistics.tolist()  # type: ignore[operator]
         save_head(folder, self.features.fingerprint, self.estimator, mean, std)
-
-
-def _pair_accuracy(margins: Tensor) -> Tensor:
-    """1 where the chosen one scores higher, 1/2 for a tie (as every pair is before training), else 0."""
-    return torch.where(margins == 0.0, 0.5, (margins > 0.0).double())

@@ -5,13 +5,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torchmetrics import CatMetric, MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
+from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.rewards.models import classifier_scores
@@ -55,8 +55,7 @@ class RewardModelModule(L.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.accuracy, self.margin, self.held_out_loss = MeanMetric(), MeanMetric(), MeanMetric()
-        self.scores = CatMetric()
+        self.held_out = HeldOutPairs()
 
     def check_inputs(self) -> None:
         """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
@@ -78,30 +77,22 @@ class RewardModelModule(L.LightningModule):
         chosen, rejected = self._scores(batch)
         loss = -logsigmoid(chosen - rejected).mean()
         centring = (chosen + rejected).square().mean()
-        accuracy = _pair_accuracy(chosen, rejected).mean()
+        accuracy = pair_accuracy(chosen, rejected).mean()
         self.log_dict({keys.LOSS: loss.detach(), keys.PAIR_ACCURACY: accuracy}, prog_bar=True, batch_size=len(chosen))
         return loss + self.centering_coefficient * centring
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
         """Held-out pairs."""
-        chosen, rejected = self._scores(batch)
-        self.held_out_loss.update(-logsigmoid(chosen - rejected))
-        self.accuracy.update(_pair_accuracy(chosen, rejected))
-        self.margin.update(chosen - rejected)
-        self.scores.update(torch.cat([chosen, rejected]))
+        self.held_out.update(*self._scores(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Logs held-out accuracy, loss and margin, and keeps the scores' mean and spread for the checkpoint."""
         assert self.model is not None
-        named = {keys.LOSS: self.held_out_loss, keys.PAIR_ACCURACY: self.accuracy, keys.REWARD_MARGIN: self.margin}
-        metrics = {name: float(metric.compute()) for name, metric in named.items()}
-        log_held_out(self, metrics, self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
-        scores = torch.as_tensor(self.scores.compute()).double()
-        if self.trainer.validating and float(scores.std()) > 0.0:
-            self.model.config.reward_mean = float(scores.mean())
-            self.model.config.reward_std = float(scores.std())
-        for metric in (*named.values(), self.scores):
-            metric.reset()
+        log_held_out(self, self.held_out.compute(), self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
+        mean, std = self.held_out.moments()
+        if self.trainer.validating and std > 0.0:
+            self.model.config.reward_mean, self.model.config.reward_std = mean, std
+        self.held_out.reset()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
@@ -119,8 +110,3 @@ class RewardModelModule(L.LightningModule):
         assert self.model is not None and self.tokenizer is not None
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def _pair_accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """1 where the chosen one scores higher, 1/2 for a tie (as every pair is before training), else 0."""
-    return torch.where(chosen == rejected, 0.5, (chosen > rejected).float())
