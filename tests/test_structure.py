@@ -23,8 +23,15 @@ PUBLIC = {
     "grpovi_lightning.adjustment.reference": ["enumeration_search", "one_pass_search"],
     "grpovi_lightning.advantages": ["Advantage", "GroupAdvantage", "LeaveOneOutAdvantage"],
     "grpovi_lightning.losses": ["BNPOLoss", "CISPOLoss", "DAPOLoss", "DrGRPOLoss", "GRPOLoss", "GSPOLoss"],
-    "grpovi_lightning.modules": ["DynamicResampling", "GRPOModule", "RewardModelModule", "SFTModule"],
+    "grpovi_lightning.modules": [
+        "DynamicResampling",
+        "GRPOModule",
+        "OnePassRewardModule",
+        "RewardModelModule",
+        "SFTModule",
+    ],
     "grpovi_lightning.rewards": ["CompositeReward", "RewardFunction", "RewardModel"],
+    "grpovi_lightning.rewards.online": ["LinearReward", "OnePassOptimizer", "OnlineLearning", "OnlineMirrorDescent"],
     "grpovi_lightning.rollout": ["RolloutEngine", "SamplingConfig"],
 }
 
