@@ -11,7 +11,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from one_pass_figure import MARK, one_pass_figure, save_picture
+from one_pass_figure import one_pass_figure
 from one_pass_synthetic import (
     COLD,
     CONSTANT,
@@ -20,26 +20,41 @@ from one_pass_synthetic import (
     FALLING,
     FALLING_RATES,
     IMPLICIT,
+    LOOSE,
+    LOOSEST,
     ONE_PASS,
     QUICK,
     ROUND,
     THETA_NORM,
+    TIGHT,
     WARM,
     WINDOW,
     Row,
     Sizes,
     Track,
     best,
+    default,
     measure,
     of,
     problem,
     spread,
 )
-from reporting import checked_output, consoles, default_output, duration, machine, titled_table, write_rows
+from reporting import (
+    checked_output,
+    consoles,
+    default_output,
+    duration,
+    machine,
+    save_picture,
+    titled_table,
+    write_rows,
+)
 from rich.console import Console
 
 from grpovi_lightning.errors import TrainingError, UserError
 
+MARK = "benchmarks/one_pass.py"
+"""Stands in the metadata of every picture."""
 PROMISED_GAP, PROMISED_GROWTH, PROMISED_RATIO = 0.002, 0.1, 20
 
 
@@ -80,29 +95,40 @@ def print_promises(console: Console, tracks: Sequence[Track], *, full: bool) -> 
     """What was promised of the one-pass estimator, for each lambda against the refit with the same."""
     promised = "promised" if full else "promised at the full size"
     sgd = min((best(tracks, name) for name in (CONSTANT, FALLING)), key=lambda track: track.cross_entropy[:, -1].mean())
-    columns = ("minus the refit", "minus SGD", "round late / early", "refit time / one pass")
+    loose, tight = default(tracks, LOOSE), default(tracks, WARM)
+    columns = (
+        "minus\nthe refit",
+        "minus\nSGD",
+        "round\nlate / early",
+        "refits\n/ one pass",
+        "loose refits\n/ one pass",
+    )
     table = titled_table("The one-pass estimator", "", *columns)
     for track, refit in zip(of(tracks, ONE_PASS), of(tracks, WARM), strict=True):
+        refits = [refit, loose] if refit is tight else [refit]
         table.add_row(
             track.arm.setting,
             spread(track.cross_entropy[:, -1] - refit.cross_entropy[:, -1], 4),
             spread(track.cross_entropy[:, -1] - sgd.cross_entropy[:, -1], 4),
             spread(track.round_seconds(int(track.samples[-1])) / track.round_seconds(EARLY), 3),
-            spread(refit.seconds.sum(axis=1) / track.seconds.sum(axis=1), 1),
+            *(spread(other.seconds.sum(axis=1) / track.seconds.sum(axis=1), 1) for other in refits),
         )
+    change = np.abs(loose.cross_entropy - tight.cross_entropy)
     console.print(
         table,
         f"Differences of held-out cross-entropy, seed by seed: to the warm refit of the same lam ({promised}: at most "
         f"{PROMISED_GAP}), to {sgd.arm.name}, {sgd.arm.setting} ({promised}: below 0). The time of a round at the end "
         f"over that at {EARLY:,} ({promised}: within {PROMISED_GROWTH:.0%} of 1). The time of all warm refits over "
-        f"that of all one-pass rounds ({promised}: at least {PROMISED_RATIO}).",
+        f"that of all one-pass rounds ({promised}: at least {PROMISED_RATIO}): a refit ends at a gradient of "
+        f"{TIGHT:.0e} of its bound, a loose one at {LOOSEST:.0e}, which changes the held-out cross-entropy by at most "
+        f"{change[:, -1].max():.1e} after all rounds, and {change.max():.1e} after any.",
         sep="\n",
     )
 
 
 def _tabulated(tracks: Sequence[Track]) -> list[Track]:
     """Every setting of the methods with a lambda, and the best rate of each SGD."""
-    regularised = [track for name in (ONE_PASS, IMPLICIT, WARM, COLD) for track in of(tracks, name)]
+    regularised = [track for name in (ONE_PASS, IMPLICIT, WARM, COLD, LOOSE) for track in of(tracks, name)]
     return regularised + [best(tracks, name) for name in (CONSTANT, FALLING)]
 
 
@@ -132,7 +158,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = [row for track in tracks for row in track.rows(arguments.seed)]
     out.print(write_rows(output, Row._fields, rows))
     cross_entropy, accuracy = bayes.mean(axis=0).tolist()
-    out.print(save_picture(one_pass_figure(tracks, (cross_entropy, accuracy)), picture))
+    out.print(save_picture(one_pass_figure(tracks, (cross_entropy, accuracy)), picture, MARK))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,28 +5,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from one_pass_settings_figure import settings_figure
 from one_pass_settings_runs import QUICK, SETTINGS, Row, Sizes
 from one_pass_settings_tables import Results, print_tables
-from reporting import checked_output, consoles, default_output, machine, write_rows
+from reporting import checked_output, consoles, default_output, machine, save_picture, write_rows
 
-from analysis.style import RC
 from grpovi_lightning.errors import UserError
 
 MARK = "benchmarks/one_pass_settings.py"
 """Stands in the metadata of every picture."""
 QUICK_SEEDS, SEEDS = 3, 20
-
-
-def save_picture(figure: Figure, path: Path) -> str:
-    """Writes the picture and says so."""
-    verb = "replaced" if path.exists() else "written"
-    with matplotlib.rc_context(RC):
-        figure.savefig(path, metadata={"Creator": MARK})
-    return f"{verb}: {path}"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
             rows += of_seed(sizes, seed)
     results = Results(rows)
     print_tables(out, results, sizes, seeds)
-    out.print(save_picture(settings_figure(results), picture))
+    out.print(save_picture(settings_figure(results), picture, MARK))
     out.print(write_rows(output, Row._fields, rows))
 
 

@@ -22,6 +22,7 @@ from one_pass_settings_runs import (
     pessimistic,
 )
 from one_pass_settings_tables import Cell, Results, floor_of
+from reporting import label_axes
 
 from analysis.statistics import Estimate
 from analysis.style import DASHES, FAINT, PALETTE, RC
@@ -44,7 +45,7 @@ def settings_figure(results: Results) -> Figure:
 
 def draw_passive(axes: Axes, results: Results) -> None:
     """Value of the pessimistic policy minus the greedy one's, against beta."""
-    _begin(axes, "Passive: what pessimism adds, one pass", "beta", "true reward minus the greedy policy's")
+    label_axes(axes, "Passive: what pessimism adds, one pass", "beta", "true reward minus the greedy policy's")
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     (labels,) = results.labels(PASSIVE, "value")
     betas = BETAS[1:]
@@ -62,7 +63,7 @@ def draw_passive(axes: Axes, results: Results) -> None:
 def draw_active(axes: Axes, results: Results) -> None:
     """Cross-entropy minus that of random pairs at the last label, a group of bars a regime."""
     labels = results.labels(ACTIVE, "cross-entropy")[-1]
-    _begin(axes, f"Active: against random pairs, {labels} labels", "", "held-out cross-entropy minus random's")
+    label_axes(axes, f"Active: against random pairs, {labels} labels", "", "held-out cross-entropy minus random's")
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     strategies = [strategy for strategy in ACTIVE_STRATEGIES if strategy != RANDOM]
     places = np.arange(len(ACTIVE_REGIMES))
@@ -80,7 +81,7 @@ def draw_active(axes: Axes, results: Results) -> None:
 
 def draw_deployment(axes: Axes, results: Results, regime: str) -> None:
     """What cumulative regret lies above the floor, against rounds, both logarithmic, with sqrt(t) for the eye."""
-    _begin(axes, f"Deployment: {regime} prompts", "rounds", "regret of the pair, above that of the two best")
+    label_axes(axes, f"Deployment: {regime} prompts", "rounds", "regret of the pair, above that of the two best")
     rounds = results.labels(DEPLOYMENT, REGRET)
     for colour, strategy in zip(PALETTE, DEPLOYMENT_STRATEGIES, strict=False):
         cells = [Cell(DEPLOYMENT, regime, ONE_PASS, strategy, t, REGRET) for t in rounds]
@@ -95,14 +96,6 @@ def draw_deployment(axes: Axes, results: Results, regime: str) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:,g}")  # the usual powers are parsed as mathematics, which the style leaves off
     axes.legend(fontsize=7.5, loc="upper left")
-
-
-def _begin(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, pad=8)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(True, axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def _legend_below(axes: Axes) -> None:

@@ -10,7 +10,16 @@ from statistics import median
 import matplotlib
 import torch
 from matplotlib.figure import Figure
-from reporting import checked_output, consoles, default_output, duration, machine, titled_table, training_device
+from reporting import (
+    checked_output,
+    consoles,
+    default_output,
+    duration,
+    machine,
+    save_picture,
+    titled_table,
+    training_device,
+)
 from rich.console import Console
 from step_result import at_least
 from training_step import StepTimes, quiet, train
@@ -117,15 +126,6 @@ def _ink_on(colour: str) -> str:
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else PAPER
 
 
-def save_picture(figure: Figure, path: Path) -> str:
-    """Writes the picture and says so."""
-    verb = "replaced" if path.exists() else "written"
-    field = "Creator" if path.suffix == ".svg" else "Software"
-    with matplotlib.rc_context(RC):
-        figure.savefig(path, metadata={field: MARK}, dpi=160)
-    return f"{verb}: {path}"
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Trains on each workload, prints the table and writes the picture."""
     out, progress = consoles()
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
         train(work, arguments.steps, arguments.seed, times)
         profiles[name] = profile(times.scalars, times.ends)
     print_profiles(out, profiles, arguments.steps)
-    out.print(save_picture(profile_figure(profiles), output))
+    out.print(save_picture(profile_figure(profiles), output, MARK))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

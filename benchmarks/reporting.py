@@ -1,4 +1,4 @@
-"""What the benchmarks print and write alike: tables, durations, the machine, the CSV of all measurements."""
+"""What the benchmarks print and write alike: tables, durations, the machine, the CSV of all measurements, pictures."""
 
 import csv
 import os
@@ -9,12 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from analysis.style import FAINT, RC
 from grpovi_lightning.errors import UserError
 
 PRINTED_WIDTH = 100
@@ -95,4 +99,22 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     verb = "replaced" if path.exists() else "written"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    return f"{verb}: {path}"
+
+
+def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, what the axes show, and faint lines to read the values by."""
+    axes.set_title(title, pad=8)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(True, axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def save_picture(figure: Figure, path: Path, mark: str) -> str:
+    """Writes the SVG or PNG, with the mark in its metadata, and says so."""
+    verb = "replaced" if path.exists() else "written"
+    field = "Creator" if path.suffix == ".svg" else "Software"
+    with matplotlib.rc_context(RC):
+        figure.savefig(path, metadata={field: mark}, dpi=160)
     return f"{verb}: {path}"

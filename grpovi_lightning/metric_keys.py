@@ -75,7 +75,8 @@ SAMPLING_RATIO_MAX = "sampling/importance_sampling_ratio/max"
 NUM_TOKENS = "num_tokens"
 """Completion tokens sampled for training so far. Held-out completions do not count."""
 TRAIN_SECONDS = "train_seconds"
-"""Wall-clock seconds spent in training steps so far. Held-out evaluation does not count."""
+"""Wall-clock seconds spent in training steps so far. Held-out evaluation does not count; waiting for answers about
+completions, where a reward model learns from them, does."""
 
 # Time of one step, seconds. The phases do not overlap; what they leave of `step_time` is bookkeeping.
 STEP_TIME = "step_time"
@@ -153,7 +154,8 @@ ONLINE_PAIR_ACCURACY = "online/pair_accuracy"
 ONLINE_CROSS_ENTROPY = "online/cross_entropy"
 """Mean -log P(label) of the same, nats; log 2 is guessing."""
 ONLINE_UNCERTAINTY = "online/uncertainty"
-"""Mean length of the feature differences in the norm of the inverse Hessian, before learning from them."""
+"""Mean length of the feature differences in the norm of the inverse Hessian, before learning from them; where the
+strategy that chose them reads it."""
 ONLINE_REGRET = "online/regret"
 """Mean gold reward of the best completion of the group minus the mean of the two compared; where the gold reward is
 known."""

@@ -60,7 +60,7 @@ def test_the_table_has_one_row_an_arm_a_seed_and_a_round(quick, synthetic):
     assert quick[2].read_text().splitlines()[0] == COLUMNS
     rows = read(quick[2])
     arms = [(arm.name, arm.setting) for arm in synthetic.arms()]
-    assert len(set(arms)) == len(arms) == 3 + 3 + 3 + 1 + 6 + 6
+    assert len(set(arms)) == len(arms) == 3 + 3 + 3 + 1 + 1 + 6 + 6
     rounds = [str(32 * (i + 1)) for i in range(synthetic.QUICK.pairs // 32)]
     expected = [(*arm, seed, samples) for arm in arms for seed in ("3", "4") for samples in rounds]
     assert [(row["arm"], row["setting"], row["seed"], row["samples"]) for row in rows] == expected
@@ -101,7 +101,13 @@ def test_the_picture_has_four_panels_and_the_arms(quick):
     for text in ("Held-out cross-entropy", "Held-out pair accuracy", "Time of a round", "State kept between rounds"):
         assert text in picture
     assert "mathdefault" not in picture
-    for text in ("one-pass OMD, lam 1", "MLE refit, warm, lam 1", "MLE refit, cold, lam 1", "SGD, constant, rate "):
+    for text in (
+        "one-pass OMD, lam 1",
+        "MLE refit, warm, lam 1",
+        "MLE refit, cold, lam 1",
+        "MLE refit, loose, lam 1",
+        "SGD, constant",
+    ):
         assert text in picture
 
 
@@ -174,7 +180,7 @@ def test_a_mistake_is_one_line_before_anything_is_measured(script, capsys, argum
 def test_a_refit_that_does_not_converge_is_one_line_and_exit_status_1(script, capsys, monkeypatch):
     from grpovi_lightning.rewards.online import maximum_likelihood
 
-    monkeypatch.setattr(maximum_likelihood, "ACCEPTED", 1e-30)
+    monkeypatch.setattr(maximum_likelihood, "MAX_ITERATIONS", 1)
     assert script.main(["--quick", "--output", "out.csv"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("one_pass.py: error: fit on 32 pairs: got a gradient of ")

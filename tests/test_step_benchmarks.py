@@ -394,10 +394,10 @@ def test_the_parts_of_a_profile_add_up_to_the_step(scripts, workload, tmp_path, 
 def test_a_picture_of_the_profile_is_replaced_and_anothers_is_not(scripts, tmp_path, suffix):
     script, path = scripts.profile_step, tmp_path / f"picture{suffix}"
     parts = dict.fromkeys((*keys.STEP_PHASES, "rest", "between steps"), 0.1)
-    checked = scripts.reporting.checked_output
-    assert script.save_picture(script.profile_figure({"one": parts}), path) == f"written: {path}"
+    checked, save = scripts.reporting.checked_output, scripts.reporting.save_picture
+    assert save(script.profile_figure({"one": parts}), path, script.MARK) == f"written: {path}"
     assert checked(path, "picture", script.MARK) == path
-    assert script.save_picture(script.profile_figure({"one": parts, "two": parts}), path) == f"replaced: {path}"
+    assert save(script.profile_figure({"one": parts, "two": parts}), path, script.MARK) == f"replaced: {path}"
     path.write_bytes(b"someone else's")
     with pytest.raises(ValueError, match="no picture of this benchmark"):
         checked(path, "picture", script.MARK)

@@ -1,6 +1,7 @@
 """GRPO and GRPOVI: rollout, rewards, adjustment, advantages, update."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -33,7 +34,7 @@ from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
 from grpovi_lightning.modules.step_metrics import as_floats, pair_agreement, rollout_metrics, step_record, step_work
 from grpovi_lightning.modules.update_metrics import combined_metrics
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
-from grpovi_lightning.rewards import Lesson, Reward
+from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
@@ -201,11 +202,15 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
         advantages = self.advantage(adjusted.rewards)
         experience = self.experience(rollout, rewards, advantages)
         updates = [self.update(experience, chosen) for chosen in self.minibatches(rollout)]
-        lesson = self.learn_reward(rollout)
+        with phase(keys.STEP_TIME_REWARD):
+            lesson = self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)
         self.n_tokens += sum_over_ranks(self, scored.n_tokens)
         times = self.clock.stop()
         self.train_seconds += times[keys.STEP_TIME]
         increase = adjusted.increase or self.counterfactual.increase(rewards, rollout)
+        if lesson.changed:  # only now: what was just logged is of the reward that it was sampled under
+            self.adjustment.reward_changed()
+            self.counterfactual.reward_changed()
         of_rank = times | {keys.TRAIN_SECONDS: float(self.train_seconds)}
         if self.resampling is not None:
             of_rank[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
@@ -279,15 +284,6 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
             rewards = rollout.grouped(self.reward.total(components, self.group_size))
         return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
 
-    def learn_reward(self, rollout: Rollout) -> Lesson:
-        """Lets a reward that learns see the completions; the range of the variance increase follows it."""
-        with phase(keys.STEP_TIME_REWARD):
-            lesson = self.reward.learn(rollout, resolve_seed(self.seed))
-        if lesson.changed:
-            self.adjustment.reward_changed()
-            self.counterfactual.reward_changed()
-        return lesson
-
     def resample(self, scored: ScoredRollout, spare: PromptBatch | None) -> ScoredRollout:
         """Replaces silent groups by those of spare prompts, where the YAML asks for it; as often on every rank."""
         if self.resampling is None:
@@ -334,6 +330,7 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
         return under | {name for name in frozen if not name.endswith(EXTRA_STATE)}
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes the policy and its tokenizer as a Hugging Face checkpoint folder."""
+        """Writes policy and tokenizer as a Hugging Face checkpoint folder, and what the reward learned beside it."""
         assert self.policy is not None
         self.policy.save_pretrained(folder)
+        self.reward.save_learned(Path(folder).with_name("reward_model"))

@@ -14,7 +14,7 @@ from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.rewards.online import OnlineMirrorDescent, PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
-from grpovi_lightning.rewards.online.head import save_head
+from grpovi_lightning.rewards.online.head import check_features, save_head
 from grpovi_lightning.rewards.online.reward import EstimatorFactory
 from grpovi_lightning.rewards.sequences import text_rows
 
@@ -23,8 +23,9 @@ class OnePassRewardModule(FrozenLeftOut):
     """Bradley-Terry on frozen features by any `PreferenceEstimator`; by default the one-pass estimator.
 
     Each training step is one round: the estimator learns from a batch of pairs and, if it is a one-pass method, never
-    sees them again (arXiv 2502.07193). `LinearReward` reads the folder that is written at the end. At every evaluation
-    the mean and the standard deviation of the held-out scores are taken, which standardise its rewards.
+    sees them again (arXiv 2502.07193). `LinearReward` reads the folder that is written at the end. Its rewards are
+    standardised by mean and standard deviation of the final estimate's scores on the held-out pairs; without such pairs
+    they stay as they are, and the run says so.
     """
 
     def __init__(self, features: FeatureModel, estimator: EstimatorFactory = OnlineMirrorDescent) -> None:
@@ -35,8 +36,8 @@ class OnePassRewardModule(FrozenLeftOut):
         self.automatic_optimization = False
         # Lightning counts steps, which `max_steps` and checkpoints go by, by those of an optimizer.
         self.counter = nn.Parameter(torch.zeros(()))
-        self.register_buffer("statistics", torch.tensor([0.0, 1.0], dtype=torch.float64))
         self.held_out = HeldOutPairs()
+        self.moments: FeatureMoments | None = None
 
     def check_inputs(self) -> None:
         """Raises `UserError` for a missing checkpoint and for settings that cannot work, before anything is loaded."""
@@ -44,7 +45,16 @@ class OnePassRewardModule(FrozenLeftOut):
         self.make_estimator(1)
 
     def configure_model(self) -> None:
-        """Loads the feature model once."""
+        """Loads the feature model once.
+
+        Raises:
+            UserError: a trainer that rounds the features, or has several processes.
+        """
+        if self.trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
+            raise UserError(
+                f"OnePassRewardModule: got trainer.precision {self.trainer.precision}, which rounds the feature model; "
+                "leave it at 32-true and set the feature model's dtype"
+            )
         if self.trainer.world_size > 1:
             raise UserError(
                 f"OnePassRewardModule: got {self.trainer.world_size} processes, expected 1; its rounds are one after "
@@ -72,17 +82,21 @@ class OnePassRewardModule(FrozenLeftOut):
         }
         log_scalars(self, metrics, self.trainer.global_step - 1, shown=[keys.LOSS, keys.PAIR_ACCURACY])
 
+    def on_validation_epoch_start(self) -> None:
+        """Begins to gather the moments of the held-out features."""
+        self.moments = FeatureMoments(self.features.dim)
+
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
         """Held-out pairs."""
         assert self.estimator is not None
-        self.held_out.update(*(self.estimator.reward(side).to(self.device) for side in self._features(batch)))
+        sides = self._features(batch)
+        self.held_out.update(*(self.estimator.reward(side).to(self.device) for side in sides))
+        if self.moments is not None:
+            self.moments.update(torch.cat(sides))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs held-out accuracy, loss and margin, and keeps the scores' mean and spread."""
+        """Logs held-out accuracy, loss and margin."""
         log_held_out(self, self.held_out.compute(), self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
-        mean, std = self.held_out.moments()
-        if self.trainer.validating and std > 0.0:
-            self.statistics.copy_(torch.tensor([mean, std], dtype=torch.float64))  # type: ignore[operator]
         self.held_out.reset()
 
     test_step = validation_step
@@ -96,14 +110,23 @@ class OnePassRewardModule(FrozenLeftOut):
         return chosen, rejected
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The estimator's state."""
+        """The estimator's state, which features it is of, and their moments at the last evaluation."""
         assert self.estimator is not None
-        return self.estimator.state_dict()
+        moments = None if self.moments is None else vars(self.moments)
+        return {
+            "features": self.features.fingerprint,
+            "estimator": self.estimator.state_dict(),
+            "moments": moments,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
         assert self.estimator is not None
-        self.estimator.load_state_dict(state)
+        check_features(state["features"], self.features.fingerprint, "checkpoint")
+        self.estimator.load_state_dict(state["estimator"])
+        if state["moments"] is not None:
+            self.moments = FeatureMoments(self.features.dim)
+            vars(self.moments).update(state["moments"])
 
     def frozen_state(self) -> set[str]:
         """Names of the state of the feature model."""
@@ -112,5 +135,32 @@ class OnePassRewardModule(FrozenLeftOut):
     def save_pretrained(self, folder: str) -> None:
         """Writes what `LinearReward` starts from."""
         assert self.estimator is not None
-        mean, std = self.statistics.tolist()  # type: ignore[operator]
+        mean, std = (0.0, 1.0) if self.moments is None else self.moments.of_scores(self.estimator.theta)
+        if std <= 0.0 or self.moments is None:
+            self.print("the rewards are not standardised: no held-out pairs, or their scores are all equal")
+            mean, std = 0.0, 1.0
         save_head(folder, self.features.fingerprint, self.estimator, mean, std)
+
+
+class FeatureMoments:
+    """Mean and covariance of features, from which the moments of any linear score of them follow."""
+
+    def __init__(self, dim: int) -> None:
+        """Starts empty."""
+        self.count = 0
+        self.mean = torch.zeros(dim, dtype=torch.float64)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> None:
+        """Adds features [b, D]: means and scatter matrices of parts are joined without loss of digits (Chan 1979)."""
+        rows = features.double().cpu()
+        mean, total = rows.mean(dim=0), self.count + len(rows)
+        centred, shift = rows - mean, mean - self.mean
+        self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(rows) / total)
+        self.mean += shift * (len(rows) / total)
+        self.count = total
+
+    def of_scores(self, theta: Tensor) -> tuple[float, float]:
+        """Mean and standard deviation (Bessel) of phi' theta; 0 for the latter of a single score."""
+        variance = float(theta @ self.scatter @ theta) / max(self.count - 1, 1)
+        return float(self.mean @ theta), max(variance, 0.0) ** 0.5

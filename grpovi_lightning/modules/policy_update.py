@@ -85,6 +85,11 @@ class PolicyUpdates(L.LightningModule):
                 f"trainer.precision: got {trainer.precision}, whose gradients need scaling, which the updates here do "
                 "not do; use bf16-mixed or 32-true"
             )
+        if trainer.precision == "bf16-true":
+            raise UserError(
+                "trainer.precision: got bf16-true, which would round the rewards' models and the state of ranges, too; "
+                "set the policy's dtype to bfloat16, or use bf16-mixed"
+            )
         for name, value, off in (
             ("gradient_clip_val", trainer.gradient_clip_val, None),
             ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1),

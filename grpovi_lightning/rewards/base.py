@@ -1,8 +1,9 @@
 """The contract of a reward: completions -> one number each, by named components."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +52,19 @@ class Reward(nn.Module):
     def check(self) -> None:
         """Raises `UserError` where it can be told without loading that loading would fail."""
 
-    def learn(self, rollout: Rollout, seed: int) -> Lesson:
+    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> Lesson:
         """Learns from the completions of a step, after the policy has; called at every step, on every rank.
 
         Args:
             rollout: the completions that the policy was trained on, those of this rank.
             seed: the run's seed.
+            stopping: whether the run is asked to stop; a reward that waits for something gives up then.
         """
         return Lesson()
+
+    def save_learned(self, folder: str | Path) -> None:
+        """Writes what was learned during training into a folder; nothing where nothing was."""
+        return
 
     def progress(self) -> dict[str, float]:
         """Running totals that held-out curves may be drawn against, such as labels used; the same names every time."""

@@ -1,5 +1,9 @@
 """Several rewards in one."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -62,10 +66,19 @@ class CompositeReward(Reward):
         """The components of all parts."""
         return {name: score for part in self._rewards() for name, score in part.components(rollout).items()}
 
-    def learn(self, rollout: Rollout, seed: int) -> Lesson:
-        """The lesson of the part that learns."""
-        lessons = [part.learn(rollout, seed) for part in self._rewards() if part.learns]
-        return lessons[0] if lessons else Lesson()
+    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> Lesson:
+        """The lesson of the part that learns. Where that part is only observed, the total has not changed."""
+        for part in self._rewards():
+            if part.learns:
+                lesson = part.learn(rollout, seed, stopping)
+                counts = any(self._weights[name] != 0.0 for name in part.weights())
+                return replace(lesson, changed=lesson.changed and counts)
+        return Lesson()
+
+    def save_learned(self, folder: str | Path) -> None:
+        """Writes what the part that learns has learned."""
+        for part in self._rewards():
+            part.save_learned(folder)
 
     def progress(self) -> dict[str, float]:
         """The totals of all parts."""

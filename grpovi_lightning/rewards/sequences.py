@@ -32,9 +32,10 @@ class SequenceReader:
 
     def _own_tokens(self, rollout: Rollout) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(self._texts(rollout))["input_ids"]  # type: ignore[assignment]
-        end = end_tokens(self.tokenizer)
+        end, closing = end_tokens(self.tokenizer), len(closing_tokens(self.tokenizer))
         pairs = zip(encoded, rollout.truncated.tolist(), strict=True)
-        return [row if cut or row[-1:] == end else [*row, *end] for row, cut in pairs]
+        # An encoder's own frame stays as it is; otherwise an end token is what tells that a completion ended.
+        return [row if closing or cut or row[-1:] == end else [*row, *end] for row, cut in pairs]
 
     def _texts(self, rollout: Rollout) -> list[str]:
         """Prompt and completion as one text.
@@ -55,11 +56,23 @@ class SequenceReader:
 def text_rows(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
 ) -> list[list[int]]:
-    """Token lists of prompts with completions that ended, as preference data has them."""
+    """Token lists of prompts with completions that ended, as preference data has them.
+
+    Tokens with which the tokenizer closes every text, such as BERT's, stand behind the completion, not the prompt.
+    """
+    closing = closing_tokens(tokenizer)
     heads = tokenizer(list(prompts))["input_ids"]
     tails = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-    end = end_tokens(tokenizer)
+    end = closing or end_tokens(tokenizer)
+    heads = [head[: len(head) - len(closing)] for head in heads]  # type: ignore[arg-type, index]
     return [[*head, *tail, *end] for head, tail in zip(heads, tails, strict=True)]  # type: ignore[misc]
+
+
+def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts behind every text: [SEP] of an encoder, nothing for most causal LMs."""
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    opening = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)  # type: ignore[arg-type, index]
+    return list(whole[opening + len(bare) :])  # type: ignore[arg-type, index]
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -228,7 +228,7 @@ def _report(value: Any, prepare: tuple[Stage, ...], arms: tuple[Arm, ...], path:
         hint = close_matches(str(pairs), runs)
         expected = f"one of {', '.join(runs)}" if runs else "none, because no prepare stage trains anything"
         raise UserError(f"{where}: pair_accuracy {pairs!r} is not a prepared run{hint}; expected {expected}")
-    _check_contrasts(settings.get("contrasts", []), [arm.name for arm in arms], where)
+    _check_contrasts(settings.get("contrasts") or [], [arm.name for arm in arms], where)
     return dict(settings)
 
 

@@ -121,6 +121,11 @@ class TestRefusals:
             train(module, tmp_path)
         assert calls == [12, 12] and int(module.n_steps) == 1
 
+    def test_a_precision_that_rounds_the_rewards_models_and_ranges_is_refused(self, policy_folder):
+        trainer = SimpleNamespace(precision="bf16-true", gradient_clip_val=None, accumulate_grad_batches=1)
+        with pytest.raises(UserError, match=r"trainer\.precision: got bf16-true, which would round"):
+            grpo(policy_folder).check_settings(trainer, None)
+
     @pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
     def test_half_precision_that_would_need_scaled_gradients_is_refused(self, policy_folder, precision):
         # On a CPU Lightning takes bfloat16 instead, so only a trainer on a GPU has this precision.

@@ -9,6 +9,7 @@ from modules.grpo_runs import graded, grpo, identical, scalars, train
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment import VarianceIncrease
 from grpovi_lightning.callbacks import RewardWatch, RunStatus
+from grpovi_lightning.errors import UserError
 from grpovi_lightning.rewards import CompositeReward, RewardFunction
 from grpovi_lightning.rewards.online import (
     BradleyTerryOracle,
@@ -16,6 +17,7 @@ from grpovi_lightning.rewards.online import (
     FileOracle,
     LinearReward,
     MaximumLikelihood,
+    MeanOverTokens,
     OnlineLearning,
     OnlineMirrorDescent,
 )
@@ -55,6 +57,61 @@ def test_the_range_of_the_variance_increase_starts_anew_with_each_reward(policy_
         assert logged[keys.ADJUSTMENT_RANGE_LOWER][step] == pytest.approx(lower)
         assert logged[keys.ADJUSTMENT_RANGE_UPPER][step] == pytest.approx(upper)
     assert extremes[1] != extremes[3]
+
+
+def test_what_a_grpo_run_says_of_the_variance_increase_is_of_the_reward_at_that_step(policy_folder, tmp_path):
+    """The counterfactual's range starts anew as well, and not before its step was described."""
+    recorded = train(grpo(policy_folder, **settings(policy_folder) | {"adjustment": None}), tmp_path, 5)
+    logged = scalars(tmp_path)
+    extremes = [(float(out["rewards"].min()), float(out["rewards"].max())) for out in recorded.outputs]
+    for step, steps in ((1, [1]), (2, [1, 2]), (3, [3]), (4, [3, 4])):
+        assert logged[keys.ADJUSTMENT_RANGE_LOWER][step] == pytest.approx(min(extremes[s][0] for s in steps))
+        assert logged[keys.ADJUSTMENT_RANGE_UPPER][step] == pytest.approx(max(extremes[s][1] for s in steps))
+
+
+def test_a_run_that_goes_on_with_answers_that_came_meanwhile_asks_what_it_now_samples(policy_folder, tmp_path):
+    """Answers are there earlier than they were: the policy goes another way, and nothing is mixed up."""
+    folder = tmp_path / "oracle"
+
+    def module():
+        return grpo(policy_folder, **settings(policy_folder, oracle=FileOracle(str(folder), 0.0)))
+
+    def answer(step):
+        lines = (folder / "questions" / f"{step:08d}.jsonl").read_text().splitlines()
+        names = [json.loads(line)["name"] for line in lines]
+        (folder / "answers" / f"{step}.jsonl").write_text("".join(f'{{"name": "{n}", "label": 1}}\n' for n in names))
+        return names
+
+    every = {"checkpoint_every": 1, "max_epochs": -1}
+    train(module(), tmp_path / "run", 5, **every)  # nobody answers
+    first, asked = answer(0), (folder / "questions" / "00000004.jsonl").read_text()
+    resumed = module()
+    train(resumed, tmp_path / "run", 5, ckpt_path=tmp_path / "run" / "checkpoints" / "step=2.ckpt", **every)
+
+    online = resumed.reward.parts[0].online
+    assert online.n_labels == len(first) == 3
+    assert (folder / "questions" / "00000004.jsonl").read_text().startswith(asked)
+    assert len((folder / "questions" / "00000004.jsonl").read_text().splitlines()) > 3
+
+
+def test_what_was_learned_is_saved_beside_the_policy_and_can_be_started_from(policy_folder, tmp_path, tiny_tokenizer):
+    module = grpo(policy_folder, **settings(policy_folder))
+    train(module, tmp_path / "run", 3)
+    module.save_pretrained(tmp_path / "run" / "model")
+    started = LinearReward(FeatureModel(str(policy_folder)), start=str(tmp_path / "run" / "reward_model"))
+    started.load(tiny_tokenizer)
+    assert torch.equal(started.estimator.theta, module.reward.parts[0].estimator.theta)
+    assert started.estimator.theta.any()
+
+
+def test_a_checkpoint_of_other_features_is_refused(policy_folder, tmp_path):
+    train(grpo(policy_folder, **settings(policy_folder)), tmp_path / "run", 1, checkpoint_every=1)
+    other = settings(policy_folder)
+    other["reward"].parts[0].features.poolings = [MeanOverTokens()]
+    with pytest.raises(UserError, match="checkpoint: it belongs to other features"):
+        train(
+            grpo(policy_folder, **other), tmp_path / "run", 2, ckpt_path=tmp_path / "run" / "checkpoints" / "last.ckpt"
+        )
 
 
 def test_three_steps_and_three_more_equal_six_to_the_last_bit(policy_folder, tmp_path):

@@ -10,7 +10,13 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data import PreferenceDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import OnePassRewardModule
-from grpovi_lightning.rewards.online import FeatureModel, LinearReward, MaximumLikelihood, OnlineMirrorDescent
+from grpovi_lightning.rewards.online import (
+    FeatureModel,
+    LinearReward,
+    MaximumLikelihood,
+    MeanOverTokens,
+    OnlineMirrorDescent,
+)
 from grpovi_lightning.rewards.sequences import text_rows
 
 PROMPTS = ["write about the fox", "a cat", "the old house in red", "ten words", "the river", "a boat and a dog"]
@@ -77,8 +83,11 @@ def test_held_out_figures_are_those_of_the_estimate(policy_folder, tmp_path, dat
     assert logged["eval/loss"][3] == pytest.approx(-torch.sigmoid(margins).log().mean().item(), rel=1e-4)
 
 
-def test_what_it_saves_is_what_a_linear_reward_starts_from(policy_folder, tmp_path, data, tiny_tokenizer):
-    built = fit(module(policy_folder), tmp_path / "run", data(), 3, validate_every=3)
+@pytest.mark.parametrize("validate_every", [3, 2], ids=["evaluated at the end", "evaluated before the end"])
+def test_what_it_saves_is_what_a_linear_reward_starts_from(
+    policy_folder, tmp_path, data, tiny_tokenizer, validate_every
+):
+    built = fit(module(policy_folder), tmp_path / "run", data(), 3, validate_every=validate_every)
     built.save_pretrained(tmp_path / "model")
     reward = LinearReward(FeatureModel(str(policy_folder)), start=str(tmp_path / "model"))
     reward.load(tiny_tokenizer)
@@ -92,6 +101,17 @@ def test_what_it_saves_is_what_a_linear_reward_starts_from(policy_folder, tmp_pa
     assert (reward.mean, reward.std) == pytest.approx((scores.mean().item(), scores.std().item()), rel=1e-6)
 
 
+def test_without_held_out_pairs_the_rewards_stay_as_they_are_and_the_run_says_so(policy_folder, tmp_path, data, capsys):
+    table = data()
+    built = fit(
+        module(policy_folder), tmp_path / "run", PreferenceDataModule(table.paths["train"], batch_size=8, seed=1), 2
+    )
+    built.save_pretrained(tmp_path / "model")
+    content = json.loads((tmp_path / "model" / "linear_reward.json").read_text())
+    assert (content["reward_mean"], content["reward_std"]) == (0.0, 1.0)
+    assert "not standardised: no held-out pairs" in capsys.readouterr().out
+
+
 def test_a_resumed_run_is_the_run_that_was_never_stopped(policy_folder, tmp_path, data):
     every = {"checkpoint_every": 1, "validate_every": 1, "max_epochs": -1}
     straight = fit(module(policy_folder), tmp_path / "straight", data(), 3, **every)
@@ -101,6 +121,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(policy_folder, tmp_path
     assert torch.equal(straight.estimator.theta, again.estimator.theta)
     assert torch.equal(straight.estimator.inverse, again.estimator.inverse)
     assert scalars(tmp_path / "cut") == scalars(tmp_path / "straight")
+    assert again.moments.of_scores(again.estimator.theta) == straight.moments.of_scores(straight.estimator.theta)
     saved = torch.load(last, weights_only=True)["state_dict"]
     assert not any(name.startswith("features.") for name in saved)
 
@@ -114,6 +135,33 @@ def test_features_kept_on_disk_change_nothing(policy_folder, tmp_path, data):
     for built in kept:
         torch.testing.assert_close(built.estimator.theta, plain.estimator.theta, rtol=1e-6, atol=1e-9)
     assert torch.equal(kept[0].estimator.theta, kept[1].estimator.theta)
+
+
+def test_moments_survive_a_resume_without_another_evaluation(policy_folder, tmp_path, data):
+    fit(module(policy_folder), tmp_path / "cut", data(), 2, checkpoint_every=2, validate_every=2, max_epochs=-1)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    again = fit(
+        module(policy_folder), tmp_path / "more", data(), 3, last, checkpoint_every=2, validate_every=2, max_epochs=-1
+    )
+    assert again.moments.count == 10
+
+
+def test_a_checkpoint_of_other_features_is_refused(policy_folder, tmp_path, data):
+    fit(module(policy_folder), tmp_path / "cut", data(), 2, checkpoint_every=1)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    with pytest.raises(UserError, match="checkpoint: it belongs to other features"):
+        fit(module(policy_folder, poolings=[MeanOverTokens()]), tmp_path / "cut", data(), 3, last)
+
+
+def test_a_precision_that_rounds_the_features_is_refused(policy_folder, tmp_path, data):
+    with pytest.raises(UserError, match=r"got trainer\.precision bf16-true, which rounds the feature model"):
+        fit(module(policy_folder), tmp_path, data(), 1, precision="bf16-true")
+
+
+def test_mixed_precision_learns_from_the_same_features(policy_folder, tmp_path, data):
+    mixed = fit(module(policy_folder), tmp_path / "mixed", data(), 2, precision="bf16-mixed")
+    plain = fit(module(policy_folder), tmp_path / "plain", data(), 2)
+    assert torch.equal(mixed.estimator.theta, plain.estimator.theta)
 
 
 def test_several_processes_are_refused(policy_folder, tmp_path, data):

@@ -21,20 +21,25 @@ class ConjugateGradient(NamedTuple):
     """Whether a direction d with d' A d <= 0 ended it: A is not positive definite."""
 
 
-def conjugate_gradient(product: Callable[[Tensor], Tensor], gradient: Tensor, n_steps: int) -> ConjugateGradient:
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], gradient: Tensor, n_steps: int, floor: float
+) -> ConjugateGradient:
     """At most `n_steps` steps of conjugate gradient for A x = b from x = 0 (Hestenes and Stiefel, 1952).
 
     For a positive definite A, step k minimises (x - A^{-1} b)' A (x - A^{-1} b) over span{b, A b, ..., A^{k-1} b}; N
     steps solve the system. It ends earlier once the residual is zero up to rounding.
 
-    Where a direction d has d' A d <= 0 there is no such minimum. The iteration then ends where it stands, or at b
-    itself if that is the first direction, as in line-search Newton-CG (Nocedal and Wright, 2006, Algorithm 7.1): -x
-    stays a descent direction of a function with gradient b.
+    Where a direction d has d' A d <= 0 there is no such minimum. The iteration then ends where it stands, as in
+    line-search Newton-CG (Nocedal and Wright, 2006, Algorithm 7.1); if d is the first direction, b, it ends at x = b /
+    max(|b' A b| / b' b, floor), as if the curvature along b had the other sign. Either way -x is a descent direction of
+    a function with gradient b. Departure: the book ends at b itself and leaves the length to a line search. Without
+    one b is no Newton step: it grows with the scale of the function, which a step by the curvature does not.
 
     Args:
         product: v [N] -> A v [N], A symmetric.
         gradient: b [N], float32 or float64. Inner products are taken in float64.
         n_steps: K, at least 1.
+        floor: the least curvature that is believed of a first direction of negative curvature, positive.
 
     Raises:
         TrainingError: b or a product is not finite.
@@ -48,7 +53,8 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], gradient: Tensor, n_
         image = product(direction)
         curvature = _finite("curvature along the direction", _inner(direction, image))
         if curvature <= 0.0:
-            return ConjugateGradient(solution if step else gradient.clone(), step + 1, True)
+            end = solution if step else gradient / max(-curvature / squared, floor)
+            return ConjugateGradient(end, step + 1, True)
         length = squared / curvature
         solution.add_(direction, alpha=length)
         residual.sub_(image, alpha=length)

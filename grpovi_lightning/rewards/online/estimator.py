@@ -48,7 +48,7 @@ class PreferenceEstimator(ABC):
         Raises:
             UserError: another width, labels other than 0 and 1, or a number that is not finite; nothing has changed.
         """
-        z, y = self.checked(z, y)
+        z, y = self._checked(z, y)
         if len(z):
             self._learn(z, y)
             self.n_pairs += len(z)
@@ -57,7 +57,7 @@ class PreferenceEstimator(ABC):
     def _learn(self, z: Tensor, y: Tensor) -> None:
         """Changes `theta` by [b, D] float64 differences and [b] float64 labels, b at least 1."""
 
-    def checked(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _checked(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The comparisons as [b, D] and [b] float64 on the CPU, or an error that names what is wrong."""
         y = torch.atleast_1d(torch.as_tensor(y)).detach().to("cpu", torch.float64)
         z = torch.atleast_2d(torch.as_tensor(z)).detach().to("cpu", torch.float64)
@@ -87,6 +87,14 @@ class PreferenceEstimator(ABC):
         return features.detach().to("cpu", torch.float64) @ self.theta
 
     @property
+    def settings(self) -> dict[str, float | None]:
+        """The settings that the state has in it: under others it would be the state of another learner.
+
+        Those that only later rounds depend on, such as step sizes, are not among them. A subclass adds its own.
+        """
+        return {}
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of the tensors that the estimator keeps between rounds."""
         return sum(value.nbytes for value in self.state_dict().values() if isinstance(value, Tensor))
@@ -96,7 +104,7 @@ class PreferenceEstimator(ABC):
         return {"theta": self.theta, "n_pairs": self.n_pairs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken.
+        """Goes on where `state_dict` was taken; that the `settings` are those of then is for the caller to see to.
 
         Raises:
             UserError: the state is of another kind of estimator, or of another number of features; nothing has changed.

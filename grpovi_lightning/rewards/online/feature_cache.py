@@ -20,7 +20,9 @@ _WAIT_SECONDS = 60.0
 class FeatureCache:
     """An SQLite file: (feature model, tokens) -> float32 features.
 
-    Several processes may use one file; on a network file system they should each have their own.
+    Several processes may use one file; on a network file system they should each have their own. The last bits of
+    features depend on the batch they were computed in, so those of a file depend on who filled it first: a run that
+    must repeat to the bit keeps its file, or has none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,14 +49,14 @@ class FeatureCache:
         names = [_key(fingerprint, row) for row in rows]
         with self._open() as database:
             kept = dict(self._read(database, names, dim))
-            missing = {name: row for name, row in zip(names, rows, strict=True) if name not in kept}
-            if missing:
-                fresh = compute(list(missing.values())).cpu().float().numpy()
-                found = [(name, values.astype("<f4").tobytes()) for name, values in zip(missing, fresh, strict=True)]
-                with database:
-                    database.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", found)
-                kept |= {name: np.frombuffer(values, "<f4") for name, values in found}
-        return torch.from_numpy(np.stack([kept[name] for name in names])).float() if rows else torch.zeros(0, dim)
+        missing = {name: row for name, row in zip(names, rows, strict=True) if name not in kept}
+        if missing:
+            fresh = compute(list(missing.values())).cpu().float().numpy()
+            found = [(name, values.astype("<f4").tobytes()) for name, values in zip(missing, fresh, strict=True)]
+            with self._open() as database, database:
+                database.executemany("INSERT OR IGNORE INTO features VALUES (?, ?)", found)
+            kept |= {name: np.frombuffer(values, "<f4") for name, values in found}
+        return torch.from_numpy(np.stack([kept[name] for name in names])).float()
 
     def _read(self, database: sqlite3.Connection, names: list[bytes], dim: int) -> Iterator[tuple[bytes, np.ndarray]]:
         for start in range(0, len(names), _QUERY_SIZE):

@@ -128,6 +128,8 @@ class FeatureModel(nn.Module):
         Raises:
             TrainingError: a feature is not finite.
         """
+        if not rows:
+            return torch.zeros(0, self.dim)
         if self.cache is not None:
             return self.cache.fetch(self.fingerprint, rows, self.dim, self._compute)
         places: dict[tuple[int, ...], int] = {}

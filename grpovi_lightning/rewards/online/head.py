@@ -32,6 +32,7 @@ def save_head(folder: str | Path, features: str, estimator: PreferenceEstimator,
     content = {
         "features": features,
         "estimator": type(estimator).__name__,
+        "settings": estimator.settings,
         "numbers": {name: value for name, value in state.items() if name not in tensors},
         "reward_mean": mean,
         "reward_std": std,
@@ -60,20 +61,20 @@ def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator)
         mean and standard deviation of the scores.
 
     Raises:
-        UserError: the folder is damaged, or of other features or another estimator.
+        UserError: the folder is damaged, or of other features, another estimator, or other settings of it.
     """
     check_head(folder)
     content = _read(Path(folder) / HEAD_FILE)
-    if content["features"] != features:
-        raise UserError(
-            f"linear reward {folder}: it was trained on other features; use the feature model and the poolings that it "
-            "was trained with"
-        )
-    if content["estimator"] != type(estimator).__name__:
-        raise UserError(
-            f"linear reward {folder}: got {content['estimator']}, expected {type(estimator).__name__}; train it with "
-            "the estimator that goes on with it"
-        )
+    check_features(content["features"], features, f"linear reward {folder}")
+    for name, saved, own in (
+        ("estimator", content["estimator"], type(estimator).__name__),
+        ("settings", content["settings"], estimator.settings),
+    ):
+        if saved != own:
+            raise UserError(
+                f"linear reward {folder}: {name}: got {own}, expected {saved}, with which it was trained; use the "
+                "same, or train it again"
+            )
     try:
         tensors = load_file(Path(folder) / STATE_FILE)
     except SafetensorError as error:
@@ -82,12 +83,20 @@ def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator)
     return float(content["reward_mean"]), float(content["reward_std"])
 
 
+def check_features(saved: str, own: str, what: str) -> None:
+    """Raises `UserError` where a fingerprint of features is not the expected one."""
+    if saved != own:
+        raise UserError(
+            f"{what}: it belongs to other features; use the feature model and the poolings that it was trained with"
+        )
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); train the linear reward again") from error
-    expected = {"features", "estimator", "numbers", "reward_mean", "reward_std"}
+    expected = {"features", "estimator", "settings", "numbers", "reward_mean", "reward_std"}
     if not isinstance(content, dict) or set(content) != expected:
         raise UserError(f"{file}: expected the keys {', '.join(sorted(expected))}; train the linear reward again")
     return content

@@ -1,7 +1,7 @@
 """One round of online learning: choose comparisons of fresh completions, have them labelled, learn."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from grpovi_lightning.randomness import selection_generator
 from grpovi_lightning.rewards.base import Lesson
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, UncertainEstimator
 from grpovi_lightning.rewards.online.mirror_descent import MirrorDescent
-from grpovi_lightning.rewards.online.oracle import Oracle, Question
+from grpovi_lightning.rewards.online.oracle import Answers, Oracle, Question
 from grpovi_lightning.rewards.online.ranks import from_first_rank, of_all_ranks
 from grpovi_lightning.rewards.online.selection import Pairs, PairSelection, RandomPairs
 from grpovi_lightning.structures import Rollout
@@ -43,7 +43,7 @@ class OnlineLearning:
             selection: which comparisons are asked for; default `RandomPairs`.
             every_n_steps: policy steps from round to round; the first is after the first step.
             pairs_per_round: comparisons asked for in a round, at most; most strategies ask once a prompt.
-            max_labels: labels after which no more are asked for; None: no limit.
+            max_labels: labels, those still waited for included, after which no more are asked for; None: no limit.
 
         Raises:
             UserError: a number is below 1.
@@ -70,7 +70,14 @@ class OnlineLearning:
         """Whether a round follows policy step `step`."""
         return step % self.every_n_steps == 0 and (bool(self.pending) or self._allowed() > 0)
 
-    def run(self, estimator: PreferenceEstimator, rollout: Rollout, features: Tensor, seed: int) -> Lesson:
+    def run(
+        self,
+        estimator: PreferenceEstimator,
+        rollout: Rollout,
+        features: Tensor,
+        seed: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Lesson:
         """One round, with the completions of all ranks; every rank comes to the same estimate.
 
         Args:
@@ -78,13 +85,23 @@ class OnlineLearning:
             rollout: the completions of a step on this rank.
             features: [B, D] of them, on the CPU.
             seed: the run's seed.
+            stopping: whether the run is asked to stop, so that nobody waits any longer for answers.
         """
         rollout, features = of_all_ranks(rollout, features)
-        pairs = self._choose(estimator, rollout.grouped(features), selection_generator(seed, rollout.step))
+        grouped = rollout.grouped(features)
+        pairs = from_first_rank(lambda: self._choose(estimator, grouped, selection_generator(seed, rollout.step)))
         questions = _questions(rollout, pairs)
-        answers = from_first_rank(lambda: self.oracle.answer(rollout, questions, list(self.pending), seed))
+        open_before = list(self.pending)
+
+        def ask() -> tuple[Answers, bool]:
+            return self.oracle.answer(rollout, questions, open_before, seed), stopping()
+
+        answers, hurried = from_first_rank(ask)
+        while answers.waiting and not hurried:
+            answers, hurried = from_first_rank(ask)
         names = [question.name for question in questions]
-        self.pending |= zip(names, pairs.differences(rollout.grouped(features)).double(), strict=True)
+        # Rows of their own: views would keep the whole round for as long as one question is open.
+        self.pending |= {name: z.clone() for name, z in zip(names, pairs.differences(grouped).double(), strict=True)}
         answered = [name for name in self.pending if name in answers.labels]
         metrics = self._learn(estimator, answered, [answers.labels[name] for name in answered])
         if answers.gold is not None and questions:
@@ -126,7 +143,7 @@ class OnlineLearning:
             keys.ONLINE_PAIR_ACCURACY: float(right.mean()),
             keys.ONLINE_CROSS_ENTROPY: float(binary_cross_entropy_with_logits(logits, y)),
         }
-        if isinstance(estimator, UncertainEstimator):
+        if self.selection.uses_uncertainty and isinstance(estimator, UncertainEstimator):
             metrics[keys.ONLINE_UNCERTAINTY] = float(estimator.uncertainty(z).mean())
         began = time.perf_counter()
         estimator.update(z, y)
@@ -149,7 +166,7 @@ class OnlineLearning:
 
 def _questions(rollout: Rollout, pairs: Pairs) -> list[Question]:
     size, places = rollout.group_size, zip(pairs.prompts, pairs.first, pairs.second, strict=True)
-    return [Question(f"{rollout.step}-{i}", p * size + a, p * size + b) for i, (p, a, b) in enumerate(places)]
+    return Question.about(rollout, [(p * size + a, p * size + b) for p, a, b in places])
 
 
 def _regret(gold: Tensor, pairs: Pairs) -> float:

@@ -69,6 +69,11 @@ class MirrorDescent(UncertainEstimator):
         self.kappa = max(self.kappa, 2.0 + 2.0 * steepest.cosh().item())  # 1 / (p (1 - p)), also where p rounds to 1
         self.theta, self._inverse = theta, inverse
 
+    @property
+    def settings(self) -> dict[str, float | None]:
+        """`lam`, with which H began, and `radius`, in whose ball theta lies; another `eta` may go on from here."""
+        return {"lam": self.lam, "radius": self.radius}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, but the settings; the tensors are never written to."""
         return {**super().state_dict(), "inverse": self._inverse, "kappa": self.kappa}

@@ -29,8 +29,9 @@ class OnePassOptimizer(torch.optim.Optimizer):
     Left open by the paper, and chosen here:
         - The first update has t = 1: with lambda = 0 the system of a small batch is singular.
         - A full model's Hessian can be indefinite. An iteration that meets a direction of negative curvature ends
-          there (see `conjugate_gradient`), most often after one step of steepest descent; `n_negative_curvature`
-          counts the updates where that happened. Where it is nearly all of them, raise `damping`.
+          there; if it is g_t itself, x is g_t over the size of its curvature, lambda_t at least (see
+          `conjugate_gradient`), so that `lr` means the same as in other updates. `n_negative_curvature` counts the
+          updates where either happened. Where it is nearly all of them, raise `damping`.
         - g_t is what stands in `.grad` after the closure. Lightning clips there, so a clipped gradient is the
           right-hand side; the Hessian is that of the loss itself.
 
@@ -130,7 +131,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
         damping = self.damping * min(1.0, t / self.total_steps)
         right_hand_side = graph.flat([p.grad for p in graph.parameters])
         found = conjugate_gradient(
-            lambda v: graph.hessian_product(v).add_(v, alpha=damping), right_hand_side, self.n_steps
+            lambda v: graph.hessian_product(v).add_(v, alpha=damping), right_hand_side, self.n_steps, floor=damping
         )
         for (p, group), change in zip(self._trained(), graph.split(found.solution), strict=True):
             p.sub_(change, alpha=group["lr"])

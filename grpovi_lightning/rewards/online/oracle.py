@@ -1,5 +1,6 @@
 """Who says which of two completions is better: a simulated labeller, or whoever answers through files."""
 
+import hashlib
 import json
 import math
 import os
@@ -17,13 +18,17 @@ from grpovi_lightning.randomness import label_uniforms
 from grpovi_lightning.rewards.functions import RewardFunction
 from grpovi_lightning.structures import Rollout
 
+MAX_POLL_SECONDS = 10.0
+"""A wait between two looks: short enough that whatever else wants to be heard is."""
+
 
 @dataclass(frozen=True)
 class Question:
     """Which of two completions of a prompt is better?
 
     Attributes:
-        name: of the question, unique in a run: `<step>-<number>`.
+        name: of the question, unique in a run. It follows from the step and the texts, so that a run that is continued
+            elsewhere than it went on before never takes the answer to one comparison for that to another.
         first: place of one completion among the B of the rollout; the label 1 prefers it.
         second: place of the other; the label 0 prefers it.
     """
@@ -31,6 +36,19 @@ class Question:
     name: str
     first: int
     second: int
+
+    @staticmethod
+    def about(rollout: Rollout, pairs: Sequence[tuple[int, int]]) -> "list[Question]":
+        """The questions on pairs of places."""
+        found: dict[str, Question] = {}
+        for first, second in pairs:
+            prompt = rollout.prompts.texts[first // rollout.group_size]
+            texts = json.dumps([prompt, rollout.texts[first], rollout.texts[second]])
+            name = f"{rollout.step}-{hashlib.sha256(texts.encode()).hexdigest()[:12]}"
+            while name in found:  # the same texts twice in one round, of other tokens
+                name += "+"
+            found[name] = Question(name, first, second)
+        return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -40,11 +58,13 @@ class Answers:
     Attributes:
         labels: question's name -> 1 where the first completion is better, 0 where the second is. Questions without an
             answer are absent.
+        waiting: whether more may come soon: the oracle wants to be asked again before training goes on.
         gold: [B] the rewards that the answers come from, where there are any; nothing learns from them.
         problems: what the person who runs the training should hear of, a line each.
     """
 
     labels: Mapping[str, int]
+    waiting: bool = False
     gold: Sequence[float] | None = None
     problems: Sequence[str] = ()
 
@@ -59,6 +79,9 @@ class Oracle(ABC):
     @abstractmethod
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
         """Asks new questions, and returns what is known of them and of earlier ones.
+
+        It is called again with the same arguments while it says that it is `waiting`, and returns within seconds each
+        time: what must be heard meanwhile, such as a request to stop, is heard in between.
 
         Args:
             rollout: the completions that the questions are about, and their step.
@@ -111,29 +134,39 @@ class FileOracle(Oracle):
 
     Each round writes `questions/<step>.jsonl`, a line a question: `{"name", "prompt", "first", "second"}`. Any
     `answers/*.jsonl` beside it may answer it with `{"name": ..., "label": 1}` (the first is better) or 0; of two
-    answers to one question the one in the later file (by name), and there the later line, counts. Write an answer
-    file under another ending and rename it when it is whole.
+    answers to one question the one in the later file (by name), and there the later line, counts. Other keys are
+    ignored. Write an answer file under another ending and rename it when it is whole.
 
     Training waits for the round's answers up to `timeout_seconds`, then goes on with the reward model as it is.
-    Answers that come later are learned from in the next round. Lines that are no answers are reported and left alone,
-    so that they can be mended. A run that is continued asks its questions under the same names, and finds the answers
-    that it got before.
+    Answers that come later are learned from in the next round. Lines that are no answers, and answers to questions that
+    nobody asked, are reported and left alone, so that they can be mended.
+
+    Nothing in the folder is ever taken away. A run that is continued finds the answers to the questions that it asks
+    again; where answers came later than before it may now sample and ask otherwise, and its new questions are added.
     """
 
     def __init__(self, folder: str, timeout_seconds: float = 3600.0, poll_seconds: float = 1.0) -> None:
-        """Takes the folder of one run, which is made where it does not exist.
+        """Takes the folder, which is made when the first questions are asked.
+
+        Args:
+            folder: of one run, or of several that may share answers to the same comparisons.
+            timeout_seconds: how long a round waits; 0 does not.
+            poll_seconds: how often it looks.
 
         Raises:
-            UserError: a time is negative, or not a number.
+            UserError: a time is not a number, or too small.
         """
-        for name, value in (("timeout_seconds", timeout_seconds), ("poll_seconds", poll_seconds)):
-            if not 0.0 <= value < math.inf:
-                raise UserError(f"oracle {name}: got {value}, expected a finite number of at least 0")
-        self.folder = Path(folder)
+        if not 0.0 <= timeout_seconds < math.inf:
+            raise UserError(f"oracle timeout_seconds: got {timeout_seconds}, expected a finite number of at least 0")
+        if not 0.0 < poll_seconds <= MAX_POLL_SECONDS:
+            raise UserError(f"oracle poll_seconds: got {poll_seconds}, expected above 0 and up to {MAX_POLL_SECONDS:g}")
+        self.folder = Path(folder).expanduser()
         self.timeout_seconds, self.poll_seconds = timeout_seconds, poll_seconds
+        self._round: tuple[list[str], float] = ([], 0.0)
+        self._known: set[str] = set()
 
     def check(self) -> None:
-        """Refuses a path on which there cannot be a folder; it is made when the first questions are asked."""
+        """Refuses a path on which there cannot be a folder."""
         for path in (self.folder, *self.folder.parents):
             if path.exists():
                 if not (path.is_dir() and os.access(path, os.W_OK)):
@@ -143,55 +176,60 @@ class FileOracle(Oracle):
                 return
 
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
-        """See `Oracle`.
-
-        Raises:
-            UserError: the folder holds other questions of this step.
-        """
-        self._ask(rollout, questions)
-        fresh = {question.name for question in questions}
-        wanted = fresh | set(unanswered)
-        deadline = time.monotonic() + self.timeout_seconds
-        while True:
-            answers = self._read(wanted)
-            missing = fresh - answers.labels.keys()
-            if not missing:
-                return answers
-            if time.monotonic() >= deadline:
-                late = (
-                    f"oracle {self.folder}: questions had no answer after {self.timeout_seconds:g} s; training goes on "
-                    "with the reward model as it is, and later answers still count (online/unanswered says how many)"
-                )
-                return replace(answers, problems=[*answers.problems, late])
-            time.sleep(min(self.poll_seconds, max(deadline - time.monotonic(), 0.0)))
+        """See `Oracle`."""
+        names = [question.name for question in questions]
+        if self._round[0] != names:
+            self._ask(rollout, questions)
+            self._round = names, time.monotonic() + self.timeout_seconds
+        else:
+            time.sleep(min(self.poll_seconds, max(self._round[1] - time.monotonic(), 0.0)))
+        answers = self._read({*names, *unanswered})
+        if all(name in answers.labels for name in names):
+            return answers
+        if time.monotonic() < self._round[1]:
+            return replace(answers, waiting=True)
+        late = (
+            f"oracle {self.folder}: questions had no answer after {self.timeout_seconds:g} s; training goes on with "
+            "the reward model as it is, and later answers still count (online/unanswered says how many)"
+        )
+        return replace(answers, problems=[*answers.problems, late])
 
     def _ask(self, rollout: Rollout, questions: Sequence[Question]) -> None:
-        for name in ("questions", "answers"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        file = self.folder / "questions" / f"{rollout.step:08d}.jsonl"
-        lines = [
-            {
-                "name": question.name,
-                "prompt": rollout.prompts.texts[question.first // rollout.group_size],
-                "first": rollout.texts[question.first],
-                "second": rollout.texts[question.second],
-            }
-            for question in questions
-        ]
-        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        if file.exists():
-            if file.read_text(encoding="utf-8") != content:
-                raise UserError(f"oracle: {file} holds other questions; name a folder of this run's own")
-            return
-        draft = file.with_suffix(".tmp")
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(file)
+        """Adds the questions that the step's file does not hold yet."""
+        try:
+            for name in ("questions", "answers"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            file = self.folder / "questions" / f"{rollout.step:08d}.jsonl"
+            asked = file.read_text(encoding="ascii") if file.exists() else ""
+            names = {json.loads(line)["name"] for line in asked.splitlines()}
+            lines = [
+                {
+                    "name": question.name,
+                    "prompt": rollout.prompts.texts[question.first // rollout.group_size],
+                    "first": rollout.texts[question.first],
+                    "second": rollout.texts[question.second],
+                }
+                for question in questions
+                if question.name not in names
+            ]
+            if lines:
+                draft = file.with_suffix(".tmp")
+                # ASCII, so that no character of a text can be taken for the end of a line.
+                draft.write_text(asked + "".join(json.dumps(line) + "\n" for line in lines), encoding="ascii")
+                draft.replace(file)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"oracle folder {self.folder}: {error}; mend it or name another folder") from error
 
     def _read(self, wanted: set[str]) -> Answers:
         labels: dict[str, int] = {}
         problems: list[str] = []
-        for file in sorted((self.folder / "answers").glob("*.jsonl")):
-            for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for file in sorted((self.folder / "answers").glob("[!.]*.jsonl")):
+            try:
+                lines = file.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+            except OSError as error:
+                problems.append(f"oracle {file}: {error.strerror}; its answers do not count")
+                continue
+            for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 found = _parsed(line)
@@ -202,7 +240,16 @@ class FileOracle(Oracle):
                     )
                 elif found[0] in wanted:
                     labels[found[0]] = found[1]
+                elif not self._was_asked(found[0]):
+                    problems.append(f"oracle {file}, line {number}: no question has the name {found[0][:60]!r}")
         return Answers(labels, problems=problems)
+
+    def _was_asked(self, name: str) -> bool:
+        """Whether any question file has the name."""
+        if name not in self._known:
+            for file in (self.folder / "questions").glob("*.jsonl"):
+                self._known |= {json.loads(line)["name"] for line in file.read_text(encoding="ascii").splitlines()}
+        return name in self._known
 
 
 def _parsed(line: str) -> tuple[str, int] | None:

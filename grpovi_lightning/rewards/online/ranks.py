@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from grpovi_lightning.errors import TrainingError
 from grpovi_lightning.structures import Rollout
 
 T = TypeVar("T")
@@ -26,14 +27,15 @@ def from_first_rank(compute: Callable[[], T]) -> T:
     if not _several():
         return compute()
     found: list[Any] = [None, None]
+    mine: Exception | None = None
     if dist.get_rank() == 0:
         try:
             found[0] = compute()
         except Exception as error:  # raised again below, on every rank: the others would wait for ever
-            found[1] = error
+            mine, found[1] = error, f"rank 0: {error}"
     dist.broadcast_object_list(found, src=0)
     if found[1] is not None:
-        raise found[1]
+        raise mine or TrainingError(found[1])
     return found[0]
 
 

@@ -1,6 +1,7 @@
 """A linear reward on frozen features, which can go on learning while the policy is trained."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from grpovi_lightning.rewards.base import Lesson, Reward
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
-from grpovi_lightning.rewards.online.head import check_head, load_head
+from grpovi_lightning.rewards.online.head import check_features, check_head, load_head, save_head
 from grpovi_lightning.rewards.online.learning import OnlineLearning
 from grpovi_lightning.rewards.online.mirror_descent import OnlineMirrorDescent
 from grpovi_lightning.rewards.sequences import SequenceReader
@@ -83,12 +84,12 @@ class LinearReward(Reward):
         scores = (self.estimator.reward(self._phi(rollout)) - self.mean) / self.std
         return {self.name: scores.float().to(rollout.completion_ids.device)}
 
-    def learn(self, rollout: Rollout, seed: int) -> Lesson:
+    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> Lesson:
         """A round of online learning, where one is due."""
         if self.online is None or not self.online.is_due(rollout.step):
             return Lesson()
         assert self.estimator is not None, "load() comes before learning"
-        return self.online.run(self.estimator, rollout, self._phi(rollout), seed)
+        return self.online.run(self.estimator, rollout, self._phi(rollout), seed, stopping)
 
     def progress(self) -> dict[str, float]:
         """Labels used so far, where it learns."""
@@ -99,15 +100,31 @@ class LinearReward(Reward):
         assert self.reader is not None, "load() comes before features"
         return self.features(self.reader.rows(rollout))
 
+    def save_learned(self, folder: str | Path) -> None:
+        """Writes the estimator, where it learned, as a folder to `start` from."""
+        if self.online is not None:
+            assert self.estimator is not None, "load() comes before saving"
+            save_head(folder, self.features.fingerprint, self.estimator, self.mean, self.std)
+
     def get_extra_state(self) -> dict[str, Any]:
-        """What has been learned; it goes into checkpoints."""
+        """What has been learned, of which features, and how it is standardised; it goes into checkpoints."""
         assert self.estimator is not None, "load() comes before saving"
-        online = {} if self.online is None else self.online.state_dict()
-        return {"estimator": self.estimator.state_dict(), "online": online}
+        return {
+            "features": self.features.fingerprint,
+            "estimator": self.estimator.state_dict(),
+            "moments": (self.mean, self.std),
+            "online": {} if self.online is None else self.online.state_dict(),
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Goes on from a checkpoint.
+
+        Raises:
+            UserError: it is of other features.
+        """
         assert self.estimator is not None, "load() comes before restoring"
+        check_features(state["features"], self.features.fingerprint, "checkpoint")
         self.estimator.load_state_dict(state["estimator"])
-        if self.online is not None:
+        self.mean, self.std = state["moments"]
+        if self.online is not None and state["online"]:
             self.online.load_state_dict(state["online"])

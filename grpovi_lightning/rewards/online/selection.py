@@ -78,6 +78,9 @@ class Candidates:
 class PairSelection(ABC):
     """A strategy: current rollouts -> the comparisons to have labelled."""
 
+    uses_uncertainty: bool = False
+    """Whether it reads the estimator's inverse Hessian."""
+
     def select(self, features: Tensor, estimator: PreferenceEstimator, n_pairs: int, rng: np.random.Generator) -> Pairs:
         """Chooses comparisons. The same arguments and state of `rng` give the same choice; ties go to the lower place.
 
@@ -157,6 +160,8 @@ class UncertainPairs(PairSelection):
 
     Costs O(P G D (D + G)) for the first quadratic forms and O(D^2 + P G (D + G)) a pick.
     """
+
+    uses_uncertainty = True
 
     def _choose(
         self, candidates: Candidates, estimator: PreferenceEstimator, n_pairs: int, rng: np.random.Generator
@@ -240,6 +245,8 @@ class OptimisticPairs(GreedySelection):
     Degenerate cases: beta = 0 is `BestAgainstSecond`; for beta towards infinity a' is the completion about whose
     difference from a least is known.
     """
+
+    uses_uncertainty = True
 
     def __init__(self, beta: float) -> None:
         """Takes the weight of the uncertainty, in units of the reward.

@@ -17,9 +17,9 @@ def positive_definite(n, seed, smallest=0.1, largest=10.0):
     return basis * rng.uniform(smallest, largest, size=n) @ basis.T, rng.normal(size=n)
 
 
-def solve(matrix, right_hand_side, n_steps, dtype=torch.float64):
+def solve(matrix, right_hand_side, n_steps, dtype=torch.float64, floor=0.1):
     matrix = torch.tensor(matrix, dtype=dtype)
-    return conjugate_gradient(matrix.mv, torch.tensor(right_hand_side, dtype=dtype), n_steps)
+    return conjugate_gradient(matrix.mv, torch.tensor(right_hand_side, dtype=dtype), n_steps, floor)
 
 
 @given(n=st.integers(1, 9), seed=SEEDS)
@@ -83,11 +83,39 @@ def test_tiny_gradients_do_not_underflow_in_single_precision():
     assert found.n_products == 4
 
 
-def test_the_gradient_itself_is_the_answer_where_it_has_negative_curvature():
-    found = solve(np.diag([1.0, -3.0]), np.array([1.0, 1.0]), 3)
+@pytest.mark.parametrize(
+    ("curvatures", "b", "expected"),
+    [
+        ((1.0, -3.0), (2.0, 2.0), 2.0),  # the curvature along b is (1 - 3) / 2, and x is b over its size
+        ((1.0, -9.0), (2.0, 2.0), 0.5),
+        ((-0.25, -0.25), (2.0, 2.0), 4.0),  # the floor
+        ((3.0, -3.0), (2.0, 2.0), 4.0),  # none at all
+    ],
+)
+def test_a_gradient_of_negative_curvature_is_divided_by_its_size_or_the_floor(curvatures, b, expected):
+    found = solve(np.diag(curvatures), np.array(b), 3, floor=0.5)
 
-    assert found.solution.tolist() == [1.0, 1.0]
+    assert found.solution.tolist() == [expected, expected]
     assert found.negative_curvature and found.n_products == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(n=st.integers(1, 8), k=st.integers(1, 8), power=st.integers(-30, 30), seed=SEEDS)
+def test_the_answer_does_not_depend_on_the_scale_of_the_function(dtype, n, k, power, seed):
+    rng = np.random.default_rng(seed)
+    matrix, b = rng.normal(size=(n, n)), rng.normal(size=n)
+    matrix, scale = matrix + matrix.T, 2.0**power
+
+    found, scaled = (solve(s * matrix, s * b, k, dtype, floor=s * 0.1) for s in (1.0, scale))
+
+    assert torch.equal(found.solution, scaled.solution)
+    assert found[1:] == scaled[1:]
+
+
+def test_the_floor_has_no_say_where_the_first_curvature_is_positive():
+    for matrix in (positive_definite(6, seed=2)[0], np.diag([5.0, 4.0, -1.0])):
+        b = np.array([1.0, 1.0, 0.1, 0.2, 0.3, 0.4])[: len(matrix)]
+        assert torch.equal(solve(matrix, b, 3, floor=1e-6).solution, solve(matrix, b, 3, floor=1e6).solution)
 
 
 def test_later_negative_curvature_ends_at_the_last_minimum():

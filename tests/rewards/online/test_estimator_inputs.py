@@ -1,5 +1,7 @@
 """What every estimator accepts and refuses."""
 
+import json
+
 import pytest
 import torch
 from helpers.preference_reference import comparisons
@@ -112,6 +114,29 @@ def test_a_setting_that_is_not_positive_and_finite_is_refused(kind, setting, val
 def test_the_refit_needs_a_positive_lam(value):
     with pytest.raises(UserError, match=r"lam: got .*, expected a positive, finite number"):
         MaximumLikelihood(DIM, lam=value)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (lambda: OnlineMirrorDescent(DIM, eta=0.5, lam=2.0, radius=3.0), {"lam": 2.0, "radius": 3.0}),
+        (lambda: ImplicitMirrorDescent(DIM), {"lam": 1.0, "radius": None}),
+        (lambda: MaximumLikelihood(DIM, lam=2.0, warm_start=False, tolerance=1e-3), {"lam": 2.0}),
+        (lambda: StochasticGradientDescent(DIM, ConstantRate(0.1)), {}),
+    ],
+    ids=ESTIMATORS,
+)
+def test_the_settings_that_a_state_depends_on_are_named_and_can_be_written(make, settings):
+    estimator = make()
+    assert estimator.settings == settings
+    assert json.loads(json.dumps(estimator.settings)) == settings
+
+
+@EVERY
+def test_two_estimators_with_the_same_settings_have_the_same_state_at_the_start(make):
+    """And those with another lam have not: what `settings` leaves out, the state must not show."""
+    first, again = make().state_dict(), make().state_dict()
+    assert all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(again[name])) for name in first)
 
 
 @pytest.mark.parametrize("dim", [0, -2])

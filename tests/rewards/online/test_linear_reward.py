@@ -12,7 +12,7 @@ from helpers.two_processes import run_in_two_processes
 from transformers import AutoTokenizer
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards import CompositeReward, RewardFunction
 from grpovi_lightning.rewards.online import (
     BradleyTerryOracle,
@@ -110,7 +110,7 @@ def test_a_round_is_an_update_with_the_chosen_differences_and_their_labels(linea
 
 
 def test_what_a_round_logs(linear, tiny_tokenizer, rollout):
-    reward = linear(online=sure(pairs_per_round=3))
+    reward = linear(online=sure(pairs_per_round=3, selection=UncertainPairs()))
     first = reward.learn(rollout, seed=1).metrics
     assert first[keys.ONLINE_PAIR_ACCURACY] == 0.5  # theta is 0: it cannot tell
     assert first[keys.ONLINE_CROSS_ENTROPY] == pytest.approx(math.log(2))
@@ -144,6 +144,8 @@ def test_an_estimator_without_a_hessian_logs_what_it_can(linear, rollout):
     )
     metrics = reward.learn(rollout, seed=1).metrics
     assert keys.ONLINE_UNCERTAINTY not in metrics and metrics[keys.ONLINE_LABELS] == 2.0
+    random = linear(online=sure(pairs_per_round=2)).learn(rollout, seed=1).metrics
+    assert keys.ONLINE_UNCERTAINTY not in random  # nothing has read the Hessian
 
 
 def test_what_cannot_work_is_refused_before_anything_is_loaded(policy_folder):
@@ -219,6 +221,33 @@ def test_an_answer_that_comes_late_teaches_what_it_would_have_taught(linear, rol
     assert torch.equal(late.estimator.theta, prompt.estimator.theta)
 
 
+class Slow(Mute):
+    """Wants to be asked three times before it answers."""
+
+    speaks = True
+    calls = 0
+
+    def answer(self, rollout, questions, unanswered, seed):
+        self.calls += 1
+        answers = super().answer(rollout, questions, unanswered, seed)
+        return answers if self.calls > 2 else replace(answers, labels={}, waiting=True)
+
+
+def test_an_oracle_that_waits_is_asked_again_until_the_run_is_to_stop(linear, rollout):
+    patient = linear(online=OnlineLearning(Slow(), pairs_per_round=2))
+    assert patient.learn(rollout, seed=1).changed and patient.online.oracle.calls == 3
+    hurried = linear(online=OnlineLearning(Slow(), pairs_per_round=2))
+    lesson = hurried.learn(rollout, seed=1, stopping=lambda: True)
+    assert not lesson.changed and hurried.online.oracle.calls == 1 and len(hurried.online.pending) == 2
+
+
+def test_open_questions_keep_their_own_numbers_only(linear, rollout):
+    reward = linear(online=OnlineLearning(Mute(), pairs_per_round=2))
+    reward.learn(rollout, seed=1)
+    for z in reward.online.pending.values():
+        assert z.untyped_storage().nbytes() == 32 * 8
+
+
 def test_a_person_answers_through_files(linear, rollout, tmp_path):
     reward = linear(online=OnlineLearning(FileOracle(str(tmp_path), 0.0), every_n_steps=1, pairs_per_round=2))
     assert "had no answer after 0 s" in reward.learn(rollout, seed=1).problems[0]
@@ -252,6 +281,9 @@ def test_a_composite_learns_through_its_one_part_that_does(linear, tiny_tokenize
     assert [name for name in both.state_dict() if name.endswith("_extra_state")] == ["parts.0._extra_state"]
     plain = CompositeReward([linear(), RewardFunction(words)])
     assert not plain.learns and not plain.learn(rollout, seed=1).changed
+    watched = CompositeReward([linear(online=sure(pairs_per_round=2)), RewardFunction(words)], [0.0, 1.0])
+    lesson = watched.learn(rollout, seed=1)
+    assert not lesson.changed and lesson.metrics[keys.ONLINE_LABELS] == 2.0
     with pytest.raises(UserError, match="got 2 parts that learn, expected at most one"):
         CompositeReward([part, linear(online=sure(), name="other")])
 
@@ -275,12 +307,17 @@ class TestHead:
 
     def test_one_of_other_features_is_refused(self, head, tmp_path, tokenizer_folder, tiny_tokenizer):
         other = FeatureModel(str(save_policy(tmp_path / "other", tokenizer_folder, seed=7)))
-        with pytest.raises(UserError, match="it was trained on other features"):
+        with pytest.raises(UserError, match="head: it belongs to other features"):
             LinearReward(other, start=str(head)).load(tiny_tokenizer)
 
     def test_one_of_another_estimator_is_refused(self, head, linear):
-        with pytest.raises(UserError, match="got OnlineMirrorDescent, expected MaximumLikelihood"):
+        with pytest.raises(UserError, match="estimator: got MaximumLikelihood, expected OnlineMirrorDescent"):
             linear(start=str(head), estimator=MaximumLikelihood)
+
+    @pytest.mark.parametrize("settings", [{"lam": 2.0}, {"radius": 0.5}])
+    def test_one_of_other_settings_is_refused(self, head, linear, settings):
+        with pytest.raises(UserError, match=r"settings: got .*, expected .*'lam': 1.0.*, with which it was trained"):
+            linear(start=str(head), estimator=lambda dim: OnlineMirrorDescent(dim, **settings))
 
     @pytest.mark.parametrize("name", [HEAD_FILE, STATE_FILE])
     def test_a_damaged_one_is_named(self, head, linear, name):
@@ -302,10 +339,18 @@ def _rank(rank, folder, policy_folder):
     torch.save((reward.estimator.theta, reward.progress()), f"{folder}/{rank}.pt")
 
 
+def _silent_rank(rank, folder, policy_folder):
+    """Nobody answers: both go on after the same wait."""
+    reward, rollout = _two_prompts(policy_folder)
+    reward.online.oracle = FileOracle(f"{folder}/oracle", timeout_seconds=0.3, poll_seconds=0.05)
+    lesson = reward.learn(rollout.select([rank]), seed=1)
+    assert not lesson.changed and len(reward.online.pending) == 2
+
+
 def _failing_rank(rank, folder, policy_folder):
     reward, rollout = _two_prompts(policy_folder)
     reward.online.oracle.reward = RewardFunction(lambda prompts, completions, completion_ids: [None] * 4)
-    with pytest.raises(UserError, match="gave no reward"):
+    with pytest.raises(UserError if rank == 0 else TrainingError, match="gave no reward"):
         reward.learn(rollout.select([rank]), seed=1)
 
 
@@ -330,3 +375,9 @@ def test_two_ranks_learn_what_one_process_learns(policy_folder, tmp_path):
 @pytest.mark.slow
 def test_an_oracle_that_fails_on_the_first_rank_fails_on_all(policy_folder, tmp_path):
     run_in_two_processes(_failing_rank, tmp_path, str(policy_folder))
+
+
+@pytest.mark.slow
+def test_two_ranks_wait_and_go_on_together(policy_folder, tmp_path):
+    run_in_two_processes(_silent_rank, tmp_path, str(policy_folder))
+    assert len(list((tmp_path / "oracle" / "questions").iterdir())) == 1

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.preference_reference import comparisons, gradient, hessian, newton
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
-from grpovi_lightning.errors import TrainingError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards.online import MaximumLikelihood, OnlineMirrorDescent, maximum_likelihood
 
 
@@ -88,14 +91,59 @@ def test_a_fit_that_does_not_converge_is_an_error_and_learns_nothing(monkeypatch
     estimator = learned(MaximumLikelihood(6), z[:30], y[:30], 30)
     before, inverse = estimator.state_dict(), estimator.inverse
     with monkeypatch.context() as patch:
-        patch.setattr(maximum_likelihood, "ACCEPTED", 1e-30)
-        with pytest.raises(TrainingError, match=r"fit on 60 pairs: got a gradient of .* expected at most"):
+        patch.setattr(maximum_likelihood, "MAX_ITERATIONS", 1)
+        with pytest.raises(TrainingError, match=r"fit on 60 pairs: got a gradient of .* after 1 iterations of L-BFGS"):
             estimator.update(z[30:], y[30:])
     after = estimator.state_dict()
     assert all(torch.equal(torch.as_tensor(after[name]), torch.as_tensor(before[name])) for name in before)
     assert torch.equal(estimator.inverse, inverse)
     estimator.update(z[30:], y[30:])
     np.testing.assert_allclose(estimator.theta, newton(z.numpy(), y.numpy(), 1.0), atol=1e-6)
+
+
+@given(exponent=st.integers(-12, -1), lam=st.sampled_from([0.1, 1.0, 10.0]), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_a_fit_leaves_no_more_gradient_than_the_tolerance_or_what_rounding_allows(exponent, lam, scale):
+    z, y, _ = comparisons(80, 6, seed=7)
+    z, lam = z.numpy() * scale, lam * scale**2
+    estimator = MaximumLikelihood(6, lam, tolerance=10.0**exponent)
+    estimator.update(torch.from_numpy(z), y)
+    left = np.abs(lam * estimator.theta.numpy() + gradient(z, y.numpy(), estimator.theta.numpy())).max()
+    bound = np.linalg.norm(z, axis=1).sum()
+    assert left <= 1.001 * max(10.0**exponent, 1e-7) * bound
+
+
+def test_a_looser_fit_takes_fewer_iterations_and_stays_where_the_gradient_is_small_already(monkeypatch):
+    z, y, _ = comparisons(300, 8, seed=8, norm=6.0, scale=1.0)
+    seen = []
+    search = maximum_likelihood.minimize
+    monkeypatch.setattr(maximum_likelihood, "minimize", lambda *a, **k: seen.append(search(*a, **k)) or seen[-1])
+    for tolerance in (1e-2, 1e-4, 1e-9):
+        learned(MaximumLikelihood(8, tolerance=tolerance), z, y, 300)
+    iterations = [found.nit for found in seen]
+    assert iterations == sorted(set(iterations))
+    loose = learned(MaximumLikelihood(8, tolerance=1e-2), z[:299], y[:299], 299)
+    before = loose.theta
+    loose.update(z[299], y[299])
+    assert torch.equal(loose.theta, before) and loose.n_pairs == 300
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-9, 1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_no_share_is_refused(value):
+    with pytest.raises(UserError, match=r"tolerance: got .*, expected a number between 0 and 1"):
+        MaximumLikelihood(3, tolerance=value)
+
+
+def test_the_state_is_counted_without_a_copy_of_the_history():
+    z, y, _ = comparisons(2000, 50, seed=9)
+    estimator = MaximumLikelihood(50, tolerance=1e-3)
+    estimator.update(z, y)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as copied:
+        state = estimator.state_dict()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as counted:
+        size = estimator.state_bytes
+    assert size == sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
+    allocated = [max((event.cpu_memory_usage for event in seen.events()), default=0) for seen in (copied, counted)]
+    assert allocated[0] >= 2000 * 50 * 8 and allocated[1] < 1000
 
 
 def test_one_pass_comes_close_to_the_refit():

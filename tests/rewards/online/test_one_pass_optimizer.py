@@ -210,7 +210,29 @@ def test_negative_curvature_ends_the_iteration_and_is_counted():
 
     optimizer.step(closure_of(optimizer, lambda: -(w**2).sum()))  # the Hessian is -2 I; the gradient (-2, -4)
 
-    torch.testing.assert_close(w.detach(), torch.tensor([1.2, 2.4]))
+    # With the damping -1.5 I, whose size divides the gradient.
+    torch.testing.assert_close(w.detach(), torch.tensor([1.0, 2.0]) * (1 + 0.1 * 2 / 1.5))
+    assert optimizer.n_negative_curvature == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e6])
+def test_a_newton_step_at_negative_curvature_is_no_larger_for_a_larger_loss(scale):
+    w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = OnePassOptimizer([w], lr=1.0, damping=0.1, total_steps=1)
+
+    optimizer.step(closure_of(optimizer, lambda: -scale * (w**2).sum()))
+
+    factor = 1 + 2 * scale / (2 * scale - 0.1)  # about 2; by the gradient itself it were 1 + 2 scale
+    torch.testing.assert_close(w.detach(), torch.tensor([1.0, 2.0], dtype=torch.float64) * factor)
+
+
+def test_the_damping_of_the_update_bounds_a_step_along_negative_curvature():
+    w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = OnePassOptimizer([w], lr=1.0, damping=0.8, total_steps=4)
+
+    optimizer.step(closure_of(optimizer, lambda: -0.125 * (w**2).sum()))  # -0.25 I, and -0.05 I with the damping 0.2
+
+    torch.testing.assert_close(w.detach(), torch.tensor([1.0, 2.0], dtype=torch.float64) * (1 + 0.25 / 0.2))
     assert optimizer.n_negative_curvature == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from grpovi_lightning.rewards.online.oracle import Question
 
 PROMPTS = ["the fox", "a boat"]
 GROUPS = [["the fox runs", "fox"], ["a boat", "a red boat in the river"]]
+PAIRS = [(0, 1), (3, 2)]
 QUESTIONS = [Question("0-0", 0, 1), Question("0-1", 3, 2)]
 
 
@@ -67,13 +69,43 @@ def write_answers(folder, lines, name="a.jsonl"):
     draft.replace(folder / "answers" / name)
 
 
+def waited(oracle, rollout, questions=QUESTIONS, unanswered=()):
+    """What the oracle says when it stops waiting, and how often it was asked."""
+    answers, calls = asked(oracle, rollout, questions, unanswered), 1
+    while answers.waiting:
+        answers, calls = asked(oracle, rollout, questions, unanswered), calls + 1
+    return answers, calls
+
+
+def question_lines(folder):
+    return [json.loads(line) for line in (folder / "questions" / "00000000.jsonl").read_text().split("\n")[:-1]]
+
+
+class TestNames:
+    def test_they_follow_from_the_step_and_the_texts(self, rollout, tiny_tokenizer):
+        first, second = Question.about(rollout, PAIRS)
+        assert Question.about(rollout, PAIRS[::-1]) == [second, first]
+        assert first.name.startswith("0-") and first.name != second.name
+        later = Question.about(replace(rollout, step=3), PAIRS)
+        assert {question.name for question in later}.isdisjoint({first.name, second.name})
+        other = rollout_of_words(tiny_tokenizer, PROMPTS, [["the fox runs", "a fox"], GROUPS[1]])
+        assert [question.name for question in Question.about(other, PAIRS)][1:] == [second.name]
+
+    def test_the_order_of_the_two_is_part_of_it(self, rollout):
+        assert Question.about(rollout, [(0, 1)])[0].name != Question.about(rollout, [(1, 0)])[0].name
+
+    def test_the_same_texts_twice_in_a_round_are_two_questions(self, tiny_tokenizer):
+        same = rollout_of_words(tiny_tokenizer, ["the fox"], [["fox", "dog", "fox"]], truncated=[False, False, True])
+        names = [question.name for question in Question.about(same, [(0, 1), (2, 1)])]
+        assert names[1] == names[0] + "+"
+
+
 class TestFiles:
     def test_questions_are_written_and_answers_read(self, rollout, tmp_path):
-        write_answers(tmp_path, [{"name": "0-0", "label": 1}, {"name": "0-1", "label": 0}])
-        answers = asked(FileOracle(str(tmp_path), timeout_seconds=60.0), rollout)
-        assert answers.labels == {"0-0": 1, "0-1": 0} and not answers.problems and answers.gold is None
-        lines = [json.loads(line) for line in (tmp_path / "questions" / "00000000.jsonl").read_text().splitlines()]
-        assert lines == [
+        write_answers(tmp_path, [{"name": "0-0", "label": 1}, {"name": "0-1", "label": 0, "by": "me"}])
+        answers, calls = waited(FileOracle(str(tmp_path), timeout_seconds=60.0), rollout)
+        assert answers.labels == {"0-0": 1, "0-1": 0} and not answers.problems and answers.gold is None and calls == 1
+        assert question_lines(tmp_path) == [
             {"name": "0-0", "prompt": "the fox", "first": "the fox runs", "second": "fox"},
             {"name": "0-1", "prompt": "a boat", "first": "a red boat in the river", "second": "a boat"},
         ]
@@ -88,21 +120,32 @@ class TestFiles:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        answers = asked(FileOracle(str(tmp_path), timeout_seconds=60.0, poll_seconds=0.01), rollout)
+        answers, calls = waited(FileOracle(str(tmp_path), timeout_seconds=60.0, poll_seconds=0.01), rollout)
         thread.join()
-        assert answers.labels == {"0-0": 0, "0-1": 1}
+        assert answers.labels == {"0-0": 0, "0-1": 1} and calls > 1
+
+    def test_it_comes_back_between_two_looks_so_that_others_are_heard(self, rollout, tmp_path):
+        oracle = FileOracle(str(tmp_path), timeout_seconds=3600.0, poll_seconds=0.01)
+        began = time.monotonic()
+        assert asked(oracle, rollout).waiting and asked(oracle, rollout).waiting
+        assert time.monotonic() - began < 5.0
 
     def test_silence_ends_at_the_time_out_and_is_told(self, rollout, tmp_path):
         write_answers(tmp_path, [{"name": "0-1", "label": 1}])
-        answers = asked(FileOracle(str(tmp_path), timeout_seconds=0.05, poll_seconds=0.01), rollout)
+        answers, _ = waited(FileOracle(str(tmp_path), timeout_seconds=0.05, poll_seconds=0.01), rollout)
         assert answers.labels == {"0-1": 1}
         (problem,) = answers.problems
         assert "questions had no answer after 0.05 s; training goes on" in problem
 
-    def test_late_answers_to_earlier_questions_are_found_and_answers_to_others_left_alone(self, rollout, tmp_path):
-        write_answers(tmp_path, [{"name": name, "label": 1} for name in ("0-0", "0-1", "elsewhere", "7-3")])
-        answers = asked(FileOracle(str(tmp_path), 0.0), rollout, unanswered=["7-3", "7-4"])
+    def test_late_answers_to_earlier_questions_are_found_and_those_to_none_are_told(self, rollout, tmp_path):
+        oracle = FileOracle(str(tmp_path), 0.0)
+        asked(oracle, replace(rollout, step=7), [Question("7-3", 0, 1), Question("7-4", 0, 1)])
+        names = ("0-0", "0-1", "elsewhere", "7-3", "7-4")
+        write_answers(tmp_path, [{"name": name, "label": 1} for name in names])
+        answers = asked(oracle, rollout, unanswered=["7-3"])
         assert answers.labels == {"0-0": 1, "0-1": 1, "7-3": 1}
+        (problem,) = answers.problems  # 7-4 was asked, and is answered long since
+        assert "a.jsonl, line 3: no question has the name 'elsewhere'" in problem
 
     @pytest.mark.parametrize(
         "line",
@@ -120,20 +163,45 @@ class TestFiles:
         write_answers(tmp_path, [{"name": "0-1", "label": 0}], "c.jsonl")
         assert asked(FileOracle(str(tmp_path), 0.0), rollout).labels == {"0-0": 1, "0-1": 0}
 
-    def test_the_same_questions_may_be_asked_again_and_others_may_not(self, rollout, tmp_path):
+    def test_no_character_of_a_text_ends_a_line_of_the_questions_or_of_the_answers(self, tiny_tokenizer, tmp_path):
+        odd = rollout_of_words(tiny_tokenizer, ["the fox"], [["fox", "dog"]])
+        odd = replace(odd, texts=["one\u2028two\u0085three\n", "\ud800 half a character"])
+        questions = Question.about(odd, [(0, 1)])
         oracle = FileOracle(str(tmp_path), 0.0)
-        asked(oracle, rollout)
-        before = (tmp_path / "questions" / "00000000.jsonl").read_bytes()
-        asked(oracle, rollout)
-        with pytest.raises(UserError, match="holds other questions; name a folder of this run's own"):
-            asked(oracle, rollout, QUESTIONS[:1])
-        assert (tmp_path / "questions" / "00000000.jsonl").read_bytes() == before
+        asked(oracle, odd, questions)
+        (line,) = question_lines(tmp_path)
+        assert (line["first"], line["second"]) == tuple(odd.texts)
+        (tmp_path / "answers" / "a.jsonl").write_text(
+            "\ufeff" + json.dumps({**line, "second": "", "label": 1}, ensure_ascii=False), encoding="utf-8"
+        )
+        answers = asked(FileOracle(str(tmp_path), 0.0), odd, questions)
+        assert answers.labels == {line["name"]: 1} and not answers.problems
+
+    def test_a_file_that_cannot_be_read_is_told_and_one_that_an_editor_hides_is_passed_over(self, rollout, tmp_path):
+        write_answers(tmp_path, [{"name": "0-0", "label": 1}, {"name": "0-1", "label": 1}])
+        (tmp_path / "answers" / ".#a.jsonl").symlink_to(tmp_path / "nowhere")
+        (tmp_path / "answers" / "b.jsonl").mkdir()
+        answers = asked(FileOracle(str(tmp_path), 0.0), rollout)
+        assert answers.labels == {"0-0": 1, "0-1": 1}
+        assert len(answers.problems) == 1 and "b.jsonl" in answers.problems[0]
+
+    def test_asking_again_adds_what_is_new_and_takes_nothing_away(self, rollout, tmp_path):
+        asked(FileOracle(str(tmp_path), 0.0), rollout)
+        before = (tmp_path / "questions" / "00000000.jsonl").read_text()
+        asked(FileOracle(str(tmp_path), 0.0), rollout, [QUESTIONS[1], Question("0-2", 1, 0)])
+        after = (tmp_path / "questions" / "00000000.jsonl").read_text()
+        assert after.startswith(before) and [line["name"] for line in question_lines(tmp_path)] == ["0-0", "0-1", "0-2"]
+
+    def test_no_questions_write_no_file(self, rollout, tmp_path):
+        assert not asked(FileOracle(str(tmp_path), 0.0), rollout, []).waiting
+        assert not (tmp_path / "questions").exists()
 
     def test_settings_that_cannot_work_are_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"oracle timeout_seconds: got -1\.0, expected"):
             FileOracle(str(tmp_path), -1.0)
-        with pytest.raises(UserError, match="oracle poll_seconds: got nan, expected"):
-            FileOracle(str(tmp_path), 1.0, float("nan"))
+        for poll in (float("nan"), 0.0, 11.0):
+            with pytest.raises(UserError, match=r"oracle poll_seconds: got .*, expected above 0 and up to 10"):
+                FileOracle(str(tmp_path), 1.0, poll)
         (tmp_path / "file").write_text("")
         for path in (tmp_path / "file", tmp_path / "file" / "below"):
             with pytest.raises(UserError, match=r"oracle folder .*file is no folder that can be written; name another"):
