@@ -200,7 +200,10 @@ def _check_support(policy: LanguageModel) -> None:
     if policy.is_sharded:
         raise UserError(f"continuous batching: got sharded weights, expected whole ones; {_INSTEAD}")
     if torch.is_autocast_enabled(policy.device.type):
-        raise UserError(f"continuous batching: got mixed precision, expected one precision (bf16-true); {_INSTEAD}")
+        raise UserError(
+            "continuous batching: got mixed precision, expected trainer.precision 32-true, with the policy's dtype "
+            f"bfloat16 where it shall be fast; {_INSTEAD}"
+        )
     if attention != "sdpa" and "flash" not in str(attention):
         got = f"{name} with {attention} attention"
         raise UserError(f"continuous batching: got {got}, expected sdpa or flash attention; {_INSTEAD}")
