@@ -132,13 +132,6 @@ def test_the_settings_that_a_state_depends_on_are_named_and_can_be_written(make,
     assert json.loads(json.dumps(estimator.settings)) == settings
 
 
-@EVERY
-def test_two_estimators_with_the_same_settings_have_the_same_state_at_the_start(make):
-    """And those with another lam have not: what `settings` leaves out, the state must not show."""
-    first, again = make().state_dict(), make().state_dict()
-    assert all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(again[name])) for name in first)
-
-
 @pytest.mark.parametrize("dim", [0, -2])
 def test_there_must_be_a_feature(dim):
     with pytest.raises(UserError, match=f"estimator dim: got {dim}, expected at least 1"):
