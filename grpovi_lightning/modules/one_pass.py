@@ -14,7 +14,7 @@ from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.rewards.online import OnlineMirrorDescent, PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
-from grpovi_lightning.rewards.online.head import check_features, save_head
+from grpovi_lightning.rewards.online.head import check_identity, identity, save_head
 from grpovi_lightning.rewards.online.reward import EstimatorFactory
 from grpovi_lightning.rewards.sequences import text_rows
 
@@ -114,7 +114,7 @@ class OnePassRewardModule(FrozenLeftOut):
         assert self.estimator is not None
         moments = None if self.moments is None else vars(self.moments)
         return {
-            "features": self.features.fingerprint,
+            "identity": identity(self.features.fingerprint, self.estimator),
             "estimator": self.estimator.state_dict(),
             "moments": moments,
         }
@@ -122,7 +122,7 @@ class OnePassRewardModule(FrozenLeftOut):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
         assert self.estimator is not None
-        check_features(state["features"], self.features.fingerprint, "checkpoint")
+        check_identity(state["identity"], identity(self.features.fingerprint, self.estimator), "checkpoint")
         self.estimator.load_state_dict(state["estimator"])
         if state["moments"] is not None:
             self.moments = FeatureMoments(self.features.dim)

@@ -29,10 +29,7 @@ def save_head(folder: str | Path, features: str, estimator: PreferenceEstimator,
     state = estimator.state_dict()
     tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     save_file(tensors, folder / STATE_FILE)
-    content = {
-        "features": features,
-        "estimator": type(estimator).__name__,
-        "settings": estimator.settings,
+    content = identity(features, estimator) | {
         "numbers": {name: value for name, value in state.items() if name not in tensors},
         "reward_mean": mean,
         "reward_std": std,
@@ -65,16 +62,7 @@ def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator)
     """
     check_head(folder)
     content = _read(Path(folder) / HEAD_FILE)
-    check_features(content["features"], features, f"linear reward {folder}")
-    for name, saved, own in (
-        ("estimator", content["estimator"], type(estimator).__name__),
-        ("settings", content["settings"], estimator.settings),
-    ):
-        if saved != own:
-            raise UserError(
-                f"linear reward {folder}: {name}: got {own}, expected {saved}, with which it was trained; use the "
-                "same, or train it again"
-            )
+    check_identity(content, identity(features, estimator), f"linear reward {folder}")
     try:
         tensors = load_file(Path(folder) / STATE_FILE)
     except SafetensorError as error:
@@ -83,12 +71,29 @@ def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator)
     return float(content["reward_mean"]), float(content["reward_std"])
 
 
-def check_features(saved: str, own: str, what: str) -> None:
-    """Raises `UserError` where a fingerprint of features is not the expected one."""
-    if saved != own:
+def identity(features: str, estimator: PreferenceEstimator) -> dict[str, Any]:
+    """What a saved state and its user must have in common: features, the estimator's class, settings of its state."""
+    return {"features": features, "estimator": type(estimator).__name__, "settings": estimator.settings}
+
+
+def check_identity(saved: dict[str, Any], own: dict[str, Any], what: str) -> None:
+    """Raises `UserError` where they differ.
+
+    Args:
+        saved: has the keys of `identity`.
+        own: of the user.
+        what: where the state is from, for the message.
+    """
+    if saved["features"] != own["features"]:
         raise UserError(
             f"{what}: it belongs to other features; use the feature model and the poolings that it was trained with"
         )
+    for name in ("estimator", "settings"):
+        if saved[name] != own[name]:
+            raise UserError(
+                f"{what}: {name}: got {own[name]}, expected {saved[name]}, with which it was trained; use the same, or "
+                "train it again"
+            )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from grpovi_lightning.rewards.base import Lesson, Reward
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
-from grpovi_lightning.rewards.online.head import check_features, check_head, load_head, save_head
+from grpovi_lightning.rewards.online.head import check_head, check_identity, identity, load_head, save_head
 from grpovi_lightning.rewards.online.learning import OnlineLearning
 from grpovi_lightning.rewards.online.mirror_descent import OnlineMirrorDescent
 from grpovi_lightning.rewards.sequences import SequenceReader
@@ -110,7 +110,7 @@ class LinearReward(Reward):
         """What has been learned, of which features, and how it is standardised; it goes into checkpoints."""
         assert self.estimator is not None, "load() comes before saving"
         return {
-            "features": self.features.fingerprint,
+            "identity": identity(self.features.fingerprint, self.estimator),
             "estimator": self.estimator.state_dict(),
             "moments": (self.mean, self.std),
             "online": {} if self.online is None else self.online.state_dict(),
@@ -120,10 +120,10 @@ class LinearReward(Reward):
         """Goes on from a checkpoint.
 
         Raises:
-            UserError: it is of other features.
+            UserError: it is of other features, another estimator, or other settings of it.
         """
         assert self.estimator is not None, "load() comes before restoring"
-        check_features(state["features"], self.features.fingerprint, "checkpoint")
+        check_identity(state["identity"], identity(self.features.fingerprint, self.estimator), "checkpoint")
         self.estimator.load_state_dict(state["estimator"])
         self.mean, self.std = state["moments"]
         if self.online is not None and state["online"]:

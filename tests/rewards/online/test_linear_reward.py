@@ -273,6 +273,14 @@ def test_state_goes_through_a_checkpoint_to_the_last_bit(linear, rollout, tmp_pa
     assert reward.progress() == resumed.progress()
 
 
+def test_a_checkpoint_of_another_estimator_or_other_settings_is_refused(linear):
+    state = linear(online=sure()).get_extra_state()
+    with pytest.raises(UserError, match="checkpoint: estimator: got MaximumLikelihood, expected OnlineMirrorDescent"):
+        linear(estimator=MaximumLikelihood, online=sure()).set_extra_state(state)
+    with pytest.raises(UserError, match=r"checkpoint: settings: got .*'lam': 2.0.*, expected .*'lam': 1.0"):
+        linear(estimator=lambda dim: OnlineMirrorDescent(dim, lam=2.0), online=sure()).set_extra_state(state)
+
+
 def test_a_composite_learns_through_its_one_part_that_does(linear, tiny_tokenizer, rollout):
     part = linear(online=sure(pairs_per_round=2))
     both = CompositeReward([part, RewardFunction(words)], [1.0, 0.0])
