@@ -1,13 +1,9 @@
 """Compares one-pass reward modelling with refits and SGD: python benchmarks/one_pass.py [--quick]; see README.md."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-# Before NumPy comes: the refits' L-BFGS has short vectors, on which a second thread of its BLAS only waits.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch

@@ -1,16 +1,12 @@
 """One pass on a policy's features against a fit: python benchmarks/one_pass_embedded.py STUDY; see README.md."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-# Before NumPy comes: the fit's L-BFGS has short vectors, on which a second thread of its BLAS only waits.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch

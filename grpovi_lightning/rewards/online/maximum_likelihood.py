@@ -1,12 +1,15 @@
 """The baseline with memory: maximum likelihood, refitted on the whole history in every round."""
 
 import math
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -131,7 +134,8 @@ def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, toleranc
         return loss.item(), (lam * theta - (signs * torch.sigmoid(-signed)) @ z).numpy()
 
     options = {"ftol": 0.0, "gtol": tolerance * length, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS}
-    found = minimize(objective, start.numpy(), method="L-BFGS-B", jac=True, options=options)
+    with _one_blas_thread():
+        found = minimize(objective, start.numpy(), method="L-BFGS-B", jac=True, options=options)
     left, accepted = np.abs(found.jac).max(), max(tolerance, RESOLUTION) * length
     if not left <= accepted:
         raise TrainingError(
@@ -139,3 +143,14 @@ def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, toleranc
             f"most {accepted:.3g}; the pairs of this round were not learned. Raise lam, or scale the features down"
         )
     return torch.from_numpy(found.x)
+
+
+def _one_blas_thread() -> AbstractContextManager:
+    """Inside, BLAS has one thread: on L-BFGS's short vectors a second one only waits, and makes a fit far slower."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries of this process; found once, which takes milliseconds."""
+    return ThreadpoolController()
