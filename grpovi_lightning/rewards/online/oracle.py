@@ -28,7 +28,7 @@ class Question:
 
     Attributes:
         name: of the question, unique in a run. It follows from the step and the texts, so that a run that is continued
-            elsewhere than it went on before never takes the answer to one comparison for that to another.
+            and then samples otherwise never takes the answer to one comparison for that to another.
         first: place of one completion among the B of the rollout; the label 1 prefers it.
         second: place of the other; the label 0 prefers it.
     """
@@ -142,7 +142,7 @@ class FileOracle(Oracle):
     nobody asked, are reported and left alone, so that they can be mended.
 
     Nothing in the folder is ever taken away. A run that is continued finds the answers to the questions that it asks
-    again; where answers came later than before it may now sample and ask otherwise, and its new questions are added.
+    again. Answers that had come late may now be there in time; then it samples otherwise, and adds its new questions.
     """
 
     def __init__(self, folder: str, timeout_seconds: float = 3600.0, poll_seconds: float = 1.0) -> None:
