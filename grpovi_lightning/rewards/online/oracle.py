@@ -200,8 +200,8 @@ class FileOracle(Oracle):
             for name in ("questions", "answers"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             file = self.folder / "questions" / f"{rollout.step:08d}.jsonl"
-            asked = file.read_text(encoding="ascii") if file.exists() else ""
-            names = {json.loads(line)["name"] for line in asked.splitlines()}
+            asked = file.read_text(encoding="ascii", errors="replace") if file.exists() else ""
+            names = _names(asked, file)
             lines = [
                 {
                     "name": question.name,
@@ -217,7 +217,7 @@ class FileOracle(Oracle):
                 # ASCII, so that no character of a text can be taken for the end of a line.
                 draft.write_text(asked + "".join(json.dumps(line) + "\n" for line in lines), encoding="ascii")
                 draft.replace(file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
             raise UserError(f"oracle folder {self.folder}: {error}; mend it or name another folder") from error
 
     def _read(self, wanted: set[str]) -> Answers:
@@ -248,8 +248,18 @@ class FileOracle(Oracle):
         """Whether any question file has the name."""
         if name not in self._known:
             for file in (self.folder / "questions").glob("*.jsonl"):
-                self._known |= {json.loads(line)["name"] for line in file.read_text(encoding="ascii").splitlines()}
+                self._known |= _names(file.read_text(encoding="ascii", errors="replace"), file)
         return name in self._known
+
+
+def _names(questions: str, file: Path) -> set[str]:
+    """Names in the text of a question file, which nobody but an oracle writes."""
+    try:
+        return {json.loads(line)["name"] for line in questions.splitlines()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"oracle: {file} holds a line that is no question; restore it or name another folder"
+        ) from error
 
 
 def _parsed(line: str) -> tuple[str, int] | None:

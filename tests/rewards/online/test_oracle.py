@@ -192,6 +192,14 @@ class TestFiles:
         after = (tmp_path / "questions" / "00000000.jsonl").read_text()
         assert after.startswith(before) and [line["name"] for line in question_lines(tmp_path)] == ["0-0", "0-1", "0-2"]
 
+    def test_a_question_file_that_somebody_changed_is_named_and_left_alone(self, rollout, tmp_path):
+        asked(FileOracle(str(tmp_path), 0.0), rollout)
+        file = tmp_path / "questions" / "00000000.jsonl"
+        file.write_text("not a question\n")
+        with pytest.raises(UserError, match=r"00000000\.jsonl holds a line that is no question; restore it"):
+            asked(FileOracle(str(tmp_path), 0.0), rollout)
+        assert file.read_text() == "not a question\n"
+
     def test_no_questions_write_no_file(self, rollout, tmp_path):
         assert not asked(FileOracle(str(tmp_path), 0.0), rollout, []).waiting
         assert not (tmp_path / "questions").exists()
