@@ -15,9 +15,9 @@ KEYS = ("median_step_seconds", "completion_tokens_per_second", "peak_rss_mb", "k
 
 
 def step_arguments(
-    description: str, argv: Sequence[str] | None = None, decoders: Sequence[str] = ()
+    description: str, argv: Sequence[str] | None = None, decoders: Sequence[str] = (), output: bool = False
 ) -> argparse.Namespace:
-    """`directory`, `steps`, `threads` and `seed`, and `decoder` where there are several, the first by default.
+    """`directory`, `steps`, `threads` and `seed`; `decoder` where there are several, the first by default; `output`.
 
     Raises:
         InputError: a number is too small.
@@ -29,6 +29,8 @@ def step_arguments(
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling and of the prompts' order")
     if decoders:
         parser.add_argument("--decoder", choices=decoders, default=decoders[0], help=f"default: {decoders[0]}")
+    if output:
+        parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a new file")
     arguments = parser.parse_args(argv)
     at_least(arguments, steps=2, threads=1, seed=0)
     return arguments

@@ -26,7 +26,7 @@ from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import CompiledDecoder, Decoder, GroupDecoder, SamplingConfig
 
 DECODERS: dict[str, type[Decoder]] = {"compiled": CompiledDecoder, "group": GroupDecoder}
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 8192
 """Of a forward pass of the update. Passes of this size take no longer together than one large one, and less memory."""
 
 
@@ -70,6 +70,7 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
         group_size=work.group_size,
         sampling=SamplingConfig(max_completion_length=work.completion, temperature=work.temperature),
         decoder=decoder,
+        compile_passes=isinstance(decoder, CompiledDecoder),
         tokens_per_micro_batch=TOKENS_AT_ONCE,
         advantage=GroupAdvantage("group"),
         loss=GRPOLoss(beta=work.beta),

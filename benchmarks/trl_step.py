@@ -35,18 +35,20 @@ class StepEnds(TrainerCallback):
         self.seconds.append(time.perf_counter())
 
 
-def train(work: Workload, steps: int, seed: int, ends: StepEnds) -> dict[str, float]:
+def train(
+    work: Workload, steps: int, seed: int, ends: StepEnds, trainer_class: type[GRPOTrainer] = GRPOTrainer
+) -> list[dict[str, float]]:
     """Trains with TRL's defaults wherever the workload says nothing.
 
     Returns:
-        What TRL logged at the last step.
+        What TRL logged at each step.
     """
     gpu = torch.cuda.is_available()
     with (
         (work.folder / "prompts.jsonl").open(encoding="utf-8") as lines,
         tempfile.TemporaryDirectory() as output,
     ):
-        trainer = GRPOTrainer(
+        trainer = trainer_class(
             model=str(work.folder / "model"),
             processing_class=AutoTokenizer.from_pretrained(work.folder / "model"),
             reward_funcs=work.reward,
@@ -77,7 +79,7 @@ def train(work: Workload, steps: int, seed: int, ends: StepEnds) -> dict[str, fl
             ),
         )
         trainer.train()
-    return [row for row in trainer.state.log_history if "reward" in row][-1]
+    return [row for row in trainer.state.log_history if "reward" in row]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(arguments.threads)
     ends = StepEnds()
-    last = train(work, arguments.steps, arguments.seed, ends)
+    last = train(work, arguments.steps, arguments.seed, ends)[-1]
     print(step_result("trl", work, ends.seconds, last["completions/mean_length"], last.get("kl"), last["reward"]))
     return 0
 

@@ -329,7 +329,7 @@ def test_defaults_on_the_performance_page_are_those_of_the_code():
 def test_the_yaml_of_the_performance_page_is_a_valid_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```yaml\n(.*?)```", PERFORMANCE, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         (tmp_path / "more.yaml").write_text(block)
         check_fit(["--config", "experiments/quickstart/grpo.yaml", "--config", str(tmp_path / "more.yaml")])

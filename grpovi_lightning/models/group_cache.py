@@ -1,11 +1,6 @@
-"""Key-value caches in which a prompt stands once for all completions of its group.
+"""Decoding by groups: the cache of a model, and the attention that reads it.
 
-`PrefixLayer` keeps the prompt of each group. For training, `ExpandedLayer` puts completions behind it in one
-concatenation. For decoding, `GroupLayer` keeps the completions beside it, in memory that is reserved once, and computes
-the attention to both parts without ever copying the prompt: the completions of a group are the rows of one matrix
-product with its keys. Models reach it through the attention interface of `transformers`, as `GROUP_ATTENTION`.
-
-Shapes: Q query heads, K key-value heads, R = Q / K, D the size of a head.
+Models reach it through the attention interface of `transformers`, as `GROUP_ATTENTION`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+
+from grpovi_lightning.models.cache_layers import GroupLayer, StaticGroupLayer, UnsupportedAttentionError
 
 GROUP_ATTENTION = "grpovi_group"
 
@@ -27,202 +23,6 @@ class _Active:
 
 
 _active = _Active()
-
-
-class UnsupportedAttentionError(Exception):
-    """The model computes its attention in a way that cannot be done group by group."""
-
-
-class PrefixLayer(DynamicLayer):
-    """Keys and values of prompts, [P, K, S, D], all of them: a sliding window is the mask's business here."""
-
-    def __init__(self, window: int | None = None) -> None:
-        """Takes the number of tokens that this layer sees; None: all."""
-        super().__init__()
-        self.window = window
-
-
-class ExpandedLayer(DynamicLayer):
-    """The same prompts for `members` completions each, [P * members, K, S + T, D]; nothing is copied but once."""
-
-    def __init__(self, prefix: PrefixLayer, members: int) -> None:
-        """Takes the prompts' layer."""
-        super().__init__()
-        self.keys, self.values = prefix.keys, prefix.values
-        self.members, self.is_initialized = members, True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Puts completions [P * members, K, T, D] behind their prompts, once."""
-        assert self.keys is not None and self.values is not None
-        self.keys = _behind(self.keys, key_states, self.members)
-        self.values = _behind(self.values, value_states, self.members)
-        return self.keys, self.values
-
-
-def _behind(prompts: Tensor, completions: Tensor, members: int) -> Tensor:
-    prefix = prompts.unsqueeze(1).expand(-1, members, -1, -1, -1)
-    return torch.cat([prefix, completions.unflatten(0, (-1, members))], dim=-2).flatten(0, 1)
-
-
-class GroupLayer(DynamicLayer):
-    """One layer's keys and values while decoding: prompts [P * K, S, D], and completions [P, K, G, length, D].
-
-    The memory of the completions does not grow; each step writes one column. Small models are bound by the number of
-    tensor operations here, so there are few.
-    """
-
-    def __init__(self, prefix: PrefixLayer, members: int, length: int) -> None:
-        """Reserves the memory."""
-        super().__init__()
-        assert prefix.keys is not None and prefix.values is not None
-        self.prompt_keys, self.prompt_values = prefix.keys.flatten(0, 1), prefix.values.flatten(0, 1)
-        self.prompt_length = prefix.keys.shape[2]
-        self.window = prefix.window
-        groups, heads = prefix.keys.shape[:2]
-        self.keys = prefix.keys.new_empty((groups, heads, members, length, prefix.keys.shape[-1]))
-        self.values = prefix.values.new_empty((groups, heads, members, length, prefix.values.shape[-1]))
-        self.is_initialized = True
-        self.n_tokens = 0
-        self._passed: Tensor | None = None
-
-    def get_seq_length(self) -> int:
-        """Prompt and completion tokens so far, padding included."""
-        return self.prompt_length + self.n_tokens
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes the next token of every completion, [P * G, K, 1, D], and hands the arguments back.
-
-        The model passes them on to `group_attention`, which takes what it needs from here.
-        """
-        assert self.keys is not None and self.values is not None
-        groups, heads, members = self.keys.shape[:3]
-        for store, states in ((self.keys, key_states), (self.values, value_states)):
-            store.select(3, self.n_tokens).copy_(states.reshape(groups, members, heads, -1).transpose(1, 2))
-        self.n_tokens += 1
-        self._passed = key_states
-        return key_states, value_states
-
-    def keep(self, groups: Tensor, members: Tensor) -> None:
-        """Keeps some completions: `members` [P', G'] of the groups [P']."""
-        assert self.keys is not None and self.values is not None
-        before, heads = self.keys.shape[:2]
-        self.prompt_keys = self.prompt_keys.unflatten(0, (before, heads))[groups].flatten(0, 1)
-        self.prompt_values = self.prompt_values.unflatten(0, (before, heads))[groups].flatten(0, 1)
-        for name in ("keys", "values"):
-            store = getattr(self, name)
-            kept = store.new_empty((len(groups), heads, members.shape[1], *store.shape[3:]))
-            chosen = store[groups[:, None], :, members, : self.n_tokens]  # [P', G', K, t, D]
-            kept[:, :, :, : self.n_tokens] = chosen.transpose(1, 2)
-            setattr(self, name, kept)
-
-    def attend(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, window: int | None
-    ) -> Tensor:
-        """Attention of the newest token of each completion to its prompt and to the completion so far.
-
-        Args:
-            query: [P * G, Q, 1, D].
-            key: what `update` returned.
-            mask: [P * K, 1, S] of 0 and -inf, or None where no prompt is padded.
-            scaling: factor of the scores.
-            softcap: scores are squashed to this bound, as in Gemma 2; None: not.
-            window: tokens that are seen, this one included; None: all.
-
-        Returns:
-            [P * G, 1, Q, D].
-        """
-        if key is not self._passed:
-            raise UnsupportedAttentionError("the model changes keys after they were cached")
-        first = 0 if window is None else max(0, self.get_seq_length() - window)
-        seen = slice(max(0, first - self.prompt_length), self.n_tokens)
-        mask = None if mask is None else mask[..., first:]
-        return self._attention(query * scaling, slice(first, None), seen, mask, None, softcap)
-
-    def _attention(
-        self,
-        query: Tensor,
-        of_prompt: slice,
-        of_completion: slice,
-        prompt_mask: Tensor | None,
-        completion_mask: Tensor | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """Attention to some columns; the masks are added to their scores."""
-        assert self.keys is not None and self.values is not None
-        groups, heads, members = self.keys.shape[:3]
-        rows, size = groups * heads, query.shape[-1]
-        keys = self.keys.view(rows * members, -1, size)[:, of_completion]  # [P * K * G, t, D]
-        values = self.values.flatten(0, 2)[:, of_completion]
-        prompt_keys, prompt_values = self.prompt_keys[:, of_prompt], self.prompt_values[:, of_prompt]
-
-        query = query.view(groups, members, heads, -1, size).transpose(1, 2).reshape(rows, -1, size)
-        on_prompt = _scores(query, prompt_keys, prompt_mask, softcap)
-        query = query.reshape(rows * members, -1, size)  # [P * K * G, R, D]
-        on_completion = _scores(query, keys, completion_mask, softcap)
-        on_prompt = on_prompt.view(*on_completion.shape[:2], prompt_keys.shape[1])
-        weights = torch.cat([on_prompt, on_completion], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-        on_prompt, on_completion = weights.split([prompt_keys.shape[1], keys.shape[1]], dim=-1)
-        output = torch.bmm(on_prompt.reshape(rows, members * query.shape[1], prompt_keys.shape[1]), prompt_values)
-        output = torch.baddbmm(output.view(rows * members, -1, output.shape[-1]), on_completion, values)
-        output = output.view(groups, heads, members, -1, output.shape[-1]).transpose(1, 2)
-        return output.reshape(groups * members, 1, -1, output.shape[-1])
-
-
-class StaticGroupLayer(GroupLayer):
-    """The same in shapes that do not change from token to token, for code that is compiled or captured.
-
-    Attention reads the first `visible` columns, and those not written yet are masked. `place`, the number of tokens so
-    far, is a tensor that all layers share.
-    """
-
-    def __init__(self, prefix: PrefixLayer, members: int, length: int, place: Tensor) -> None:
-        """Reserves the memory, and fills it: what is masked must not be NaN."""
-        super().__init__(prefix, members, length)
-        assert self.keys is not None and self.values is not None
-        self.keys.zero_()
-        self.values.zero_()
-        self.place, self.visible = place, length
-
-    def get_seq_length(self) -> int:
-        """Unknown to Python; nothing here asks."""
-        return self.prompt_length
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes the next token of every completion, [P * G, K, 1, D], and hands the arguments back."""
-        assert self.keys is not None and self.values is not None
-        groups, heads, members = self.keys.shape[:3]
-        for store, states in ((self.keys, key_states), (self.values, value_states)):
-            column = states.reshape(groups, members, heads, 1, -1).transpose(1, 2)
-            store.index_copy_(3, self.place, column)
-        self._passed = key_states
-        return key_states, value_states
-
-    def keep(self, groups: Tensor, members: Tensor) -> None:
-        """Would change the shapes."""
-        raise NotImplementedError
-
-    def attend(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, window: int | None
-    ) -> Tensor:
-        """See `GroupLayer`."""
-        columns = torch.arange(self.visible, device=query.device)
-        seen = columns <= self.place
-        if window is not None:
-            slots = torch.arange(self.prompt_length, device=query.device)
-            seen &= columns > self.place - window
-            in_window = torch.where(slots > self.prompt_length + self.place - window, 0.0, -torch.inf).to(query.dtype)
-            mask = in_window.expand(self.prompt_keys.shape[0], 1, -1) if mask is None else mask + in_window
-        later = torch.where(seen, 0.0, -torch.inf).to(query.dtype)[None, None]
-        return self._attention(query * scaling, slice(None), slice(0, self.visible), mask, later, softcap)
-
-
-def _scores(query: Tensor, keys: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-    """[n, q, D] and [n, k, D] -> [n, q, k]."""
-    keys = keys.transpose(1, 2)
-    if softcap is None:
-        return torch.bmm(query, keys) if mask is None else torch.baddbmm(mask, query, keys)
-    capped = softcap * torch.tanh(torch.bmm(query, keys) / softcap)
-    return capped if mask is None else capped + mask
 
 
 class GroupCache(Cache):

@@ -11,8 +11,10 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import has_adapters, merged
+from grpovi_lightning.models.cache_layers import ExpandedLayer, PrefixLayer
 from grpovi_lightning.models.capabilities import Capabilities, find_capabilities
-from grpovi_lightning.models.group_cache import ExpandedLayer, GroupCache, PrefixLayer, attention_by_groups
+from grpovi_lightning.models.compiled_passes import CompiledPasses
+from grpovi_lightning.models.group_cache import GroupCache, attention_by_groups
 from grpovi_lightning.models.output_head import Split, Whole
 from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left, position_ids
 from grpovi_lightning.structures import Rollout
@@ -38,6 +40,7 @@ class LanguageModel(nn.Module):
         self.pad_token_id: int = self.end_token_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
         self._checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         self._capabilities: Capabilities | None = None
+        self._compiled: CompiledPasses | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -97,15 +100,22 @@ class LanguageModel(nn.Module):
         Returns:
             two [B, T] float32 tensors, 0 at masked positions.
         """
-        states = self.shared_prefix_states(rollout) if self.runs_prompts_once else self.plain_states(rollout)
+        if self._compiled is not None and self._compiled.take(rollout):
+            states = self._compiled.states(rollout)
+        else:
+            states = self.shared_prefix_states(rollout) if self.runs_prompts_once else self.plain_states(rollout)
         return chunked_statistics(
             states, self.capabilities.parts.head, rollout.completion_ids, rollout.completion_mask, temperature
         )
 
+    def compile_passes(self) -> None:
+        """Has `completion_statistics` run compiled code from now on; see `CompiledPasses`."""
+        self._compiled = CompiledPasses(self)
+
     def plain_states(self, rollout: Rollout) -> Tensor:
         """What the head reads to predict the completions, [B, T, D]; prompt and completion are one sequence a row."""
         prompts = rollout.prompt_ids.repeat_interleave(rollout.group_size, dim=0)
-        mask = _sequence_mask(rollout)
+        mask = _sequence_mask(rollout.prompt_mask, rollout.completion_mask)
         states = self.capabilities.parts.states(
             rollout.completion_ids.shape[1] + 1,
             input_ids=torch.cat([prompts, rollout.completion_ids], dim=1),
@@ -116,26 +126,33 @@ class LanguageModel(nn.Module):
         return states[:, :-1]
 
     def shared_prefix_states(self, rollout: Rollout) -> Tensor:
-        """The same, but prompts are run once, and completions against the expanded cache; [B, T, D].
+        """The same, but prompts are run once, and completions against the expanded cache; [B, T, D]."""
+        ids, mask = rollout.grouped(rollout.completion_ids), rollout.grouped(rollout.completion_mask)
+        with self.generating():
+            return self.group_states(rollout.prompt_ids, rollout.prompt_mask, ids, mask)
+
+    def group_states(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor:
+        """`shared_prefix_states` as a function of tensors, [P, S] twice and [P, G, T] twice -> [B, T, D].
 
         Only the first completion token is predicted by the prompt pass.
         """
-        with self.generating():
-            first, prefix = self.prefill(rollout.prompt_ids, rollout.prompt_mask)
-            first = first.repeat_interleave(rollout.group_size, dim=0)[:, None]
-            length = rollout.completion_ids.shape[1]
-            if length == 1:
-                return first
-            mask = _sequence_mask(rollout)
-            rest = self.capabilities.parts.states(
-                length - 1,
-                input_ids=rollout.completion_ids[:, :-1],
-                attention_mask=mask[:, :-1].long(),
-                position_ids=position_ids(mask)[:, rollout.prompt_ids.shape[1] : -1],
-                past_key_values=Cache(layers=[ExpandedLayer(layer, rollout.group_size) for layer in prefix.layers]),  # type: ignore[arg-type]
-                use_cache=True,
-            )
-            return torch.cat([first, rest], dim=1)
+        members, length = completion_ids.shape[1:]
+        first, prefix = self.prefill(prompt_ids, prompt_mask)
+        first = first.repeat_interleave(members, dim=0)[:, None]
+        if length == 1:
+            return first
+        mask = _sequence_mask(prompt_mask, completion_mask.flatten(0, 1))
+        rest = self.capabilities.parts.states(
+            length - 1,
+            input_ids=completion_ids.flatten(0, 1)[:, :-1],
+            attention_mask=mask[:, :-1].long(),
+            position_ids=position_ids(mask)[:, prompt_ids.shape[1] : -1],
+            past_key_values=Cache(layers=[ExpandedLayer(layer, members) for layer in prefix.layers]),  # type: ignore[arg-type]
+            use_cache=True,
+        )
+        return torch.cat([first, rest], dim=1)
 
     def prefill(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Cache]:
         """Runs prompts, [P, S] left-padded ids and bool mask.
@@ -211,10 +228,10 @@ class LanguageModel(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
-def _sequence_mask(rollout: Rollout) -> Tensor:
-    """[B, S + T] bool, prompt and completion of every row."""
-    prompts = rollout.prompt_mask.repeat_interleave(rollout.group_size, dim=0)
-    return torch.cat([prompts, rollout.completion_mask], dim=1)
+def _sequence_mask(prompt_mask: Tensor, completion_mask: Tensor) -> Tensor:
+    """[P, S] and [B, T] -> [B, S + T] bool, prompt and completion of every row."""
+    prompts = prompt_mask.repeat_interleave(len(completion_mask) // len(prompt_mask), dim=0)
+    return torch.cat([prompts, completion_mask], dim=1)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

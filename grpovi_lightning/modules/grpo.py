@@ -57,6 +57,7 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
         group_size: int = 8,
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  a frozen value
         decoder: Decoder | None = None,
+        compile_passes: bool = False,
         adjustment: Adjustment | None = None,
         advantage: Advantage | None = None,
         loss: PolicyLoss | None = None,
@@ -82,6 +83,9 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
             group_size: G, completions per prompt.
             sampling: how completions are sampled.
             decoder: how they are decoded; default `GroupDecoder`. It changes the time, completions by rounding alone.
+            compile_passes: compiles the passes over completions, the reference policy's and the update's with its
+                gradient, by `torch.compile`. The first steps then take minutes, later ones less time. It changes
+                log-probabilities by rounding alone.
             adjustment: what happens to the rewards before the advantages; default none (GRPO).
             advantage: adjusted rewards to advantages.
             loss: the policy loss; default `GRPOLoss` without KL penalty.
@@ -123,7 +127,7 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
             seed=seed,
         )
         self.policy_source, self.reward = policy, reward
-        self.group_size, self.resampling = group_size, resampling
+        self.group_size, self.resampling, self.compile_passes = group_size, resampling, compile_passes
         self.engine = RolloutEngine(sampling, decoder)
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
@@ -145,6 +149,11 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
             raise UserError(
                 f"group_size: got {self.group_size}, expected at least 2; the advantage of a completion is its reward "
                 "relative to its group"
+            )
+        if self.compile_passes and getattr(self.policy_source, "gradient_checkpointing", False):
+            raise UserError(
+                "compile_passes: got it with gradient_checkpointing, under which updates cannot run a prompt once for "
+                "its group; leave one of the two out"
             )
         if self.group_size == 2 and self.advantage.standardised and not self.adjustment.changes_pairs:
             raise UserError(
@@ -174,6 +183,10 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
         self.policy = self.policy_source.load()
         if self.needs_reference:
             self.reference = self.policy_source.load_reference(self.policy)
+        if self.compile_passes:
+            for model in (self.policy, self.reference):
+                if isinstance(model, LanguageModel):  # a reference without the adapter runs the policy's code
+                    model.compile_passes()
         self.reward.load(self.policy.tokenizer)
 
     def on_fit_start(self) -> None:

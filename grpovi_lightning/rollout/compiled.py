@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
+from grpovi_lightning.models.compiled_passes import compiling
 from grpovi_lightning.models.output_head import Split, Whole
 from grpovi_lightning.rollout.decoding import Decoder, PlainDecoder, sync_interval
 from grpovi_lightning.rollout.sampler import Sampler
@@ -124,14 +125,6 @@ class CompiledDecoder(StaticDecoder):
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
         """See `Decoder`."""
-        from torch._dynamo.exc import FailOnRecompileLimitHit  # here, because it loads the whole compiler
-
-        limits = {"recompile_limit": self.max_shapes, "fail_on_recompile_limit_hit": True}
-        try:
-            with torch._dynamo.config.patch(**limits):
-                super().decode(policy, prompt_ids, prompt_mask, sampler)
-        except FailOnRecompileLimitHit:
-            raise UserError(
-                f"decoder.max_shapes: got {self.max_shapes}, and this rollout needs one more; raise it, or set a "
-                "larger decoder.block so that fewer shapes occur"
-            ) from None
+        instead = "raise decoder.max_shapes, or set a larger decoder.block so that fewer sizes occur"
+        with compiling("CompiledDecoder", self.max_shapes, instead):
+            super().decode(policy, prompt_ids, prompt_mask, sampler)

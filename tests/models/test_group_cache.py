@@ -4,14 +4,8 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicCache
 
-from grpovi_lightning.models.group_cache import (
-    ExpandedLayer,
-    GroupCache,
-    PrefixLayer,
-    UnsupportedAttentionError,
-    attention_by_groups,
-    group_attention,
-)
+from grpovi_lightning.models.cache_layers import ExpandedLayer, PrefixLayer, UnsupportedAttentionError
+from grpovi_lightning.models.group_cache import GroupCache, attention_by_groups, group_attention
 
 SCALE = 0.4
 

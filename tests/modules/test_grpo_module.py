@@ -53,6 +53,12 @@ class TestModels:
         module.configure_model()
         assert (module.reference is not None) == expected
 
+    def test_both_policies_run_compiled_passes_where_that_is_asked(self, policy_folder):
+        for asked in (True, False):
+            module = grpo(policy_folder, compile_passes=asked)
+            module.configure_model()
+            assert [model._compiled is not None for model in (module.policy, module.reference)] == [asked, asked]
+
     def test_without_a_reference_no_kl_is_logged(self, policy_folder, tmp_path):
         train(grpo(policy_folder, loss=GRPOLoss()), tmp_path, 1, validate_every=1)
         assert {"kl", "eval/kl"}.isdisjoint(scalars(tmp_path))
@@ -132,6 +138,11 @@ class TestRefusals:
         trainer = SimpleNamespace(precision=precision)
         with pytest.raises(UserError, match=f"trainer.precision: got {precision}, whose gradients need scaling"):
             grpo(policy_folder).check_settings(trainer, None)
+
+    def test_compiled_passes_with_gradient_checkpointing_are_refused(self, policy_folder):
+        policy = PretrainedCausalLM(str(policy_folder), gradient_checkpointing=True)
+        with pytest.raises(UserError, match="compile_passes: got it with gradient_checkpointing"):
+            grpo(policy_folder, policy=policy, compile_passes=True)
 
     def test_a_schedule_that_waits_for_a_metric_is_refused(self, policy_folder, tmp_path):
         module = grpo(policy_folder, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)

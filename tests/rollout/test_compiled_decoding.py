@@ -54,7 +54,9 @@ class TestCompiled:
     def test_more_shapes_than_allowed_are_an_error_and_no_silent_slowness(self, policy):
         engine = RolloutEngine(SAMPLING, CompiledDecoder(block=32, max_shapes=1))
         engine.generate(policy, PROMPTS, 4, 1, 0)
-        with pytest.raises(UserError, match=r"decoder\.max_shapes: got 1"):
+        with pytest.raises(
+            UserError, match=r"CompiledDecoder: got sizes .* than the 1 allowed; raise decoder\.max_shapes"
+        ):
             engine.generate(policy, PROMPTS, 3, 1, 0)
 
 
