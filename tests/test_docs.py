@@ -382,3 +382,11 @@ def test_ratios_against_trl_are_quotients_and_every_verdict_follows_from_them(si
     for name, trl, compiled, group, *shares in table("7.", "peak memory")[1:]:
         for ours, share in zip((compiled, group), shares, strict=True):
             assert number(share) == pytest.approx(number(ours) / number(trl), abs=0.006), name
+
+
+def test_what_is_learned_from_the_same_completions_is_the_same():
+    rows = table("7.", "seed")[1:]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4"]
+    for _, their_kl, our_kl, their_reward, our_reward, difference in rows:
+        assert number(our_kl) == pytest.approx(number(their_kl), rel=1e-3) and our_reward == their_reward
+        assert float(difference) < 2e-3
