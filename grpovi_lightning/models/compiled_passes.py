@@ -23,7 +23,8 @@ class CompiledPasses:
     own, such as a single prompt, or over 4,096 tokens (`torch` sums those more carefully). Which code runs depends on
     the sizes alone and not on what was compiled before, so a resumed run computes the same bits.
 
-    Held-out completions, one for each prompt, are left to the plain code: they are few, and would be compiled anew.
+    Held-out completions, one for each prompt, are left to the plain code, as are those of one or two tokens: they are
+    few, and would be compiled anew.
     """
 
     def __init__(self, model: "LanguageModel") -> None:
