@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class CompiledPasses:
     def __init__(self, model: "LanguageModel") -> None:
         """Compiles nothing yet: the first pass does."""
         self.model = model
-        self._states = torch.compile(model.group_states, dynamic=True, fullgraph=True)
+        self._states = torch.compile(model.group_states, backend=reproducible_inductor, dynamic=True, fullgraph=True)
 
     def take(self, rollout: Rollout) -> bool:
         """Whether these completions are worth code of their own."""
@@ -54,6 +54,22 @@ class CompiledPasses:
         inputs = [tensor.contiguous() for tensor in (rollout.prompt_ids, rollout.prompt_mask, *grouped)]
         with compiling(f"compile_passes: {name}", _MAX_VARIANTS, "leave it out"):
             return self._states(*inputs)
+
+
+def reproducible_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    """`torch.compile`'s own backend, but for the gradient of embeddings.
+
+    It would add up that gradient in whatever order its threads come, so that two runs would differ in their last bits.
+    The operation of `torch` itself does not. The cache on disk does not see the difference, hence the tag.
+    """
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    kept_whole = torch.ops.aten.embedding_dense_backward.default
+    decompositions = {operation: code for operation, code in select_decomp_table().items() if operation != kept_whole}
+    tag = {"cache_key_tag": "embedding_dense_backward kept whole"}
+    with torch.compiler.config.patch(**tag):  # pyright: ignore[reportAttributeAccessIssue]
+        return compile_fx(graph, inputs, decompositions=decompositions)
 
 
 @contextmanager
