@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from against_trl import HERE, trl_system
 from reporting import consoles, titled_table
 from safetensors import safe_open
 from step_result import at_least
@@ -104,17 +106,14 @@ def recorded(trl_python: str, folder: Path, steps: int, seed: int) -> Record:
     Raises:
         InputError: it failed.
     """
-    script = Path(__file__).with_name("trl_record.py")
+    script = HERE / "trl_record.py"
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "record.safetensors"
         command = [trl_python, str(script), str(folder), f"--output={output}", f"--steps={steps}", f"--seed={seed}"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise InputError(f"--trl-python {trl_python}: {error.strerror}; expected a Python that has TRL") from None
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise InputError(f"--trl-python {trl_python}: {last}")
+            raise InputError(f"TRL failed: {last}; the command was {shlex.join(command)}")
         return Record(output)
 
 
@@ -132,19 +131,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status, 2 for input that does not do."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="a workload, as write_workload.py writes it")
-    parser.add_argument("--trl-python", required=True, metavar="PATH", help="a Python that has TRL")
+    parser.add_argument("--trl-python", type=Path, required=True, metavar="PATH", help="a Python that has TRL")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=1, help="of more than one seed only the last step is shown")
     arguments = parser.parse_args(argv)
     found: list[tuple[int, int, tuple[float, ...]]] = []
     try:
-        at_least(arguments, steps=1, seeds=1)
+        at_least(arguments, steps=2, seeds=1)
         work = read_workload(arguments.directory)
         if work.temperature != 1.0:
             raise InputError(f"{arguments.directory}: temperature: got {work.temperature}, expected 1")
+        trl, _ = trl_system(arguments.trl_python)
         quiet()
         for seed in range(arguments.seeds):
-            record = recorded(arguments.trl_python, arguments.directory, arguments.steps, seed)
+            record = recorded(trl.python, arguments.directory, arguments.steps, seed)
             found += [(seed, step, row) for step, row in enumerate(rows(record, replayed(work, record)), start=1)]
     except (InputError, UserError) as error:
         print(f"replay_trl.py: error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from trl import GRPOTrainer  # pyright: ignore[reportMissingImports]
 from trl_step import StepEnds, train
 from workload import InputError, read_workload
 
-ROLLOUT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "ref_per_token_logps")
+ROLLOUT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 class Recorder(StepEnds):
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     recorder = Recorder()
     history = train(work, arguments.steps, arguments.seed, recorder, recording(recorder.tensors))
-    logged = [{name: row.get(name) for name in ("kl", "reward", "grad_norm", "learning_rate")} for row in history]
+    logged = [{name: row.get(name) for name in ("kl", "reward")} for row in history]
     save_file(recorder.tensors, arguments.output, {"logged": json.dumps(logged)})
     print(f"written: {arguments.output}")
     return 0

@@ -87,8 +87,8 @@ def test_a_training_that_differs_is_seen(scripts, workload, record):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--trl-python=nowhere/python"], "--trl-python nowhere/python: No such file or directory; expected a Python"),
-        ([f"--trl-python={sys.executable}"], "No module named 'trl'"),
+        (["--trl-python=nowhere/python"], "--trl-python: got nowhere/python, which does not run: No such file"),
+        ([f"--trl-python={sys.executable}"], "where TRL is not installed; benchmarks/README.md says how"),
         (["--trl-python=x", "--seeds=0"], "--seeds: got 0, expected at least 1"),
     ],
 )

@@ -226,6 +226,7 @@ class StaticGroupLayer(GroupLayer):
 def attention_scores(query: Tensor, keys: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
     """Queries [n, q, D] and keys [n, k, D] -> [n, q, k]; see `capped`."""
     keys = keys.transpose(1, 2)
+    # One operation instead of two; a compiler would copy the mask for it, and fuses the addition by itself.
     if softcap is None and mask is not None and not torch.compiler.is_compiling():
         return torch.baddbmm(mask, query, keys)
     return capped(torch.bmm(query, keys), mask, softcap)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from helpers.threads import two_threads  # noqa: F401  applies to all tests here
 from tiny_models import language_model, rollout
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
@@ -19,13 +20,10 @@ LARGE = rollout([3, 9, 1], [[5, 1, 8], [2, 8, 3], [4, 6, 1]])
 
 @pytest.fixture(autouse=True)
 def fresh():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # so that there is an order in which they could come
     torch._dynamo.reset()
     counters.clear()
     yield
     torch._dynamo.reset()
-    torch.set_num_threads(threads)
 
 
 def run(policy, data):
