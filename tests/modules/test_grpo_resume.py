@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from helpers.threads import two_threads  # noqa: F401  applies to all tests here
 from modules.grpo_runs import graded, grpo, identical, scalars, train
 
 from grpovi_lightning.adjustment import VarianceIncrease

@@ -1,5 +1,4 @@
 import pytest
-from helpers.threads import two_threads  # noqa: F401  applies to all tests here
 
 from grpovi_lightning.models import PretrainedCausalLM
 

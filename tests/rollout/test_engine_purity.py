@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers.threads import two_threads  # noqa: F401  applies to all tests here
 from models.tiny_models import language_model
 
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
