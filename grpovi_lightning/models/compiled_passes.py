@@ -61,14 +61,24 @@ def reproducible_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> 
 
     It would add up that gradient in whatever order its threads come, so that two runs would differ in their last bits.
     The operation of `torch` itself does not. The cache on disk does not see the difference, hence the tag.
+
+    The backward pass is compiled with the forward pass, so that what goes wrong with it is found in `compiling`.
     """
+    from torch._functorch import config as gradients_config
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.lowering import lowerings, make_fallback, require_contiguous
 
     kept_whole = torch.ops.aten.embedding_dense_backward.default
+    if kept_whole not in lowerings:
+        # Left to itself the compiler takes this for an oversight of its own, an error where the variable CI is set.
+        make_fallback(kept_whole, require_contiguous, warn=False, override_decomp=True)
     decompositions = {operation: code for operation, code in select_decomp_table().items() if operation != kept_whole}
-    tag = {"cache_key_tag": "embedding_dense_backward kept whole"}
-    with torch.compiler.config.patch(**tag):  # pyright: ignore[reportAttributeAccessIssue]
+    tag = torch.compiler.config.patch(  # pyright: ignore[reportAttributeAccessIssue]
+        cache_key_tag="embedding_dense_backward kept whole"
+    )
+    backward_now = gradients_config.patch(force_non_lazy_backward_lowering=True)
+    with tag, backward_now:
         return compile_fx(graph, inputs, decompositions=decompositions)
 
 

@@ -1,6 +1,7 @@
 """Passes with torch.compile: real compilation, so it needs a C++ compiler."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers.threads import two_threads  # noqa: F401  applies to all tests here
 from tiny_models import language_model, rollout
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
+from torch._inductor.lowering import lowerings
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import compiled_passes
@@ -43,9 +45,18 @@ def assert_same(found, expected):
     assert float((found[2] - expected[2]).norm() / expected[2].norm()) < 1e-5
 
 
+@contextmanager
+def nothing_compiled_before():
+    with torch._inductor.config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+        yield
+
+
 @needs_compiler
-def test_all_sizes_run_one_code_whose_numbers_are_the_plain_ones_whatever_was_compiled_first(tiny_tokenizer):
+def test_all_sizes_run_one_code_whose_numbers_are_the_plain_ones_whatever_was_compiled_first(
+    tiny_tokenizer, monkeypatch
+):
     """A run that is resumed meets sizes in another order than one that was not interrupted, and must go on as that."""
+    monkeypatch.setenv("CI", "true")  # makes torch's compiler stricter
     found = {}
     for order in ("large first", "small first"):
         torch._dynamo.reset()
@@ -53,8 +64,7 @@ def test_all_sizes_run_one_code_whose_numbers_are_the_plain_ones_whatever_was_co
         policy = language_model("llama", tiny_tokenizer, num_hidden_layers=1)
         expected = run(policy, LARGE), run(policy, SMALL)
         policy.compile_passes()
-        # Without what was compiled before, which would make the two orders the same.
-        with torch._inductor.config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+        with nothing_compiled_before():  # it would make the two orders the same
             if order == "large first":
                 large, small = run(policy, LARGE), run(policy, SMALL)
             else:
@@ -116,6 +126,18 @@ class TestErrorsAreOneLine:
     def test_what_cannot_be_captured(self):
         odd = torch.compile(lambda x: torch.ones(2)[x.nonzero()[0]] if x.sum() > 0 else x, fullgraph=True)
         assert "\n" not in failure(odd, torch.ones(3))
+
+    @needs_compiler
+    def test_a_backward_pass_that_cannot_be_compiled(self, tiny_tokenizer, monkeypatch):
+        def broken(*arguments):
+            raise NotImplementedError("no code for it")
+
+        monkeypatch.setitem(lowerings, torch.ops.aten.embedding_dense_backward.default, broken)
+        policy = language_model("llama", tiny_tokenizer, num_hidden_layers=1)
+        policy.compile_passes()
+        message = "^compile_passes: LlamaForCausalLM: torch.compile failed: .*no code for it"
+        with nothing_compiled_before(), pytest.raises(UserError, match=message):
+            policy.completion_statistics(SMALL, 1.0)
 
     @needs_compiler
     def test_no_compiler(self):
