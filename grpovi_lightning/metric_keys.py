@@ -7,88 +7,115 @@ under their plain name, held-out scalars under `eval/<name>`, those of the test 
 The x-axis of both is the number of training steps done before the measurement: the value at step 0 is the
 initial policy's, whether it was measured on training or on held-out prompts. One step of the GRPO family is
 one rollout with its `num_iterations` updates.
+
+Beside each name stands how the numbers of several processes become one where each rank has its own: the mean, the
+smallest or the largest. Scalars that are computed from the rows of all ranks are equal on every rank.
 """
+
+from typing import Literal
+
+OverRanks = Literal["mean", "min", "max"]
+
+_OVER_RANKS: dict[str, OverRanks] = {}
+
+
+def scalar(name: str, over_ranks: OverRanks) -> str:
+    """Declare a scalar and how it is reduced over ranks; return its name."""
+    _OVER_RANKS[name] = over_ranks
+    return name
+
+
+def over_ranks(name: str) -> OverRanks:
+    """Return how a scalar is reduced over ranks.
+
+    A name that is not declared here is one that a loss brings along: a mean over tokens, so a mean over ranks.
+
+    >>> over_ranks(GRAD_NORM), over_ranks(PEAK_MEMORY_GB)
+    ('mean', 'max')
+    """
+    return _OVER_RANKS.get(name, "mean")
+
 
 EVAL_PREFIX = "eval/"
 TEST_PREFIX = "test/"
 
 # Rewards. `REWARD` is the weighted total that the policy is trained on, before any adjustment. Every statistic of
 # rewards is over the completions that have one; the mean of none is NaN.
-REWARD = "reward"
-REWARD_STD = "reward_std"
+REWARD = scalar("reward", "mean")
+REWARD_STD = scalar("reward_std", "mean")
 """Mean over groups of the within-group standard deviation (Bessel), whatever `scale_rewards` is. Groups with fewer
 than two scored completions are left out; 0 where no others are."""
-REWARD_BATCH_STD = "reward_batch_std"
+REWARD_BATCH_STD = scalar("reward_batch_std", "mean")
 """Standard deviation over all scored completions of the batch; 0 of fewer than two."""
-FRAC_REWARD_ZERO_STD = "frac_reward_zero_std"
+FRAC_REWARD_ZERO_STD = scalar("frac_reward_zero_std", "mean")
 """Share of groups whose scored rewards are all equal, or fewer than two; they carry no gradient."""
-FRAC_UNSCORABLE = "frac_unscorable"
+FRAC_UNSCORABLE = scalar("frac_unscorable", "mean")
 """Share of completions without a reward: a function returned None or NaN for them. They are not trained on."""
 
-FRAC_GROUPS_RESAMPLED = "frac_groups_resampled"
+FRAC_GROUPS_RESAMPLED = scalar("frac_groups_resampled", "mean")
 """Share of groups that took the place of groups without reward variance; logged where `resampling` is set.
 
 All statistics of training rewards are then those of the groups that are trained on, a selection; held-out ones are not.
 """
 
 # Policy.
-KL = "kl"
+KL = scalar("kl", "mean")
 """Mean over completion tokens of the k3 estimate of KL(policy || reference), nats."""
-ENTROPY = "entropy"
+ENTROPY = scalar("entropy", "mean")
 """Mean over completion tokens of the entropy of the temperature-scaled policy, nats."""
-LOSS = "loss"
-GRAD_NORM = "grad_norm"
-LEARNING_RATE = "learning_rate"
-CLIP_RATIO_LOW_MEAN = "clip_ratio/low_mean"
-CLIP_RATIO_LOW_MIN = "clip_ratio/low_min"
+LOSS = scalar("loss", "mean")
+GRAD_NORM = scalar("grad_norm", "mean")
+LEARNING_RATE = scalar("learning_rate", "mean")
+CLIP_RATIO_LOW_MEAN = scalar("clip_ratio/low_mean", "mean")
+CLIP_RATIO_LOW_MIN = scalar("clip_ratio/low_min", "min")
 """The smallest of the shares clipped below that the updates of a step had; `high_max` likewise."""
-CLIP_RATIO_HIGH_MEAN = "clip_ratio/high_mean"
-CLIP_RATIO_HIGH_MAX = "clip_ratio/high_max"
-CLIP_RATIO_REGION_MEAN = "clip_ratio/region_mean"
-CISPO_CLIP_RATIO = "cispo_clip_ratio"
+CLIP_RATIO_HIGH_MEAN = scalar("clip_ratio/high_mean", "mean")
+CLIP_RATIO_HIGH_MAX = scalar("clip_ratio/high_max", "max")
+CLIP_RATIO_REGION_MEAN = scalar("clip_ratio/region_mean", "mean")
+CISPO_CLIP_RATIO = scalar("cispo_clip_ratio", "mean")
 """Share of completion tokens with a positive advantage and a ratio above the cap."""
-COMPLETIONS_MEAN_LENGTH = "completions/mean_length"
-COMPLETIONS_MIN_LENGTH = "completions/min_length"
-COMPLETIONS_MAX_LENGTH = "completions/max_length"
-COMPLETIONS_CLIPPED_RATIO = "completions/clipped_ratio"
+COMPLETIONS_MEAN_LENGTH = scalar("completions/mean_length", "mean")
+COMPLETIONS_MIN_LENGTH = scalar("completions/min_length", "min")
+COMPLETIONS_MAX_LENGTH = scalar("completions/max_length", "max")
+COMPLETIONS_CLIPPED_RATIO = scalar("completions/clipped_ratio", "mean")
 """Share of completions cut off at `max_completion_length` without an end token."""
-COMPLETIONS_MEAN_TERMINATED_LENGTH = "completions/mean_terminated_length"
+COMPLETIONS_MEAN_TERMINATED_LENGTH = scalar("completions/mean_terminated_length", "mean")
 """Mean length, in tokens, of the completions that ended with an end token; 0 where none did."""
-COMPLETIONS_MIN_TERMINATED_LENGTH = "completions/min_terminated_length"
+COMPLETIONS_MIN_TERMINATED_LENGTH = scalar("completions/min_terminated_length", "min")
 """The shortest of them; 0 where none ended."""
-COMPLETIONS_MAX_TERMINATED_LENGTH = "completions/max_terminated_length"
+COMPLETIONS_MAX_TERMINATED_LENGTH = scalar("completions/max_terminated_length", "max")
 """The longest of them; 0 where none ended."""
-ADVANTAGE_STD = "advantages/std"
-ADVANTAGE_ABS_MEAN = "advantages/abs_mean"
+ADVANTAGE_STD = scalar("advantages/std", "mean")
+ADVANTAGE_ABS_MEAN = scalar("advantages/abs_mean", "mean")
 
 # How far the sampler's log-probabilities are from the trainer's, for the same weights: tokens of the first update.
 SAMPLING_PREFIX = "sampling/"
-SAMPLING_LOGP_DIFFERENCE_MEAN = "sampling/sampling_logp_difference/mean"
+SAMPLING_LOGP_DIFFERENCE_MEAN = scalar("sampling/sampling_logp_difference/mean", "mean")
 """Mean absolute difference of the log-probabilities, nats."""
-SAMPLING_LOGP_DIFFERENCE_MAX = "sampling/sampling_logp_difference/max"
-SAMPLING_RATIO_MIN = "sampling/importance_sampling_ratio/min"
+SAMPLING_LOGP_DIFFERENCE_MAX = scalar("sampling/sampling_logp_difference/max", "max")
+SAMPLING_RATIO_MIN = scalar("sampling/importance_sampling_ratio/min", "min")
 """Smallest pi_trainer / pi_sampler of a token, before any truncation."""
-SAMPLING_RATIO_MEAN = "sampling/importance_sampling_ratio/mean"
-SAMPLING_RATIO_MAX = "sampling/importance_sampling_ratio/max"
+SAMPLING_RATIO_MEAN = scalar("sampling/importance_sampling_ratio/mean", "mean")
+SAMPLING_RATIO_MAX = scalar("sampling/importance_sampling_ratio/max", "max")
 
 # Cost, cumulative over the run.
-NUM_TOKENS = "num_tokens"
+NUM_TOKENS = scalar("num_tokens", "mean")
 """Completion tokens sampled for training so far. Held-out completions do not count."""
-TRAIN_SECONDS = "train_seconds"
+TRAIN_SECONDS = scalar("train_seconds", "mean")
 """Wall-clock seconds spent in training steps so far. Held-out evaluation does not count; waiting for answers about
 completions, where a reward model learns from them, does."""
 
 # Time of one step, seconds. The phases do not overlap; what they leave of `step_time` is bookkeeping.
-STEP_TIME = "step_time"
-STEP_TIME_PREFILL = "step_time/prefill"
+STEP_TIME = scalar("step_time", "mean")
+STEP_TIME_PREFILL = scalar("step_time/prefill", "mean")
 """The prompts' pass through the policy, once a group; part of `decode` where a model runs each completion's prompt."""
-STEP_TIME_DECODE = "step_time/decode"
-STEP_TIME_REFERENCE = "step_time/reference"
-STEP_TIME_REWARD = "step_time/reward"
-STEP_TIME_ADJUSTMENT = "step_time/adjustment"
-STEP_TIME_FORWARD = "step_time/forward"
-STEP_TIME_BACKWARD = "step_time/backward"
-STEP_TIME_OPTIMIZER = "step_time/optimizer"
+STEP_TIME_DECODE = scalar("step_time/decode", "mean")
+STEP_TIME_REFERENCE = scalar("step_time/reference", "mean")
+STEP_TIME_REWARD = scalar("step_time/reward", "mean")
+STEP_TIME_ADJUSTMENT = scalar("step_time/adjustment", "mean")
+STEP_TIME_FORWARD = scalar("step_time/forward", "mean")
+STEP_TIME_BACKWARD = scalar("step_time/backward", "mean")
+STEP_TIME_OPTIMIZER = scalar("step_time/optimizer", "mean")
 STEP_PHASES = (
     STEP_TIME_PREFILL,
     STEP_TIME_DECODE,
@@ -104,71 +131,71 @@ STEP_PHASES = (
 # ranks, tokens count over all of them, the shares and the utilisation are means, and the memory is that of the rank
 # that took the most.
 THROUGHPUT_PREFIX = "throughput/"
-COMPLETION_TOKENS_PER_SECOND = "throughput/completion_tokens_per_second"
+COMPLETION_TOKENS_PER_SECOND = scalar("throughput/completion_tokens_per_second", "mean")
 """Completion tokens sampled for a step, those of groups that resampling threw away included, by `step_time`."""
-PEAK_MEMORY_GB = "throughput/peak_memory_gb"
+PEAK_MEMORY_GB = scalar("throughput/peak_memory_gb", "max")
 """Most memory so far, 10^9 bytes: on a GPU that of tensors on the device, else the resident set of the process."""
-MFU = "throughput/mfu"
+MFU = scalar("throughput/mfu", "mean")
 """Model FLOP utilisation: FLOPs that the policy's matrices need for a step, as a share of what the GPU could do in
 `step_time`. Logged on GPUs that Lightning has the figure of."""
-STEP_SHARE_REST = "throughput/frac_rest"
+STEP_SHARE_REST = scalar("throughput/frac_rest", "mean")
 """Share of `step_time` that no phase took."""
 
 # The variance increase. Every GRPO-family run logs all of these: what it did where the run applies one, and what it
 # would have done to the run's own rollouts where it does not. Means over groups, where nothing else is said; only
 # completions with a reward count, and only groups that have one. NaN where no group has.
-ADJUSTMENT_VARIANCE_BEFORE = "adjustment/variance_before"
+ADJUSTMENT_VARIANCE_BEFORE = scalar("adjustment/variance_before", "mean")
 """Reward variance under the adjustment's weights."""
-ADJUSTMENT_VARIANCE_AFTER = "adjustment/variance_after"
-ADJUSTMENT_UNIFORM_VARIANCE_BEFORE = "adjustment/uniform_variance_before"
+ADJUSTMENT_VARIANCE_AFTER = scalar("adjustment/variance_after", "mean")
+ADJUSTMENT_UNIFORM_VARIANCE_BEFORE = scalar("adjustment/uniform_variance_before", "mean")
 """Reward variance with all completions of a group weighing the same."""
-ADJUSTMENT_UNIFORM_VARIANCE_AFTER = "adjustment/uniform_variance_after"
-ADJUSTMENT_FRAC_CHANGED = "adjustment/frac_groups_changed"
+ADJUSTMENT_UNIFORM_VARIANCE_AFTER = scalar("adjustment/uniform_variance_after", "mean")
+ADJUSTMENT_FRAC_CHANGED = scalar("adjustment/frac_groups_changed", "mean")
 """Share of groups in which a reward moves by more than a millionth of the range."""
-ADJUSTMENT_FRAC_ZERO_VARIANCE = "adjustment/frac_groups_zero_variance"
+ADJUSTMENT_FRAC_ZERO_VARIANCE = scalar("adjustment/frac_groups_zero_variance", "mean")
 """Share of groups without weighted variance: equal rewards, or all the weight on one completion."""
-ADJUSTMENT_EFFECTIVE_WEIGHTS = "adjustment/effective_weights"
+ADJUSTMENT_EFFECTIVE_WEIGHTS = scalar("adjustment/effective_weights", "mean")
 """exp(entropy of the weights): 1 when one completion takes all, G when uniform."""
-ADJUSTMENT_RANGE_LOWER = "adjustment/range_lower"
-ADJUSTMENT_RANGE_UPPER = "adjustment/range_upper"
-ADJUSTMENT_ADVANTAGE_COSINE = "adjustment/advantage_cosine"
+ADJUSTMENT_RANGE_LOWER = scalar("adjustment/range_lower", "mean")
+ADJUSTMENT_RANGE_UPPER = scalar("adjustment/range_upper", "mean")
+ADJUSTMENT_ADVANTAGE_COSINE = scalar("adjustment/advantage_cosine", "mean")
 """Cosine, over the batch, between the advantages from increased and from raw rewards."""
-ADJUSTMENT_SIGN_FLIPS = "adjustment/sign_flips"
+ADJUSTMENT_SIGN_FLIPS = scalar("adjustment/sign_flips", "mean")
 """Share of completions whose advantage changes sign through the increase."""
-ADJUSTMENT_RESIDUAL_MEAN = "adjustment/residual_mean"
+ADJUSTMENT_RESIDUAL_MEAN = scalar("adjustment/residual_mean", "max")
 """Largest violation of the constraint on the weighted mean in any group, as a share of the range."""
-ADJUSTMENT_RESIDUAL_BOUNDS = "adjustment/residual_bounds"
+ADJUSTMENT_RESIDUAL_BOUNDS = scalar("adjustment/residual_bounds", "max")
 """Largest step over a bound, as a share of the range."""
-ADJUSTMENT_RESIDUAL_ORDER = "adjustment/residual_order"
+ADJUSTMENT_RESIDUAL_ORDER = scalar("adjustment/residual_order", "max")
 """Largest violation of the order of the rewards, as a share of the range."""
 
 # A reward model that learns while the policy does: one value for each round of fresh comparisons, at its step. The
 # first two also stand under `eval/`, as axes for held-out rewards.
 ONLINE_PREFIX = "online/"
-ONLINE_LABELS = "online/labels"
+ONLINE_LABELS = scalar("online/labels", "mean")
 """Labels learned from so far in this run; those behind the reward model that the run began with do not count."""
-ONLINE_UNANSWERED = "online/unanswered"
+ONLINE_UNANSWERED = scalar("online/unanswered", "mean")
 """Questions asked so far that have no answer yet."""
-ONLINE_PAIR_ACCURACY = "online/pair_accuracy"
+ONLINE_PAIR_ACCURACY = scalar("online/pair_accuracy", "mean")
 """Share of the round's comparisons that the model, before it learned from them, ordered as they were labelled."""
-ONLINE_CROSS_ENTROPY = "online/cross_entropy"
+ONLINE_CROSS_ENTROPY = scalar("online/cross_entropy", "mean")
 """Mean -log P(label) of the same, nats; log 2 is guessing."""
-ONLINE_UNCERTAINTY = "online/uncertainty"
+ONLINE_UNCERTAINTY = scalar("online/uncertainty", "mean")
 """Mean length of the feature differences in the norm of the inverse Hessian, before learning from them; where the
 strategy that chose them reads it."""
-ONLINE_REGRET = "online/regret"
+ONLINE_REGRET = scalar("online/regret", "mean")
 """Mean gold reward of the best completion of the group minus the mean of the two compared; where the gold reward is
 known."""
-ONLINE_KAPPA = "online/kappa"
+ONLINE_KAPPA = scalar("online/kappa", "mean")
 """Largest 1 / (p (1 - p)) of any comparison so far, the constant that the theory's bounds depend on."""
-ONLINE_UPDATE_SECONDS = "online/update_seconds"
+ONLINE_UPDATE_SECONDS = scalar("online/update_seconds", "mean")
 """Wall-clock seconds that the estimator took to learn from the round."""
-ONLINE_STATE_BYTES = "online/state_bytes"
+ONLINE_STATE_BYTES = scalar("online/state_bytes", "mean")
 """Bytes that the estimator keeps for the next round."""
 
 # Supervised fine-tuning and reward modelling.
-PAIR_ACCURACY = "pair_accuracy"
-REWARD_MARGIN = "reward_margin"
+PAIR_ACCURACY = scalar("pair_accuracy", "mean")
+REWARD_MARGIN = scalar("reward_margin", "mean")
 
 
 def step_share(phase: str) -> str:
@@ -196,5 +223,5 @@ def pair_agreement(name: str) -> str:
 
 
 def held_out(key: str) -> str:
-    """The key under which `key` is logged when measured on held-out prompts."""
+    """Return the key under which `key` is logged when measured on held-out prompts."""
     return EVAL_PREFIX + key

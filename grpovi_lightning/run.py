@@ -20,7 +20,7 @@ from grpovi_lightning.callbacks import (
 )
 from grpovi_lightning.callbacks.status import STATUS_FILE
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.modules.policy_update import PolicyUpdates
+from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.parser_messages import one_line
 
 _TRAINER_DEFAULTS = {
@@ -70,7 +70,7 @@ class RunCLI(LightningCLI):
         except ValueError as error:
             # The parser wraps what a constructor raises into "does not validate against any of the types".
             raise (_user_error(error) or error) from None
-        if isinstance(self.model, PolicyUpdates):
+        if isinstance(self.model, GRPOModule):
             self.model.check_settings(self.trainer, self.datamodule)
             self._check_saved_steps(self.model.updates_per_rollout)
 

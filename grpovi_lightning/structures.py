@@ -192,6 +192,11 @@ class Experience:
     old_logprobs: Tensor | None
     sampling_weights: Tensor | None = None
 
+    def groups_with_advantage(self) -> Tensor:
+        """Return [P] bool: which groups have a completion that is trained on with an advantage other than 0."""
+        trained = torch.where(self.loss_mask.any(dim=1), self.advantages, 0.0)
+        return self.rollout.grouped(trained.abs()).amax(dim=1) > 0
+
     def select(self, prompts: Sequence[int]) -> Self:
         """Some prompts with their groups."""
         part, rows = self.rollout.select(prompts), self.rollout.rows(prompts)

@@ -21,17 +21,16 @@ class StepClock:
     """
 
     def __init__(self) -> None:
-        """Starts empty."""
         self._marks: list[tuple[str, _Mark, _Mark]] = []
         self._begin: _Mark = 0.0
 
     def start(self) -> None:
-        """Begins a step; phases count from here on."""
+        """Begin a step; phases count from here on."""
         self._marks, self._begin = [], _mark()
         _running.set(self)
 
     def stop(self) -> dict[str, float]:
-        """Ends the step.
+        """End the step.
 
         Returns:
             seconds of the step as `step_time`, and of each phase, 0 for one that did not occur.
@@ -44,13 +43,13 @@ class StepClock:
         return seconds
 
     def note(self, name: str, begin: _Mark, end: _Mark) -> None:
-        """Adds a phase."""
+        """Add a phase."""
         self._marks.append((name, begin, end))
 
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Counts the time spent inside as the phase `name`, one of `metric_keys.STEP_PHASES`, if a step is being timed."""
+    """Count the time spent inside as the phase `name`, one of `metric_keys.STEP_PHASES`, if a step is being timed."""
     clock = _running.get()
     if clock is None:
         yield

@@ -82,7 +82,7 @@ def test_a_value_of_the_wrong_type_is_named(refused):
     assert "max_steps" in line and "many" in line
 
 
-TWO_UPDATES = {"num_minibatches": 2}
+TWO_UPDATES = {"updates": {"num_minibatches": 2}}
 RESAMPLING = {"resampling": {"class_path": "grpovi_lightning.modules.DynamicResampling"}}
 SPARE = {"spare_prompts_per_step": 2}
 
@@ -93,18 +93,24 @@ SPARE = {"spare_prompts_per_step": 2}
         (TWO_UPDATES, {}, {"max_steps": 5}, {}, "trainer.max_steps counts updates: got 5 with 2 updates"),
         (TWO_UPDATES, {}, {}, {"every_n_train_steps": 3}, "checkpoint.every_n_train_steps counts updates: got 3"),
         (
-            {"num_minibatches": 3},
+            {"updates": {"num_minibatches": 3}},
             {},
             {"max_steps": 6},
             {},
             "num_minibatches: got 3, which does not divide the 2 prompts",
         ),
-        ({"max_grad_norm": float("nan")}, {}, {}, {}, "max_grad_norm: got nan, expected above 0"),
+        ({"updates": {"max_grad_norm": float("nan")}}, {}, {}, {}, "max_grad_norm: got nan, expected above 0"),
         ({}, {}, {"gradient_clip_val": 1.0}, {}, "trainer.gradient_clip_val: got 1.0, which has no effect"),
         ({}, {}, {"accumulate_grad_batches": 2}, {}, "trainer.accumulate_grad_batches: got 2, which has no effect"),
         (RESAMPLING, {}, {}, {}, "spare_prompts_per_step: got 0 with resampling DynamicResampling"),
         ({}, SPARE, {}, {}, "spare_prompts_per_step: got 2 with resampling NoneType"),
-        ({"skip_silent_groups": True}, {}, {}, {}, "skip_silent_groups cannot take effect: got beta 0.04"),
+        (
+            {"updates": {"skip_zero_advantage_groups": True}},
+            {},
+            {},
+            {},
+            "updates.skip_zero_advantage_groups cannot take effect: got beta 0.04",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_before_anything_is_loaded(

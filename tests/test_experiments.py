@@ -54,7 +54,7 @@ def test_an_arm_and_its_baseline_differ_in_the_adjustment_alone(name):
 
 def test_an_arm_of_the_family_differs_from_grpo_in_what_makes_the_method_and_not_in_the_penalty():
     for name, overlay in overlays(ROOT / "family" / "study.yaml"):
-        own = {"dapo": {"loss", "mask_truncated_completions", "resampling"}, "dr-grpo": {"loss", "advantage"}}
+        own = {"dapo": {"loss", "updates", "resampling"}, "dr-grpo": {"loss", "advantage"}}
         settings = overlay["model"]["init_args"]
         assert set(settings) == own.get(name, {"advantage"} if name == "rloo" else {"loss"})
         assert settings.get("loss", {"init_args": {"beta": 0.04}})["init_args"]["beta"] == 0.04

@@ -55,6 +55,8 @@ class Adjusted(NamedTuple):
 class Adjustment(nn.Module):
     """Rewards of each group -> adjusted rewards. An `nn.Module`, so that its state is checkpointed."""
 
+    adjusts: bool = True
+    """Whether adjusted rewards can differ from raw ones; False is GRPO."""
     needs_reference: bool = False
     """Whether the rollout must carry the reference policy's log-probabilities."""
     changes_pairs: bool = True
@@ -73,6 +75,8 @@ class Adjustment(nn.Module):
 
 class IdentityAdjustment(Adjustment):
     """GRPO: the rewards as they are."""
+
+    adjusts = False
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         """Returns the rewards unchanged."""

@@ -3,9 +3,9 @@
 from abc import abstractmethod
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from grpovi_lightning.distributed import max_over_ranks, sum_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.ops.masked import masked_extremes, masked_sum
 
@@ -95,7 +95,7 @@ class RunningRange(RewardRange):
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Widens the range by this batch, then returns it for every prompt."""
         both = torch.stack([-rewards, rewards]).double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        negated, highest = _max_over_ranks(both.amax(dim=(1, 2))).tolist()
+        negated, highest = max_over_ranks(both.amax(dim=(1, 2))).tolist()
         before = self.lower.item(), self.upper.item()
         lower, upper = min(before[0], -negated), max(before[1], highest)
         if (lower, upper) != before:
@@ -159,23 +159,11 @@ class SigmoidRange(RewardRange):
     def _fit(self, values: Tensor) -> None:
         """Mean and standard deviation over all ranks; left open while every reward so far is equal."""
         scored = ~values.isnan()
-        count, total = _sum_over_ranks(torch.stack([scored.sum().to(values), masked_sum(values, scored)]))
+        count, total = sum_over_ranks(torch.stack([scored.sum().to(values), masked_sum(values, scored)]))
         mean = total / count
-        scale = (_sum_over_ranks(masked_sum((values - mean).square(), scored)) / count).sqrt()
+        scale = (sum_over_ranks(masked_sum((values - mean).square(), scored)) / count).sqrt()
         lowest, highest = masked_extremes(values, scored)
-        least, most = _max_over_ranks(torch.stack([-lowest.amin(), highest.amax()]))
+        least, most = max_over_ranks(torch.stack([-lowest.amin(), highest.amax()]))
         if bool((most > -least) & (scale > 0.0)):  # a rounded mean gives equal rewards some deviation, too
             self.centre.copy_(mean)
             self.scale.copy_(scale)
-
-
-def _max_over_ranks(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values
-
-
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-    return values

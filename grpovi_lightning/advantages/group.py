@@ -2,11 +2,10 @@
 
 from typing import Literal, get_args
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from grpovi_lightning.advantages.base import Advantage, centred
+from grpovi_lightning.distributed import gather_rows
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.ops.masked import masked_moments
 
@@ -54,9 +53,6 @@ class GroupAdvantage(Advantage):
 
 def _global_std(rewards: Tensor) -> Tensor:
     """Standard deviation with Bessel's correction over the scored rewards of all ranks; 0 of fewer than two."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        gathered = [torch.empty_like(rewards) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rewards.contiguous())
-        rewards = torch.cat(gathered)
+    rewards = gather_rows(rewards)
     scored = rewards[~rewards.isnan()]
     return scored.std() if scored.numel() > 1 else rewards.new_zeros(())

@@ -5,12 +5,14 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from grpovi_lightning.trainer_state import batches_begun
+
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, but a step that ends in an evaluation is saved after it, not before.
+    """Lightning's `ModelCheckpoint`, but a step that ends in an evaluation is saved after the evaluation.
 
-    Saved before, a run killed during the evaluation would go on behind it, and the curve would have a hole. So it
-    goes on from the checkpoint before, and comes to the evaluation again.
+    A run that is killed during the evaluation then continues from an earlier checkpoint and makes the evaluation
+    again. Saved before it, the run would continue after it, and the evaluation would be missing.
     """
 
     _waits = False
@@ -18,16 +20,16 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves, or waits for the evaluation that follows."""
-        n_batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        """Save, or wait for the evaluation that follows."""
+        n_batches = batches_begun(trainer)
         self._waits = trainer.enable_validation and n_batches % (trainer.val_check_batch or n_batches + 1) == 0
         if not self._waits:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves what waited."""
+        """Save the step that waited."""
         if self._waits:
             self._waits = False
-            n_batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            n_batches = batches_begun(trainer)
             super().on_train_batch_end(trainer, pl_module, None, None, n_batches - 1)
         super().on_validation_end(trainer, pl_module)

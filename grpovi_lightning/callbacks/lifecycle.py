@@ -9,7 +9,7 @@ class EvaluateAtStart(L.Callback):
     """Evaluates the initial policy, so that every held-out curve begins at step 0."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Runs the validation loop once; a resumed run has done so."""
+        """Run the validation loop once; a resumed run has done so."""
         if trainer.global_step > 0 or not trainer.enable_validation:
             return
         trainer.validating = True
@@ -21,10 +21,9 @@ class ExportModel(L.Callback):
     """Saves the trained model as a Hugging Face checkpoint folder at the end."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Takes the folder that is written."""
         self.folder = Path(folder)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the folder from rank 0."""
+        """Write the folder, from rank 0."""
         if trainer.is_global_zero:
             pl_module.save_pretrained(self.folder)  # type: ignore[operator]

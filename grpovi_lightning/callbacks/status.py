@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from grpovi_lightning.modules.outcome import outcome_of
+
 STATUS_FILE = "status.json"
 _SECONDS_BETWEEN_WRITES = 1.0
 
@@ -66,8 +68,10 @@ class RunStatus(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Notes the first rollout, and the step about once a second."""
-        if self.content["first_rollout"] is None and isinstance(outputs, dict) and "sampled" in outputs:
-            self.content["first_rollout"] = rollout_digest(*outputs["sampled"])
+        outcome = outcome_of(outputs)
+        if self.content["first_rollout"] is None and outcome is not None:
+            sampled = outcome.sampled
+            self.content["first_rollout"] = rollout_digest(sampled.completion_ids, sampled.completion_mask)
             self._write(trainer, "running")
         elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self._write(trainer, "running")

@@ -3,7 +3,7 @@
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,87 +13,80 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.distributed import reduce_scalars
 from grpovi_lightning.modules.logging import log_scalars
-from grpovi_lightning.modules.ranks import metrics_over_ranks
-from grpovi_lightning.modules.step_metrics import as_floats
+from grpovi_lightning.modules.outcome import PolicyWork, StepOutcome, cost_of, outcome_of
+from grpovi_lightning.trainer_state import batches_begun
 
 ON_THE_BAR = "tokens/s"
 """Short name of `COMPLETION_TOKENS_PER_SECOND` on the progress bar."""
 
 
 class Throughput(L.Callback):
-    """Logs `throughput/*` after each training step that times itself; `tokens/s` stands on the progress bar, too.
+    """Logs `throughput/*` after each training step that says what it cost; `tokens/s` stands on the progress bar, too.
 
-    The numbers are functions of what the step logged and returned. The first step after continuing from a checkpoint
-    that does not say how many tokens there were has no tokens per second.
+    The first step after continuing from a checkpoint that does not say how many tokens there were has no tokens per
+    second.
     """
 
     def __init__(self) -> None:
-        """Starts without a step."""
         self._n_tokens: float | None = None
         self._peak = 0.0
         self._available: dict[torch.dtype, float | None] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forgets the tokens of an earlier run; those of a checkpoint are loaded later."""
+        """Forget the tokens of an earlier run; those of a checkpoint are loaded later."""
         self._n_tokens = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokens so far: the first step of a continued run counts from there."""
+        """Return the tokens so far: the first step of a continued run counts from there."""
         return {"n_tokens": self._n_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up."""
         self._n_tokens = state_dict["n_tokens"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A run that starts anew has no tokens."""
+        """Count from 0 in a run that starts anew."""
         if trainer.global_step == 0:
             self._n_tokens = 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the step, on the same x-axis as its other scalars."""
-        logged = trainer.callback_metrics
-        if not isinstance(outputs, dict) or keys.STEP_TIME not in logged:
+        """Log the step, on the same x-axis as its other scalars."""
+        outcome, cost = outcome_of(outputs), cost_of(outputs)
+        if outcome is None or cost is None:
             return
-        # Lightning keeps them in float32: after k steps the tokens of a step are off by k / 10^7 of them.
-        times = as_floats({name: logged[name] for name in (keys.STEP_TIME, *keys.STEP_PHASES)})
-        n_tokens = float(logged[keys.NUM_TOKENS])
-        metrics = shares(times)
+        step_time = cost.seconds[keys.STEP_TIME]
+        metrics = shares(cost.seconds)
         if self._n_tokens is not None:
-            metrics[keys.COMPLETION_TOKENS_PER_SECOND] = (n_tokens - self._n_tokens) / times[keys.STEP_TIME]
-            pl_module.log(
-                ON_THE_BAR, metrics[keys.COMPLETION_TOKENS_PER_SECOND], prog_bar=True, logger=False, batch_size=1
-            )
-        self._n_tokens = n_tokens
-        device = trainer.strategy.root_device
-        available = None
-        if "work" in outputs:
-            dtype = outputs["work"]["dtype"]
-            if dtype not in self._available:
-                self._available[dtype] = available_flops(device, dtype, pl_module.print)
-            available = self._available[dtype]
+            rate = (cost.n_tokens - self._n_tokens) / step_time
+            metrics[keys.COMPLETION_TOKENS_PER_SECOND] = rate
+            pl_module.log(ON_THE_BAR, rate, prog_bar=True, logger=False, batch_size=1)
+        self._n_tokens = float(cost.n_tokens)
+        device, dtype = trainer.strategy.root_device, cost.work.dtype
+        if dtype not in self._available:
+            self._available[dtype] = available_flops(device, dtype, pl_module.print)
+        available = self._available[dtype]
         self._peak = max(self._peak, peak_memory(device))  # Linux counts by and by: its peak can fall by a few pages
         # Every rank takes part, whatever is known of its device.
-        flops = 0.0 if available is None else step_flops(outputs) / available
-        of_ranks = metrics_over_ranks(pl_module, {"max_memory": self._peak, "flops": flops})
-        metrics[keys.PEAK_MEMORY_GB] = of_ranks["max_memory"] / 1e9
+        flops = 0.0 if available is None else step_flops(outcome, cost.work) / available
+        of_ranks = reduce_scalars({keys.PEAK_MEMORY_GB: self._peak, keys.MFU: flops})
+        metrics[keys.PEAK_MEMORY_GB] = of_ranks[keys.PEAK_MEMORY_GB] / 1e9
         if available is not None:
-            metrics[keys.MFU] = of_ranks["flops"] / times[keys.STEP_TIME]
-        log_scalars(pl_module, metrics, trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1)
+            metrics[keys.MFU] = of_ranks[keys.MFU] / step_time
+        log_scalars(pl_module, metrics, batches_begun(trainer) - 1)
 
 
-def shares(times: dict[str, float]) -> dict[str, float]:
-    """Seconds of a step and of its phases -> the share of each phase, and of the rest; they sum to 1."""
-    total = times[keys.STEP_TIME]
-    found = {keys.step_share(phase): times[phase] / total for phase in keys.STEP_PHASES}
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each phase in the seconds of a step, and that of the rest; they sum to 1."""
+    total = seconds[keys.STEP_TIME]
+    found = {keys.step_share(phase): seconds[phase] / total for phase in keys.STEP_PHASES}
     return found | {keys.STEP_SHARE_REST: 1.0 - sum(found.values())}
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory so far, bytes.
+    """Return the most memory taken so far, bytes.
 
     On a GPU that of the tensors that this process had there; the allocator's reserve and CUDA's own do not count. Else
     the resident set of the process, whatever it held.
@@ -110,7 +103,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def available_flops(device: torch.device, dtype: torch.dtype, say: Callable[[str], None]) -> float | None:
-    """FLOPs a second that a GPU could do in a dtype, from Lightning's table.
+    """Return the FLOPs a second that a GPU could do in a dtype, from Lightning's table.
 
     Args:
         device: where the policy is.
@@ -129,8 +122,8 @@ def available_flops(device: torch.device, dtype: torch.dtype, say: Callable[[str
     return found
 
 
-def step_flops(step: dict[str, Any]) -> float:
-    """FLOPs that the policy's matrices need for one training step on this rank.
+def step_flops(outcome: StepOutcome, work: PolicyWork) -> float:
+    """Return the FLOPs that the policy's matrices need for one training step on this rank.
 
     A matrix with W entries takes 2 W FLOPs a token forward, and twice that backward. Every token that is read goes
     through the body: a prompt's once for its whole group, those of a completion but for its last. The head makes each
@@ -144,19 +137,20 @@ def step_flops(step: dict[str, Any]) -> float:
     checkpointing. All weights are taken to be trained, and of a mixture of experts all experts to be used.
 
     Args:
-        step: what the training step returned; see `modules.step_metrics.step_record`.
+        outcome: of the step; its rollout's lengths are read, and whether a reference policy saw it.
+        work: how often the policy went over the rollout.
     """
-    work = step["work"]
-    prompts: Tensor = step["prompt_lengths"].double()
-    group = step["completion_mask"].sum(dim=1).unflatten(0, (len(prompts), -1))
+    rollout = outcome.rollout
+    prompts: Tensor = rollout.prompt_mask.sum(dim=1).double()
+    group = rollout.grouped(rollout.lengths)
     predicted, read = group.sum(dim=1).double(), (group - 1).sum(dim=1).double()
-    copies = 1 if work["runs_prompts_once"] else group.shape[1]
+    copies = 1 if work.runs_prompts_once else group.shape[1]
 
     def forward(tokens_read: Tensor, predictions: Tensor) -> Tensor:
-        return 2.0 * (work["body_weights"] * tokens_read + work["head_weights"] * predictions)
+        return 2.0 * (work.body_weights * tokens_read + work.head_weights * predictions)
 
     sampling = forward(prompts + read, 1 + read).sum()
     pass_over = forward(copies * prompts + read, predicted)
-    passes = (int(step["has_reference"]) + int(work["old_pass"])) * pass_over.sum()
-    updates = 3 * work["num_iterations"] * pass_over[work["learned"]].sum()
+    passes = (int(rollout.ref_logprobs is not None) + int(work.old_pass)) * pass_over.sum()
+    updates = 3 * work.num_iterations * pass_over[work.trained].sum()
     return float(sampling + passes + updates)

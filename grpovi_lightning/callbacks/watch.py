@@ -6,6 +6,7 @@ import lightning as L
 
 from grpovi_lightning.adjustment.diagnostics import CHANGED
 from grpovi_lightning.callbacks.status import report_warning
+from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.ops.masked import differs, masked_extremes
 
 _NEARLY_ALL = 0.9
@@ -15,29 +16,30 @@ _MANY_UNSCORED = 0.1
 class RewardWatch(L.Callback):
     """Warns, once each, of groups without variance, of an adjustment without effect, of completions without reward.
 
-    All are judged over windows of `window` steps, and at the end of training over what is left. What a reward that
-    learns has to say, such as that nobody answers it, is passed on as it comes.
+    All are judged over windows of `window` steps, and at the end of training over the steps that are left. Problems of
+    a reward that learns, such as an oracle that does not answer, are passed on as they come.
     """
 
     def __init__(self, window: int = 10) -> None:
-        """Takes the window in training steps."""
+        """Set the window, in training steps."""
         self.window = window
         self._warned: set[str] = set()
         self._reset()
 
     def _reset(self) -> None:
         self._steps = self._groups = self._flat = self._changed = self._completions = self._unscored = 0
-        self._adjustment = "IdentityAdjustment"
+        self._adjustment: str | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts groups without variance, groups that the adjustment changed, and completions without a reward."""
-        if not isinstance(outputs, dict) or "adjusted" not in outputs:
+        """Count groups without variance, groups that the adjustment changed, and completions without a reward."""
+        outcome = outcome_of(outputs)
+        if outcome is None:
             return
-        for problem in outputs["problems"]:
+        for problem in outcome.learned.problems:
             report_warning(trainer, problem)
-        rewards, bounded, adjusted = outputs["rewards"], outputs["bounded"], outputs["adjusted"]
+        rewards, bounded, adjusted = outcome.rewards, outcome.bounded, outcome.adjusted.rewards
         scored = ~rewards.isnan()
         lowest, highest = masked_extremes(bounded, scored)
         span = (highest.amax() - lowest.amin()).clamp(min=1e-12)
@@ -48,12 +50,12 @@ class RewardWatch(L.Callback):
         self._unscored += int((~scored).sum())
         self._flat += int((~differs(rewards, scored)).sum())
         self._changed += int(changed.sum())
-        self._adjustment = outputs["adjustment"]
+        self._adjustment = outcome.adjustment if outcome.adjusts else None
         if self._steps >= self.window:
             self._judge(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Judges a run shorter than the window, too."""
+        """Judge a run that is shorter than the window, too."""
         if self._steps:
             self._judge(trainer)
 
@@ -74,7 +76,7 @@ class RewardWatch(L.Callback):
                 f"{self._flat} of {self._groups} groups had {kind} over {self._steps} steps; they carry no "
                 "gradient. Use prompts of middling difficulty, a larger group or a finer reward",
             )
-        elif self._adjustment != "IdentityAdjustment" and self._changed == 0:
+        elif self._adjustment is not None and self._changed == 0:
             self._warn(
                 trainer,
                 "adjustment without effect",
@@ -89,9 +91,8 @@ class RewardWatch(L.Callback):
             report_warning(trainer, f"{kind}: {text}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Which warnings were given: a resumed run does not repeat them."""
+        """Return which warnings were given: a resumed run does not repeat them."""
         return {"warned": sorted(self._warned)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores `state_dict`."""
         self._warned = set(state_dict["warned"])

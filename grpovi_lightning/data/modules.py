@@ -14,6 +14,7 @@ from grpovi_lightning.data.tables import read_table
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
 from grpovi_lightning.structures import PromptBatch
+from grpovi_lightning.trainer_state import batches_begun
 
 TextPairs = dict[str, list[str]]
 """Column name -> texts, as SFT and reward modelling take them."""
@@ -129,7 +130,7 @@ class TextDataModule(L.LightningDataModule):
         if trainer.max_steps < 1:
             raise UserError(f"no length: got trainer.max_steps {trainer.max_steps}, expected at least 1")
         # One Lightning epoch is the whole run, so that a step's rows depend on nothing but the step.
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        done = batches_begun(trainer)
         # Lightning counts optimiser steps, of which a batch may hold several or be a part.
         updates = getattr(trainer.lightning_module, "updates_per_rollout", 1)
         steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // updates)

@@ -1,4 +1,4 @@
-"""A rollout's prompts, dealt out: which are updated on together, and which go through the model at once."""
+"""Which prompts of a rollout are updated on together, and which go through the model at once."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,11 @@ from grpovi_lightning.structures import Rollout
 
 
 def minibatches(n_prompts: int, num_iterations: int, num_minibatches: int, seed: int, step: int) -> Iterator[list[int]]:
-    """The prompts of each optimiser step on a rollout: every iteration passes over all of them.
+    """Yield the prompts of each optimiser step on a rollout; every iteration passes over all of them.
 
-    The prompts of a step come in random order, so every m-th of them is a random minibatch. Dealt in this way the
-    parts that the ranks have of one minibatch are what a single process would have. Iterations differ in the order
-    in which the minibatches come.
+    The prompts of a step are in random order already, so every m-th of them is a random minibatch. Dealt like this, the
+    ranks' parts of a minibatch together are the minibatch of a single process. Iterations differ in the order in which
+    the minibatches come.
     """
     for iteration in range(num_iterations):
         for first in minibatch_order(seed, step, iteration, num_minibatches):
@@ -26,7 +26,7 @@ def micro_batches(
     at_least: int = 1,
     shares_prefix: bool = True,
 ) -> list[list[int]]:
-    """Splits prompts, each with its whole group, into parts that fit into memory; groups of similar cost go together.
+    """Split prompts, each with its whole group, into parts that fit into memory; groups of similar cost go together.
 
     Args:
         rollout: where the lengths are read.
@@ -57,7 +57,7 @@ def micro_batches(
 
 
 class _Costs:
-    """Tokens that go through the model: each prompt, and its completions at the length of the longest."""
+    """Counts tokens that go through the model: each prompt, and its completions at the length of the longest."""
 
     def __init__(self, rollout: Rollout, shares_prefix: bool) -> None:
         self.group_size = rollout.group_size

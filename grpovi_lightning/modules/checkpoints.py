@@ -1,9 +1,10 @@
-"""What goes into a checkpoint: all that changes, and nothing that is loaded from where it came."""
+"""What goes into a checkpoint: state that changes. Frozen weights are loaded from where they came."""
 
 from abc import abstractmethod
 from typing import Any
 
 import lightning as L
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch documents `get_extra_state`, but not its key
 
 
 class FrozenLeftOut(L.LightningModule):
@@ -11,14 +12,19 @@ class FrozenLeftOut(L.LightningModule):
 
     @abstractmethod
     def frozen_state(self) -> set[str]:
-        """Names of the state that never changes."""
+        """Return the names of the state that never changes."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves it out."""
+        """Leave frozen state out."""
         frozen = self.frozen_state()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fills it in again, so that loading can stay strict about all the rest."""
+        """Fill frozen state in again, so that loading can stay strict about all the rest."""
         frozen = self.frozen_state()
         checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if k in frozen}
+
+
+def is_extra_state(name: str) -> bool:
+    """Return whether a name in a state dictionary is that of what a module's `get_extra_state` returned."""
+    return name.endswith(_EXTRA_STATE_KEY_SUFFIX)

@@ -19,14 +19,13 @@ class HeldOutMetrics:
     """
 
     def __init__(self) -> None:
-        """Starts empty; metrics appear with the first batch."""
         self.means: dict[str, MeanMetric] = {}
         self.values: dict[str, CatMetric] = {}
 
     def update(
         self, rollout: Rollout, rewards: Tensor, components: dict[str, Tensor], statistics: TokenStatistics
     ) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
             rollout: B completions.
@@ -47,7 +46,7 @@ class HeldOutMetrics:
             metric.update(values)
 
     def compute(self) -> dict[str, float]:
-        """The statistics since the last reset, over all ranks."""
+        """Return the statistics since the last reset, over all ranks."""
         result = {name: float(metric.compute()) for name, metric in self.means.items()}
         for name, metric in self.values.items():
             values = torch.as_tensor(metric.compute())
@@ -56,10 +55,9 @@ class HeldOutMetrics:
         return result
 
     def reset(self) -> None:
-        """Forgets every batch."""
         for metric in [*self.means.values(), *self.values.values()]:
             metric.reset()
 
     def _mean(self, name: str, values: Tensor) -> None:
-        """A sum and a count, of what is not NaN: over batches and ranks they add up to one mean."""
+        """Add to a sum and a count of what is not NaN: over batches and ranks they give one mean."""
         self.means.setdefault(name, MeanMetric(nan_strategy="ignore").to(values.device)).update(values)

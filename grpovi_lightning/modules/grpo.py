@@ -1,6 +1,5 @@
 """GRPO and GRPOVI: rollout, rewards, adjustment, advantages, update."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,45 +7,48 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment import (
+    Adjusted,
     Adjustment,
     IdentityAdjustment,
-    Increase,
     SequenceWeights,
     UniformWeights,
     VarianceIncrease,
-    increase_metrics,
 )
 from grpovi_lightning.advantages import Advantage, GroupAdvantage
+from grpovi_lightning.distributed import reduce_scalars, sum_over_ranks
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.losses import GRPOLoss, ImportanceSampling, PolicyLoss
+from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
-from grpovi_lightning.modules.checkpoints import FrozenLeftOut
+from grpovi_lightning.modules.checkpoints import FrozenLeftOut, is_extra_state
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup
-from grpovi_lightning.modules.policy_update import PolicyUpdates
-from grpovi_lightning.modules.ranks import gather_over_ranks, max_over_ranks, metrics_over_ranks, sum_over_ranks
+from grpovi_lightning.modules.outcome import StepCost, StepOutcome
+from grpovi_lightning.modules.report import reported, step_scalars
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
-from grpovi_lightning.modules.step_metrics import as_floats, pair_agreement, rollout_metrics, step_record, step_work
-from grpovi_lightning.modules.update_metrics import combined_metrics
+from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
+from grpovi_lightning.modules.work import policy_work
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
 from grpovi_lightning.rewards import Reward
+from grpovi_lightning.rewards.base import Lesson
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
 
 
-class GRPOModule(FrozenLeftOut, PolicyUpdates):
+class GRPOModule(FrozenLeftOut):
     """Group relative policy optimisation (arXiv 2402.03300); with `VarianceIncrease`, GRPOVI (arXiv 2505.23247).
 
     One training step is one rollout: G completions for each of P prompts, scored, adjusted, turned into
-    advantages, followed by `num_iterations` updates. The reference policy is the initial policy, frozen.
+    advantages, followed by the updates. The reference policy is the initial policy, frozen.
     """
 
+    policy: LanguageModel
+    """Loaded by `configure_model`."""
+    n_steps: Tensor
     n_tokens: Tensor
     train_seconds: Tensor
 
@@ -58,24 +60,17 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  a frozen value
         decoder: Decoder | None = None,
         compile_passes: bool = False,
+        resampling: DynamicResampling | None = None,
         adjustment: Adjustment | None = None,
         advantage: Advantage | None = None,
         loss: PolicyLoss | None = None,
-        counterfactual: VarianceIncrease | None = None,
+        updates: UpdateSettings = UpdateSettings(),  # noqa: B008  a frozen value
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
-        max_grad_norm: float = 1.0,
-        num_iterations: int = 1,
-        num_minibatches: int = 1,
-        prompts_per_micro_batch: int | None = None,
-        tokens_per_micro_batch: int | None = None,
-        mask_truncated_completions: bool = False,
-        skip_silent_groups: bool = False,
-        importance_sampling: ImportanceSampling | None = None,
-        resampling: DynamicResampling | None = None,
+        counterfactual: VarianceIncrease | None = None,
         seed: int | None = None,
     ) -> None:
-        """Composes the algorithm; models are loaded in `configure_model`.
+        """Compose the algorithm; models are loaded in `configure_model`.
 
         Args:
             policy: where the initial policy comes from; a second copy of it is the reference.
@@ -86,61 +81,40 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
             compile_passes: compiles the passes over completions, the reference policy's and the update's with its
                 gradient, by `torch.compile`. The first steps then take minutes, later ones less time. It changes
                 log-probabilities by rounding alone.
+            resampling: replaces groups without reward variance by those of spare prompts; None: they stay.
             adjustment: what happens to the rewards before the advantages; default none (GRPO).
-            advantage: adjusted rewards to advantages.
+            advantage: adjusted rewards to advantages; default `GroupAdvantage`.
             loss: the policy loss; default `GRPOLoss` without KL penalty.
-            counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
-                Default: the paper's weights where the run loads a reference policy, else uniform weights.
+            updates: how a rollout is divided into updates and micro-batches, and what is left out of them.
             optimizer: called with the policy's parameters.
             lr_scheduler: called with the optimizer; stepped once per update.
-            max_grad_norm: gradients are clipped to this norm.
-            num_iterations: passes over each rollout.
-            num_minibatches: updates in each pass; it divides the prompts of a step and process.
-            prompts_per_micro_batch: prompts, each with its whole group, in one forward pass of the update;
-                None: no limit. Changes memory, not the gradient.
-            tokens_per_micro_batch: tokens of one such pass, padding included; None: no limit.
-            mask_truncated_completions: leaves completions without an end token out of the loss (DAPO). Denominators
-                that count tokens then count those of the others.
-            skip_silent_groups: spares the forward pass of groups without any gradient: no advantage differs from 0
-                and no KL penalty pulls. The gradient stays the same; `entropy` and the clip ratios are then means
-                over the groups that do go through the model.
-            importance_sampling: corrects for a sampler that differs from the trained policy, as in mixed precision;
-                None: no correction.
-            resampling: replaces groups without reward variance by those of spare prompts; None: they stay.
+            counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
+                Default: the paper's weights where the run loads a reference policy, else uniform weights.
             seed: seeds the sampling; None: the run's `seed_everything`.
 
         Raises:
             UserError: settings that cannot work, or cannot take effect.
         """
-        super().__init__(
-            loss=loss or GRPOLoss(),
-            temperature=sampling.temperature,
-            lr_scheduler=lr_scheduler,
-            max_grad_norm=max_grad_norm,
-            num_iterations=num_iterations,
-            num_minibatches=num_minibatches,
-            prompts_per_micro_batch=prompts_per_micro_batch,
-            tokens_per_micro_batch=tokens_per_micro_batch,
-            mask_truncated_completions=mask_truncated_completions,
-            skip_silent_groups=skip_silent_groups,
-            importance_sampling=importance_sampling,
-            seed=seed,
-        )
-        self.policy_source, self.reward = policy, reward
-        self.group_size, self.resampling, self.compile_passes = group_size, resampling, compile_passes
-        self.engine = RolloutEngine(sampling, decoder)
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy_source, self.reward, self.group_size = policy, reward, group_size
+        self.engine, self.compile_passes = RolloutEngine(sampling, decoder), compile_passes
+        self.resampling = resampling
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
-        self.needs_reference = self.loss.needs_reference or self.adjustment.needs_reference
+        loss = loss or GRPOLoss()
+        self.updater = PolicyUpdater(loss, updates, sampling.temperature)
+        self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self.needs_reference = loss.needs_reference or self.adjustment.needs_reference
         if counterfactual is None:
             counterfactual = VarianceIncrease(SequenceWeights() if self.needs_reference else UniformWeights())
         self.counterfactual = counterfactual
         self.needs_reference |= counterfactual.needs_reference
-        self.optimizer = optimizer
         self._check()
         self.reference: LanguageModel | WithoutAdapter | None = None
         self.held_out = HeldOutMetrics()
         self.clock = StepClock()
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("n_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("train_seconds", torch.zeros((), dtype=torch.float64))
 
@@ -162,13 +136,17 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
             )
 
     def check_inputs(self) -> None:
-        """Raises `UserError` for checkpoints that are not there, before anything is loaded."""
+        """Raise `UserError` for checkpoints that are not there, before anything is loaded."""
         self.policy_source.check()
         self.reward.check()
 
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
-        """See `PolicyUpdates`."""
-        super().check_settings(trainer, data)
+        """Compare the settings with those of the trainer and the data, before anything is loaded.
+
+        Raises:
+            UserError: they cannot work together.
+        """
+        self.updater.check(trainer, data)
         spare = getattr(data, "spare_per_step", 0)
         if (self.resampling is None) != (spare == 0):
             raise UserError(
@@ -176,9 +154,14 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
                 "effect without the other: set both or none"
             )
 
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimiser steps in one training step."""
+        return self.updater.settings.per_rollout
+
     def configure_model(self) -> None:
-        """Loads policy, reference and reward model once."""
-        if self.policy is not None:
+        """Load policy, reference and reward model once."""
+        if hasattr(self, "policy"):
             return
         self.policy = self.policy_source.load()
         if self.needs_reference:
@@ -190,7 +173,7 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
         self.reward.load(self.policy.tokenizer)
 
     def on_fit_start(self) -> None:
-        """Says so where the diagnostics cannot use the paper's weights."""
+        """Tell the user where the diagnostics cannot use the paper's weights."""
         if not self.needs_reference:
             self.print(
                 "adjustment/*: nothing here needs a reference policy, so none is loaded, and what GRPOVI would have "
@@ -198,135 +181,96 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
             )
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over the policy's parameters, and the schedule."""
-        assert self.policy is not None
+        """Return the optimizer over the policy's parameters, and the schedule."""
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
 
     # The algorithm.
 
-    def training_step(self, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
-        """One step of GRPO / GRPOVI (Algorithm 3 of arXiv 2505.23247)."""
-        self.clock.start()
+    @reported
+    def training_step(self, prompts: PromptBatch, batch_idx: int) -> StepOutcome:
+        """Make one step of GRPO or GRPOVI (Algorithm 3 of arXiv 2505.23247)."""
         sampled = self.roll_out(prompts)
-        scored = self.resample(sampled, prompts.spare)
-        rollout, rewards = scored.rollout, scored.rewards
-        with phase(keys.STEP_TIME_ADJUSTMENT):
-            adjusted = self.adjustment(rewards, rollout)
-        advantages = self.advantage(adjusted.rewards)
-        experience = self.experience(rollout, rewards, advantages)
-        updates = [self.update(experience, chosen) for chosen in self.minibatches(rollout)]
-        with phase(keys.STEP_TIME_REWARD):
-            lesson = self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)
-        self.n_tokens += sum_over_ranks(self, scored.n_tokens)
-        times = self.clock.stop()
-        self.train_seconds += times[keys.STEP_TIME]
-        increase = adjusted.increase or self.counterfactual.increase(rewards, rollout)
-        if lesson.changed:  # only now: what was just logged is of the reward that it was sampled under
-            self.adjustment.reward_changed()
-            self.counterfactual.reward_changed()
-        of_rank = times | {keys.TRAIN_SECONDS: float(self.train_seconds)}
-        if self.resampling is not None:
-            of_rank[keys.FRAC_GROUPS_RESAMPLED] = scored.n_replaced / len(rewards)
-        metrics = self.describe(scored, increase, advantages) | combined_metrics(updates)
-        metrics |= metrics_over_ranks(self, of_rank) | {keys.NUM_TOKENS: float(self.n_tokens), **lesson.metrics}
-        log_scalars(self, metrics, int(self.n_steps), shown=[keys.REWARD])
-        self.n_steps += 1
-        return step_record(
-            rollout,
-            rewards,
-            bounded=rewards if adjusted.increase is None else increase.rewards,
-            adjusted=adjusted.rewards,
-            advantages=advantages,
-            adjustment=type(self.adjustment).__name__,
-            sampled=(sampled.rollout.completion_ids, sampled.rollout.completion_mask),
-            work=step_work(self.policy, experience, self.num_iterations, self.skip_silent_groups),
-            problems=list(lesson.problems),
-        )
-
-    def describe(self, scored: ScoredRollout, increase: Increase, advantages: Tensor) -> dict[str, float]:
-        """The scalars of a rollout, over the completions of all ranks."""
-        rollout, rewards = scored.rollout, scored.rewards
-        components = {f"rewards/{name}": rollout.grouped(values) for name, values in scored.components.items()}
-        problem = {field.name: getattr(increase, field.name) for field in fields(increase)}
-        everything = gather_over_ranks(
-            self,
-            {
-                "lengths": rollout.grouped(rollout.lengths),
-                "truncated": rollout.grouped(rollout.truncated),
-                "raw": rewards,
-                "advantages": advantages,
-                "raw_advantages": self.advantage(rewards),
-                "increased_advantages": self.advantage(increase.adjusted),
-                **components,
-                **problem,
-            },
-        )
-        tensors = rollout_metrics(
-            everything["lengths"],
-            everything["truncated"],
-            everything["raw"],
-            {name: everything[f"rewards/{name}"] for name in scored.components},
-            everything["advantages"],
-        )
-        observed = [name for name, weight in self.reward.weights().items() if weight == 0.0]
-        tensors |= {
-            keys.pair_agreement(name): pair_agreement(everything["raw"], everything[f"rewards/{name}"])
-            for name in observed
-        }
-        tensors |= increase_metrics(
-            Increase(**{name: everything[name] for name in problem}),
-            everything["raw_advantages"],
-            everything["increased_advantages"],
-        )
-        return as_floats(tensors)
-
-    def sample(self, prompts: PromptBatch, group_size: int, step: int) -> Rollout:
-        """Completions of the current policy, with the reference's log-probabilities where they are needed."""
-        assert self.policy is not None
-        rollout = self.engine.generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
-        if self.reference is None:
-            return rollout
-        with phase(keys.STEP_TIME_REFERENCE):
-            return rollout.with_reference(self.logprobs(self.reference, rollout))
+        scored = self.resampling(sampled, prompts.spare, self.roll_out) if self.resampling else sampled
+        rollout, rewards = scored.rollout, scored.rewards  # B = P * G completions; raw rewards [P, G]
+        adjusted = self.adjust(rewards, rollout)  # [P, G]; GRPO leaves the rewards as they are
+        advantages = self.advantage(adjusted.rewards)  # [P, G]
+        experience = self.updater.experience(self.policy, rollout, rewards, advantages, self.trainer.precision)
+        updates = [self.updater.update(self, self.policy, experience, chosen) for chosen in self.minibatches(rollout)]
+        learned = self.learn(rollout)
+        kind = type(self.adjustment).__name__, self.adjustment.adjusts
+        return StepOutcome(sampled.rollout, scored, adjusted, advantages, experience, updates, learned, *kind)
 
     def roll_out(self, prompts: PromptBatch) -> ScoredRollout:
-        """G completions for each of the prompts, scored."""
+        """Sample G completions for each of the prompts, and score them."""
         rollout = self.sample(prompts, self.group_size, int(self.n_steps))
         with phase(keys.STEP_TIME_REWARD):
             components = self.reward.components(rollout)
             rewards = rollout.grouped(self.reward.total(components, self.group_size))
         return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
 
-    def resample(self, scored: ScoredRollout, spare: PromptBatch | None) -> ScoredRollout:
-        """Replaces silent groups by those of spare prompts, where the YAML asks for it; as often on every rank."""
-        if self.resampling is None:
-            return scored
-        if spare is None:
-            raise UserError("dynamic resampling: got no spare prompts; set the data's `spare_prompts_per_step`")
-        used = 0
-        for _ in range(self.resampling.max_tries):
-            silent = scored.silent_groups()
-            wanted = max_over_ranks(self, min(len(silent), len(spare) - used))
-            if wanted == 0:
-                break
-            scored = scored.replaced(silent, self.roll_out(spare.select(range(used, used + wanted))))
-            used += wanted
-        return scored
+    def sample(self, prompts: PromptBatch, group_size: int, step: int) -> Rollout:
+        """Sample completions of the current policy, with the reference's log-probabilities where they are needed."""
+        rollout = self.engine.generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
+        if self.reference is None:
+            return rollout
+        with phase(keys.STEP_TIME_REFERENCE):
+            return rollout.with_reference(self.updater.logprobs(self.reference, rollout))
+
+    def adjust(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
+        """Adjust raw rewards [P, G]."""
+        with phase(keys.STEP_TIME_ADJUSTMENT):
+            return self.adjustment(rewards, rollout)
+
+    def minibatches(self, rollout: Rollout) -> list[list[int]]:
+        """Return the prompts of each update on a rollout."""
+        return self.updater.minibatches(rollout, resolve_seed(self.seed))
+
+    def learn(self, rollout: Rollout) -> Lesson:
+        """Let the reward learn from the completions that the policy was trained on."""
+        with phase(keys.STEP_TIME_REWARD):
+            return self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)
+
+    def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:
+        """Count and log a step whose time is over.
+
+        Args:
+            outcome: of the step.
+            seconds: of `step_time` and of each phase, on this rank.
+        """
+        self.n_tokens += sum_over_ranks(outcome.scored.n_tokens)
+        self.train_seconds += seconds[keys.STEP_TIME]
+        increase = outcome.adjusted.increase or self.counterfactual.increase(outcome.rewards, outcome.rollout)
+        observed = [name for name, weight in self.reward.weights().items() if weight == 0.0]
+        scalars = step_scalars(outcome, increase, self.advantage, observed)
+        of_rank = seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
+        if self.resampling is not None:
+            of_rank[keys.FRAC_GROUPS_RESAMPLED] = outcome.scored.n_replaced / len(outcome.rewards)
+        of_rank = reduce_scalars(of_rank)
+        scalars |= of_rank | {keys.NUM_TOKENS: float(self.n_tokens), **outcome.learned.metrics}
+        log_scalars(self, scalars, int(self.n_steps), shown=[keys.REWARD])
+        self.n_steps += 1
+        if outcome.learned.changed:  # only now: what was just logged is of the reward that it was sampled under
+            self.adjustment.reward_changed()
+            self.counterfactual.reward_changed()
+        settings = self.updater.settings
+        work = policy_work(
+            self.policy, outcome.experience, settings.num_iterations, settings.skip_zero_advantage_groups
+        )
+        return StepCost({name: of_rank[name] for name in seconds}, int(self.n_tokens), work)
 
     # Held-out evaluation.
 
-    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
-        """One completion for each held-out prompt, with the same random numbers at every evaluation."""
-        assert self.policy is not None
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> ScoredRollout:
+        """Sample one completion for each held-out prompt, with the same random numbers at every evaluation."""
         rollout = self.sample(prompts, 1, HELD_OUT_STEP)
         components = self.reward.components(rollout)
-        statistics = self.policy.completion_statistics(rollout, self.temperature)
+        statistics = self.policy.completion_statistics(rollout, self.updater.temperature)
         rewards = self.reward.total(components, group_size=1)
         self.held_out.update(rollout, rewards, components, statistics)
-        return step_record(rollout, rewards[:, None])
+        return ScoredRollout(rollout, components, rewards[:, None], rollout.lengths.sum())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the held-out means, with the training cost so far as further axes."""
+        """Log the held-out means, with the training cost so far as further axes."""
         metrics = self.held_out.compute()
         metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
         metrics |= self.reward.progress()
@@ -337,13 +281,15 @@ class GRPOModule(FrozenLeftOut, PolicyUpdates):
     on_test_epoch_end = on_validation_epoch_end
 
     def frozen_state(self) -> set[str]:
-        """Names of the state of the reference, of rewards but for what they learned, and of weights under adapters."""
+        """Return the names of state that is loaded from where it came: reference, rewards, weights under adapters.
+
+        What a reward has learned is its extra state, and is saved.
+        """
         under = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         frozen = {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
-        return under | {name for name in frozen if not name.endswith(EXTRA_STATE)}
+        return under | {name for name in frozen if not is_extra_state(name)}
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes policy and tokenizer as a Hugging Face checkpoint folder, and what the reward learned beside it."""
-        assert self.policy is not None
+        """Write policy and tokenizer as a Hugging Face checkpoint folder, and what the reward learned beside it."""
         self.policy.save_pretrained(folder)
         self.reward.save_learned(Path(folder).with_name("reward_model"))

@@ -6,25 +6,22 @@ Lightning's own step of an evaluation inside training is one lower, so the step 
 from collections.abc import Collection
 
 import lightning as L
-import torch
 
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.trainer_state import publish
 
 
 def log_scalars(module: L.LightningModule, metrics: dict[str, float], step: int, shown: Collection[str] = ()) -> None:
-    """Sends scalars to the loggers at `step`, and to Lightning; `shown` ones appear on the progress bar."""
+    """Send scalars to the loggers at `step`, and to Lightning; `shown` ones appear on the progress bar."""
     for logger in module.loggers:
         logger.log_metrics(metrics, step=step)
-    # What callbacks monitor. `module.log` would take a quarter of a millisecond for each of some sixty scalars.
-    module.trainer.callback_metrics.update(
-        {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
-    )
+    publish(module.trainer, metrics)
     for name in shown:
         module.log(name, metrics[name], logger=False, prog_bar=True, batch_size=1)
 
 
 def log_held_out(module: L.LightningModule, metrics: dict[str, float], step: int, shown: Collection[str] = ()) -> None:
-    """Sends the means of an evaluation under `eval/`, or under `test/` when the test table was evaluated."""
+    """Send the means of an evaluation under `eval/`, or under `test/` when the test table was evaluated."""
     prefix = keys.TEST_PREFIX if module.trainer.testing else keys.EVAL_PREFIX
     named = {prefix + name: value for name, value in metrics.items()}
     log_scalars(module, named, step)

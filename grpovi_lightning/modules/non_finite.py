@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number: the update is refused and its batch kept."""
+"""A loss or gradient that is not finite: the update is refused, and its batch is written to a file."""
 
 from math import isfinite
 from pathlib import Path
@@ -12,7 +12,7 @@ from grpovi_lightning.structures import Experience
 
 
 def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics: dict[str, float]) -> None:
-    """Raises where loss or gradient norm is not finite, after every rank wrote its part of the batch.
+    """Raise where loss or gradient norm is not finite, after every rank wrote its part of the batch.
 
     The file holds tensors and text, and is read with `torch.load(FILE, weights_only=True)`.
 

@@ -13,7 +13,7 @@ from grpovi_lightning.errors import UserError
 def optimizer_setup(
     parameters: Iterator[nn.Parameter], optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
 ) -> Any:
-    """What `configure_optimizers` returns.
+    """Return what `configure_optimizers` has to.
 
     Raises:
         UserError: the schedule waits for a metric, which nothing here gives it.

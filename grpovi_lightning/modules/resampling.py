@@ -1,14 +1,15 @@
-"""Dynamic sampling: groups that cannot teach are replaced by other prompts' groups."""
+"""Dynamic sampling: groups without reward variance are replaced by other prompts' groups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from grpovi_lightning.distributed import largest_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.ops.masked import differs
-from grpovi_lightning.structures import Rollout
+from grpovi_lightning.structures import PromptBatch, Rollout
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ScoredRollout:
         components: name -> [B].
         rewards: [P, G], NaN where a completion could not be scored.
         n_tokens: completion tokens that were sampled for it, those of replaced groups included.
-        n_replaced: groups that took the place of silent ones.
+        n_replaced: groups that took the place of groups without reward variance.
     """
 
     rollout: Rollout
@@ -29,12 +30,12 @@ class ScoredRollout:
     n_tokens: Tensor
     n_replaced: int = 0
 
-    def silent_groups(self) -> list[int]:
-        """Places of the prompts whose scored rewards do not differ."""
+    def zero_variance_groups(self) -> list[int]:
+        """Return the places of the prompts whose scored rewards do not differ."""
         return (~differs(self.rewards, ~self.rewards.isnan())).flatten().nonzero().flatten().tolist()
 
     def select(self, prompts: Sequence[int]) -> "ScoredRollout":
-        """Some prompts with their groups; the tokens still count for all."""
+        """Return some prompts with their groups; `n_tokens` still counts those of all."""
         rows = self.rollout.rows(prompts)
         return replace(
             self,
@@ -43,19 +44,19 @@ class ScoredRollout:
             rewards=self.rewards[list(prompts)],
         )
 
-    def replaced(self, silent: Sequence[int], fresh: "ScoredRollout") -> "ScoredRollout":
-        """Puts the groups of `fresh` that have something to say into the places of silent ones, as far as they go."""
-        quiet = set(fresh.silent_groups())
-        speaking = [p for p in range(len(fresh.rewards)) if p not in quiet]
-        places = dict(zip(silent, speaking, strict=False))
+    def replaced(self, places: Sequence[int], fresh: "ScoredRollout") -> "ScoredRollout":
+        """Put the groups of `fresh` that have reward variance into these places, as far as they go."""
+        zero_variance = set(fresh.zero_variance_groups())
+        usable = [p for p in range(len(fresh.rewards)) if p not in zero_variance]
+        taken = dict(zip(places, usable, strict=False))
         n_prompts = len(self.rewards)
-        order = [n_prompts + places[p] if p in places else p for p in range(n_prompts)]
+        order = [n_prompts + taken[p] if p in taken else p for p in range(n_prompts)]
         both = ScoredRollout(
             rollout=Rollout.concatenate([self.rollout, fresh.rollout]),
             components={name: torch.cat([self.components[name], fresh.components[name]]) for name in self.components},
             rewards=torch.cat([self.rewards, fresh.rewards]),
             n_tokens=self.n_tokens + fresh.n_tokens,
-            n_replaced=self.n_replaced + len(places),
+            n_replaced=self.n_replaced + len(taken),
         )
         return both.select(order)
 
@@ -63,12 +64,42 @@ class ScoredRollout:
 class DynamicResampling:
     """Replaces groups whose rewards are all equal by groups of spare prompts (DAPO, arXiv 2503.14476, section 3.2).
 
-    DAPO samples until the batch is full; here a step tries a bounded number of times, and keeps the silent groups
-    that are left. Every token that is sampled counts in `num_tokens`, also of groups that are thrown away.
+    DAPO samples until the batch is full. Here a step tries a bounded number of times and keeps the groups without
+    variance that are left. Every token that is sampled counts in `num_tokens`, also of groups that are thrown away.
     """
 
     def __init__(self, max_tries: int = 3) -> None:
-        """Takes how often a step samples again; the data module must hand out `spare_prompts_per_step`."""
+        """Set the bound.
+
+        Args:
+            max_tries: how often a step samples again; the data module must hand out `spare_prompts_per_step`.
+        """
         if max_tries < 1:
             raise UserError(f"dynamic resampling max_tries: got {max_tries}, expected at least 1")
         self.max_tries = max_tries
+
+    def __call__(
+        self, scored: ScoredRollout, spare: PromptBatch | None, roll_out: Callable[[PromptBatch], ScoredRollout]
+    ) -> ScoredRollout:
+        """Replace groups without reward variance by those of spare prompts, as far as the tries go.
+
+        Args:
+            scored: the rollout of the step's prompts.
+            spare: further prompts.
+            roll_out: samples and scores completions of prompts.
+
+        Raises:
+            UserError: the data hands out no spare prompts.
+        """
+        if spare is None:
+            raise UserError("dynamic resampling: got no spare prompts; set the data's `spare_prompts_per_step`")
+        used = 0
+        for _ in range(self.max_tries):
+            zero_variance = scored.zero_variance_groups()
+            # The rank that needs the most decides, so that all ranks sample as often.
+            wanted = largest_over_ranks(min(len(zero_variance), len(spare) - used))
+            if wanted == 0:
+                break
+            scored = scored.replaced(zero_variance, roll_out(spare.select(range(used, used + wanted))))
+            used += wanted
+        return scored

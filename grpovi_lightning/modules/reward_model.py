@@ -1,5 +1,7 @@
 """A Bradley-Terry reward model."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -9,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
+from grpovi_lightning.distributed import mean_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
@@ -36,7 +39,7 @@ class RewardModelModule(L.LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        """Describes the model and its training.
+        """Describe the model and its training.
 
         Args:
             path: checkpoint to start from: a causal LM (it gets a new head) or a one-label classifier.
@@ -58,35 +61,37 @@ class RewardModelModule(L.LightningModule):
         self.held_out = HeldOutPairs()
 
     def check_inputs(self) -> None:
-        """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
+        """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
         check_checkpoint(self.path, "reward model")
 
     def configure_model(self) -> None:
-        """Loads the model once."""
+        """Load the model once."""
         if self.model is None:
             self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, new_head=True)
             if self.head_only:
                 self.model.base_model.requires_grad_(False)
 
-    def configure_optimizers(self):  # noqa: D102  Lightning's hook
+    def configure_optimizers(self) -> Any:
         assert self.model is not None
         return optimizer_setup(self.model.parameters(), self.optimizer, self.lr_scheduler)
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
-        """Mean loss over the pairs of a batch."""
+        """Return the mean loss over the pairs of a batch, nats; log that over the pairs of all ranks."""
         chosen, rejected = self._scores(batch)
         loss = -logsigmoid(chosen - rejected).mean()
         centring = (chosen + rejected).square().mean()
-        accuracy = pair_accuracy(chosen, rejected).mean()
-        self.log_dict({keys.LOSS: loss.detach(), keys.PAIR_ACCURACY: accuracy}, prog_bar=True, batch_size=len(chosen))
+        means = torch.stack([loss.detach(), pair_accuracy(chosen, rejected).mean()])
+        means = mean_over_ranks(means, torch.tensor(len(chosen), device=means.device))
+        logged = dict(zip((keys.LOSS, keys.PAIR_ACCURACY), means, strict=True))
+        self.log_dict(logged, prog_bar=True, batch_size=len(chosen))
         return loss + self.centering_coefficient * centring
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
-        """Held-out pairs."""
+        """Add held-out pairs."""
         self.held_out.update(*self._scores(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs held-out accuracy, loss and margin, and keeps the scores' mean and spread for the checkpoint."""
+        """Log held-out accuracy, loss and margin, and keep the scores' mean and spread for the checkpoint."""
         assert self.model is not None
         log_held_out(self, self.held_out.compute(), self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
         mean, std = self.held_out.moments()
@@ -106,7 +111,7 @@ class RewardModelModule(L.LightningModule):
         return chosen, rejected
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes the classifier and its tokenizer as a Hugging Face checkpoint folder."""
+        """Write the classifier and its tokenizer as a Hugging Face checkpoint folder."""
         assert self.model is not None and self.tokenizer is not None
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

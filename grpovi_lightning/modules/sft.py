@@ -1,5 +1,7 @@
 """Supervised fine-tuning: the starting policy."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -8,6 +10,7 @@ from torchmetrics import MeanMetric
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
+from grpovi_lightning.distributed import mean_over_ranks
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
@@ -26,39 +29,45 @@ class SFTModule(L.LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        """Takes the model to train and its optimizer; the schedule is stepped once per update."""
+        """Compose the training.
+
+        Args:
+            policy: the model to train.
+            optimizer: called with its parameters.
+            lr_scheduler: called with the optimizer; stepped once per update.
+        """
         super().__init__()
         self.policy_source, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
         self.policy: LanguageModel | None = None
         self.held_out_loss = MeanMetric()
 
     def check_inputs(self) -> None:
-        """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
+        """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
         self.policy_source.check()
 
     def configure_model(self) -> None:
-        """Loads the model once."""
+        """Load the model once."""
         if self.policy is None:
             self.policy = self.policy_source.load()
 
-    def configure_optimizers(self):  # noqa: D102  Lightning's hook
+    def configure_optimizers(self) -> Any:
         assert self.policy is not None
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
+        """Return the mean loss over the completion tokens of a batch, nats; log that over the tokens of all ranks."""
         total, count = self._loss(batch)
         loss = total / count
-        self.log(keys.LOSS, loss.detach(), prog_bar=True, batch_size=int(count))
+        self.log(keys.LOSS, mean_over_ranks(loss.detach(), count), prog_bar=True, batch_size=int(count))
         return loss
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
-        """Held-out loss, weighted by tokens."""
+        """Add to the held-out loss, weighted by tokens."""
         total, count = self._loss(batch)
         self.held_out_loss.update(total / count, weight=count)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean over all held-out tokens."""
+        """Log the mean over all held-out tokens."""
         log_held_out(self, {keys.LOSS: float(self.held_out_loss.compute())}, self.trainer.global_step, [keys.LOSS])
         self.held_out_loss.reset()
 
@@ -75,13 +84,13 @@ class SFTModule(L.LightningModule):
         return -masked_sum(logprobs, is_completion[:, 1:]), is_completion.sum()
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes the model and its tokenizer as a Hugging Face checkpoint folder."""
+        """Write the model and its tokenizer as a Hugging Face checkpoint folder."""
         assert self.policy is not None
         self.policy.save_pretrained(folder)
 
 
 def encode_pairs(model: LanguageModel, prompts: list[str], completions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt, completion and end token as one right-padded sequence.
+    """Encode prompt, completion and end token as one right-padded sequence.
 
     Returns:
         ids [B, L], mask [B, L] bool, and [B, L] bool: which tokens belong to the completion.

@@ -1,4 +1,4 @@
-"""What one update says in numbers, gathered over its micro-batches."""
+"""Scalars of one update, gathered over its micro-batches."""
 
 from typing import NamedTuple
 
@@ -7,13 +7,18 @@ from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.losses import LossOutput
-from grpovi_lightning.modules.step_metrics import as_floats
+from grpovi_lightning.modules.rollout_metrics import as_floats
 from grpovi_lightning.ops import TokenStatistics, masked_mean
 from grpovi_lightning.structures import Experience
 
 
 class UpdateResult(NamedTuple):
-    """The scalars of one update over all ranks, and the tokens it was trained on, divided by the number of ranks."""
+    """What one optimiser step reports.
+
+    Attributes:
+        metrics: its scalars, over all ranks.
+        n_tokens: tokens that it was trained on, over all ranks, divided by the number of ranks.
+    """
 
     metrics: dict[str, float]
     n_tokens: float
@@ -23,14 +28,13 @@ class UpdateMetrics:
     """Means over the tokens that are trained on, the loss, and how far sampler and trainer disagree."""
 
     def __init__(self) -> None:
-        """Starts empty."""
         self.n_tokens = torch.zeros(())
         self._sums: dict[str, Tensor] = {}
         self._loss = torch.zeros(())
         self._log_ratios: list[Tensor] = []
 
     def add(self, batch: Experience, output: LossOutput, statistics: TokenStatistics) -> None:
-        """Adds a micro-batch after its backward pass."""
+        """Add a micro-batch after its backward pass."""
         n_tokens = batch.loss_mask.sum()
         token_means = output.metrics | {keys.ENTROPY: masked_mean(statistics.entropies.detach(), batch.loss_mask)}
         for name, value in token_means.items():
@@ -41,7 +45,7 @@ class UpdateMetrics:
         self._log_ratios.append(sampled[batch.rollout.completion_mask])
 
     def compute(self, n_tokens: Tensor) -> dict[str, float]:
-        """The numbers of this rank, whose mean over ranks is that of the whole update.
+        """Return the numbers of this rank, which over all ranks give those of the whole update.
 
         Args:
             n_tokens: tokens trained on over all ranks, divided by the number of ranks.
@@ -63,10 +67,10 @@ _PER_UPDATE = (keys.LOSS, keys.GRAD_NORM, keys.LEARNING_RATE)
 
 
 def combined_metrics(updates: list[UpdateResult]) -> dict[str, float]:
-    """What the updates on one rollout have in common: means, and the extremes of the clip ratios, as TRL has them.
+    """Return the scalars of all updates on one rollout: means, and the extremes of the clip ratios, as in TRL.
 
-    Means over tokens are over the tokens of all updates. Sampler and trainer are compared in the first update alone,
-    before the policy has moved.
+    Means over tokens are over the tokens of all updates. How far the sampler is from the trainer is taken from the
+    first update alone: in later ones the policy has moved.
     """
     n_tokens = sum(update.n_tokens for update in updates)
     metrics = {}

@@ -47,8 +47,8 @@ def test_training_samples_show_reward_adjusted_reward_and_advantage(run):
         assert len(shown) == 2 * 4
         for i, (prompt, completion, *numbers) in enumerate(shown):
             p, g = divmod(i, 4)
-            assert prompt == output["prompts"][p]
-            assert completion == output["completions"][i]
+            assert prompt == output.rollout.prompts.texts[p]
+            assert completion == output.rollout.texts[i]
             expected = [float(output[name][p, g]) for name in ("rewards", "adjusted", "advantages")]
             assert [float(number) for number in numbers] == pytest.approx(expected, abs=5e-4)
         assert table.split("\n")[0] == "| prompt | completion | reward | adjusted reward | advantage |"

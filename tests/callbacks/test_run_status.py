@@ -44,7 +44,7 @@ def test_a_whole_run_is_finished_and_says_what_it_was(policy_folder, tmp_path):
     expected |= {"stage": "GRPOModule", "adjustment": "VarianceIncrease", "device": "cpu", "pid": os.getpid()}
     assert {name: found[name] for name in expected} == expected
     first = recorded.outputs[0]
-    assert found["first_rollout"] == rollout_digest(first["completion_ids"], first["completion_mask"])
+    assert found["first_rollout"] == rollout_digest(first.rollout.completion_ids, first.rollout.completion_mask)
     assert datetime.fromisoformat(found["started"]) <= datetime.fromisoformat(found["updated"])
     assert datetime.fromisoformat(found["started"]).tzinfo is not None
     assert 0 < found["wall_seconds"] < 60

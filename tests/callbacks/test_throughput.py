@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.adjustment import Adjusted
 from grpovi_lightning.callbacks import Throughput, throughput
 from grpovi_lightning.callbacks.throughput import (
     available_flops,
@@ -23,7 +25,10 @@ from grpovi_lightning.callbacks.throughput import (
 from grpovi_lightning.cli import main
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.modules.logging import log_scalars
-from grpovi_lightning.modules.step_metrics import matrix_weights, step_record, step_work
+from grpovi_lightning.modules.outcome import PolicyWork, StepCost, StepOutcome, as_outputs
+from grpovi_lightning.modules.resampling import ScoredRollout
+from grpovi_lightning.modules.work import matrix_weights, policy_work
+from grpovi_lightning.rewards.base import Lesson
 from grpovi_lightning.structures import Experience, PromptBatch, Rollout
 
 PHASES = ["prefill", "decode", "reference", "reward", "adjustment", "forward", "backward", "optimizer"]
@@ -149,17 +154,21 @@ def test_a_callback_that_is_used_again_counts_the_second_run_from_0(policy_folde
 
 
 class MadeUp(L.LightningModule):
-    """Logs the given scalars, one dictionary a step, and returns the given record."""
+    """Logs the given scalars, one dictionary a step, and returns them as the cost of an outcome."""
 
-    def __init__(self, steps, record):
+    def __init__(self, steps, outcome, work):
         super().__init__()
-        self.steps, self.record = steps, record
+        self.steps, self.outcome, self.work = steps, outcome, work
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def training_step(self, batch, batch_idx):
         log_scalars(self, self.steps[batch_idx], batch_idx)
-        return self.record
+        if self.outcome is None:
+            return None
+        scalars = self.steps[batch_idx]
+        seconds = {name: value for name, value in scalars.items() if name.startswith("step_time")}
+        return as_outputs(self.outcome, StepCost(seconds, int(scalars["num_tokens"]), self.work))
 
     def configure_optimizers(self):
         return None
@@ -173,8 +182,8 @@ def made_up_step(step_time, num_tokens, **phases):
     return times | {"step_time": step_time, "num_tokens": num_tokens}
 
 
-def fit_made_up(folder, steps, record=None, **settings):
-    module = MadeUp(steps, record or {})
+def fit_made_up(folder, steps, worked_step=None, **settings):
+    module = MadeUp(steps, *(worked_step or worked()))
     with quiet():
         trainer(folder, -1, Throughput(), **settings).fit(module)
     return scalars(folder, timings=True)
@@ -198,8 +207,8 @@ def test_shares_of_a_step_without_phases_are_all_rest():
     assert found == {tag: float(tag.endswith("rest")) for tag in SHARES}
 
 
-def test_a_module_that_does_not_time_its_steps_logs_no_throughput(tmp_path):
-    logged = fit_made_up(tmp_path, [{"loss": 1.0}, {"loss": 2.0}])
+def test_a_module_that_does_not_say_what_its_steps_cost_logs_no_throughput(tmp_path):
+    logged = fit_made_up(tmp_path, [{"loss": 1.0}, {"loss": 2.0}], (None, None))
 
     assert logged["loss"] == {0: 1.0, 1: 2.0}
     assert not any(tag.startswith("throughput/") for tag in logged)
@@ -259,7 +268,7 @@ def test_a_peak_that_the_system_counts_lower_later_stays(tmp_path, monkeypatch):
 
 
 def worked(**changes):
-    """Two groups of two completions; a policy of ten weights in the body and four in the head."""
+    """The outcome of two groups of two completions; a policy of ten weights in the body and four in the head."""
     work = {
         "body_weights": 10,
         "head_weights": 4,
@@ -267,15 +276,24 @@ def worked(**changes):
         "runs_prompts_once": True,
         "num_iterations": 2,
         "old_pass": False,
-        "learned": torch.tensor([True, True]),
+        "trained": torch.tensor([True, True]),
     }
-    lengths = torch.tensor([2, 1, 4, 3])
-    return {
-        "prompt_lengths": torch.tensor([3, 5]),
-        "completion_mask": torch.arange(4) < lengths[:, None],
-        "has_reference": changes.pop("has_reference", True),
-        "work": work | changes,
-    }
+    rollout = rollout_of(torch.ones(2, 5).long(), torch.ones(4, 4).long(), 2)
+    rollout = replace(
+        rollout,
+        prompt_mask=torch.arange(5) >= torch.tensor([2, 0])[:, None],
+        completion_mask=torch.arange(4) < torch.tensor([2, 1, 4, 3])[:, None],
+        ref_logprobs=rollout.ref_logprobs if changes.pop("has_reference", True) else None,
+    )
+    return outcome_of_rollout(rollout), PolicyWork(**work | changes)
+
+
+def outcome_of_rollout(rollout):
+    rewards = torch.zeros(len(rollout.prompts), rollout.group_size)
+    scored = ScoredRollout(rollout, {}, rewards, rollout.lengths.sum())
+    return StepOutcome(
+        rollout, scored, Adjusted(rewards), rewards, experience_of(rollout), [], Lesson(), "IdentityAdjustment", False
+    )
 
 
 # The first group reads 3 + (1 + 0) tokens and predicts 2 + 1, the second reads 5 + (3 + 2) and predicts 4 + 3; in
@@ -291,14 +309,14 @@ FIRST, SECOND = 2 * (10 * 4 + 4 * 3), 2 * (10 * 10 + 4 * 7)
         ({"has_reference": False}, SAMPLING + 2 * 3 * (FIRST + SECOND)),
         ({"old_pass": True}, SAMPLING + 2 * (FIRST + SECOND) + 2 * 3 * (FIRST + SECOND)),
         ({"num_iterations": 1}, SAMPLING + (FIRST + SECOND) + 3 * (FIRST + SECOND)),
-        ({"learned": torch.tensor([False, True])}, SAMPLING + (FIRST + SECOND) + 2 * 3 * SECOND),
+        ({"trained": torch.tensor([False, True])}, SAMPLING + (FIRST + SECOND) + 2 * 3 * SECOND),
         # A prompt of its own for each completion: 3 and 5 tokens more.
         ({"runs_prompts_once": False}, SAMPLING + 7 * (FIRST + SECOND + 2 * 10 * (3 + 5))),
     ],
-    ids=["all", "no reference", "old pass", "one iteration", "a silent group", "prompts not shared"],
+    ids=["all", "no reference", "old pass", "one iteration", "a group of zero advantage", "prompts not shared"],
 )
 def test_flops_of_a_step_are_those_by_hand(changes, expected):
-    assert step_flops(worked(**changes)) == expected
+    assert step_flops(*worked(**changes)) == expected
 
 
 def matmul_flops(counter):
@@ -308,7 +326,7 @@ def matmul_flops(counter):
 
 def test_flops_of_a_step_are_those_that_torch_counts_in_a_llama(policy_folder):
     policy = PretrainedCausalLM(str(policy_folder)).load()
-    model, (n_prompts, group_size, width, length) = policy.model, (2, 3, 5, 4)
+    model, (group_size, width, length) = policy.model, (3, 5, 4)
     prompts, completions = torch.randint(3, 20, (2, width)), torch.randint(3, 20, (6, length))
 
     def logits(first_of_each_member):
@@ -328,9 +346,8 @@ def test_flops_of_a_step_are_those_that_torch_counts_in_a_llama(policy_folder):
         sum(part.sum() for part in logits(first_of_each_member=True)).backward()  # the update
 
     rollout = rollout_of(prompts, completions, group_size)
-    work = step_work(policy, experience_of(rollout), 1, False)
-    step = step_record(rollout, torch.zeros(n_prompts, group_size), work=work)
-    assert step_flops(step) == matmul_flops(counter)
+    work = policy_work(policy, experience_of(rollout), 1, False)
+    assert step_flops(outcome_of_rollout(rollout), work) == matmul_flops(counter)
 
 
 def rollout_of(prompts, completions, group_size):
@@ -364,24 +381,24 @@ def small(policy_folder):
 def test_the_work_of_a_step_names_the_passes_over_its_rollout(small):
     policy, rollout = small
     for old_logprobs, expected in ((None, False), (rollout.old_logprobs, False), (torch.zeros(4, 2), True)):
-        assert step_work(policy, experience_of(rollout, None, old_logprobs), 3, False)["old_pass"] is expected
-    assert step_work(policy, experience_of(rollout), 3, False)["num_iterations"] == 3
+        assert policy_work(policy, experience_of(rollout, None, old_logprobs), 3, False).old_pass is expected
+    assert policy_work(policy, experience_of(rollout), 3, False).num_iterations == 3
 
 
 def test_groups_without_advantages_are_work_unless_they_are_skipped(small):
     policy, rollout = small
     experience = experience_of(rollout, [0.0, 0.0, 0.0, -1.0])
-    assert step_work(policy, experience, 1, False)["learned"].tolist() == [True, True]
-    assert step_work(policy, experience, 1, True)["learned"].tolist() == [False, True]
+    assert policy_work(policy, experience, 1, False).trained.tolist() == [True, True]
+    assert policy_work(policy, experience, 1, True).trained.tolist() == [False, True]
 
 
 def test_the_dtype_of_the_work_is_that_of_the_weights_or_of_autocast(small):
     policy, rollout = small
-    assert step_work(policy, experience_of(rollout), 1, False)["dtype"] is torch.float32
+    assert policy_work(policy, experience_of(rollout), 1, False).dtype is torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert step_work(policy, experience_of(rollout), 1, False)["dtype"] is torch.bfloat16
+        assert policy_work(policy, experience_of(rollout), 1, False).dtype is torch.bfloat16
     policy.to(torch.bfloat16)
-    assert step_work(policy, experience_of(rollout), 1, False)["dtype"] is torch.bfloat16
+    assert policy_work(policy, experience_of(rollout), 1, False).dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("tied", [True, False])

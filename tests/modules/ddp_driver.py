@@ -23,7 +23,7 @@ from grpovi_lightning.rewards.online import (
 from grpovi_lightning.rollout import SamplingConfig
 
 
-def half_silent(prompts, completions, completion_ids, **columns):
+def half_equal(prompts, completions, completion_ids, **columns):
     """Equal rewards for half of the prompts, so that a rank can have nothing to learn from."""
     scores = graded(prompts, completions, completion_ids)
     return [0.5 if prompt in PROMPTS[1::2] else score for prompt, score in zip(prompts, scores, strict=True)]
@@ -52,9 +52,9 @@ VARIANTS = {
         "mask_truncated_completions": True,
         "sampling": SamplingConfig(max_completion_length=30, temperature=0.9),
     },
-    "silent groups": {"loss": BNPOLoss(), "reward": half_silent, "skip_silent_groups": True},
+    "zero-advantage groups": {"loss": BNPOLoss(), "reward": half_equal, "skip_zero_advantage_groups": True},
     "unscorable": {"loss": BNPOLoss(beta=0.04), "reward": unscorable, "prompts_per_micro_batch": 1},
-    "resampling": {"loss": GRPOLoss(beta=0.04), "reward": half_silent, "resampling": DynamicResampling(1)},
+    "resampling": {"loss": GRPOLoss(beta=0.04), "reward": half_equal, "resampling": DynamicResampling(1)},
     "minibatches": {"loss": GSPOLoss(), "num_iterations": 2, "num_minibatches": 2},
     "learning": {"loss": GRPOLoss(beta=0.04), "reward": learning},
     "correction": {"loss": GRPOLoss(beta=0.04), "importance_sampling": TruncatedImportanceSampling()},

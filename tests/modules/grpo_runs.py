@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 import lightning as L
@@ -19,6 +20,8 @@ from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.modules import GRPOModule
+from grpovi_lightning.modules.outcome import outcome_of
+from grpovi_lightning.modules.updater import UpdateSettings
 from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import SamplingConfig
 
@@ -66,7 +69,7 @@ class Recorder(L.Callback):
         self.before = weights(pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.outputs.append(copy.deepcopy(outputs))
+        self.outputs.append(copy.deepcopy(outcome_of(outputs)))
         self.prompts.append(batch)
         self.weights.append(weights(pl_module))
 
@@ -76,13 +79,15 @@ def weights(module):
 
 
 def grpo(policy_folder, reward=graded, **settings):
-    """A module of the small kind that the tests here train."""
+    """A module of the small kind that the tests here train; settings of the updates may stand among the others."""
+    updates = {field.name: settings.pop(field.name) for field in fields(UpdateSettings) if field.name in settings}
     defaults = {
         "policy": PretrainedCausalLM(str(policy_folder)),
         "reward": RewardFunction(reward) if callable(reward) and not isinstance(reward, torch.nn.Module) else reward,
         "group_size": 4,
         "sampling": SamplingConfig(max_completion_length=9, temperature=0.9),
         "loss": GRPOLoss(beta=0.04),
+        "updates": UpdateSettings(**updates),
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.01),
         "seed": 1,
     }
@@ -183,6 +188,12 @@ def texts(folder):
         for tag in events.Tags()["tensors"]:
             found[tag] |= {e.step: e.tensor_proto.string_val[0].decode() for e in events.Tensors(tag)}
     return dict(found)
+
+
+def completion_tokens(outcome):
+    """B lists of tokens, padding left out."""
+    rollout = outcome.rollout
+    return [ids[kept].tolist() for ids, kept in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
 
 
 def identical(first, second):

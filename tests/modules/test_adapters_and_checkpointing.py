@@ -108,7 +108,7 @@ class TestGradientCheckpointing:
         recomputed = train(module, tmp_path / "recomputed")
         kept = train(grpo(policy_folder, optimizer=sgd), tmp_path / "kept")
 
-        assert [o["completions"] for o in recomputed.outputs] == [o["completions"] for o in kept.outputs]
+        assert [o.rollout.texts for o in recomputed.outputs] == [o.rollout.texts for o in kept.outputs]
         for name, weights in kept.weights[-1].items():
             step = (weights - kept.before[name]).norm()
             assert (recomputed.weights[-1][name] - weights).norm() <= 1e-4 * step + 1e-9

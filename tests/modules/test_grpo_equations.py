@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from modules.grpo_runs import graded, grpo, identical, relative_difference, scalars, train
+from modules.grpo_runs import completion_tokens, graded, grpo, identical, relative_difference, scalars, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpovi_lightning.adjustment import IdentityAdjustment, VarianceIncrease
@@ -33,8 +33,8 @@ def reference_run(folder, recorded, epsilon_high=EPSILON, num_iterations=1, max_
     history = []
     for output in recorded:
         samples = [
-            (tokenizer(output["prompts"][i // G])["input_ids"], ids[kept].tolist())
-            for i, (ids, kept) in enumerate(zip(output["completion_ids"], output["completion_mask"], strict=True))
+            (tokenizer(output.rollout.prompts.texts[i // G])["input_ids"], ids)
+            for i, ids in enumerate(completion_tokens(output))
         ]
         texts = [tokenizer.decode(completion, skip_special_tokens=True) for _, completion in samples]
         rewards = torch.tensor(graded(None, texts, [c for _, c in samples])).reshape(-1, G)
@@ -85,14 +85,11 @@ def test_three_steps_give_the_parameters_of_a_plain_loop(policy_folder, tmp_path
 def test_the_recorded_rewards_and_advantages_are_those_of_the_formulas(policy_folder, tmp_path):
     recorded = train(grpo(policy_folder), tmp_path, max_steps=1).outputs[0]
 
-    ids = [
-        row[kept].tolist() for row, kept in zip(recorded["completion_ids"], recorded["completion_mask"], strict=True)
-    ]
-    rewards = torch.tensor(graded(None, recorded["completions"], ids)).reshape(3, 4)
-    torch.testing.assert_close(recorded["rewards"], rewards)
+    rewards = torch.tensor(graded(None, recorded.rollout.texts, completion_tokens(recorded))).reshape(3, 4)
+    torch.testing.assert_close(recorded.rewards, rewards)
     centred = rewards - rewards.mean(1, keepdim=True)
-    torch.testing.assert_close(recorded["advantages"], centred / (rewards.std(1, keepdim=True) + 1e-4))
-    assert recorded["adjustment"] == "IdentityAdjustment"
+    torch.testing.assert_close(recorded.advantages, centred / (rewards.std(1, keepdim=True) + 1e-4))
+    assert recorded.adjustment == "IdentityAdjustment" and not recorded.adjusts
 
 
 def test_each_step_samples_the_current_policy_with_the_random_numbers_of_that_step(policy_folder, tmp_path):
@@ -102,7 +99,7 @@ def test_each_step_samples_the_current_policy_with_the_random_numbers_of_that_st
 
     for step in range(3):
         rollout = module.engine.generate(policy, recorded.prompts[step], G, seed=1, step=step)
-        assert torch.equal(rollout.completion_ids, recorded.outputs[step]["completion_ids"])
+        assert torch.equal(rollout.completion_ids, recorded.outputs[step].rollout.completion_ids)
         policy.model.load_state_dict(recorded.weights[step], strict=False)
 
 
@@ -119,10 +116,10 @@ def test_the_variance_increase_starts_from_the_same_rollout_and_ends_elsewhere(p
     increased = train(grpo(policy_folder, adjustment=adjustment), tmp_path / "increased")
 
     first, second = plain.outputs[0], increased.outputs[0]
-    assert torch.equal(first["completion_ids"], second["completion_ids"])
-    assert torch.equal(first["rewards"], second["rewards"])
-    assert not torch.equal(first["adjusted"], second["adjusted"])
-    torch.testing.assert_close(second["adjusted"].mean(1), second["rewards"].mean(1))
+    assert torch.equal(first.rollout.completion_ids, second.rollout.completion_ids)
+    assert torch.equal(first.rewards, second.rewards)
+    assert not torch.equal(first.adjusted.rewards, second.adjusted.rewards)
+    torch.testing.assert_close(second.adjusted.rewards.mean(1), second.rewards.mean(1))
     assert relative_difference(plain.weights[-1], increased.weights[-1]) > 1e-3
 
 
@@ -164,4 +161,4 @@ def test_two_runs_with_one_seed_are_equal_to_the_last_bit_and_another_seed_diffe
     assert identical(first.weights[-1], again.weights[-1])
     assert scalars(tmp_path / "first") == scalars(tmp_path / "again")
     assert not identical(first.weights[-1], other.weights[-1])
-    assert first.outputs[0]["completions"] != other.outputs[0]["completions"]
+    assert first.outputs[0].rollout.texts != other.outputs[0].rollout.texts

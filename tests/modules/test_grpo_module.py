@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from modules.grpo_runs import binary, graded, grpo, identical, prompt_data, scalars, train, weights
+from modules.grpo_runs import binary, completion_tokens, graded, grpo, identical, prompt_data, scalars, train, weights
 from transformers import AutoModelForCausalLM
 
 from grpovi_lightning import metric_keys as keys
@@ -182,8 +182,8 @@ class TestMetrics:
         _, recorded, logged, _ = run
         tokens = 0
         for step, output in enumerate(recorded.outputs):
-            ids = [row[m].tolist() for row, m in zip(output["completion_ids"], output["completion_mask"], strict=True)]
-            first = np.array(graded(None, output["completions"], ids)).reshape(3, 4)
+            ids = completion_tokens(output)
+            first = np.array(graded(None, output.rollout.texts, ids)).reshape(3, 4)
             second = np.array(binary(None, None, ids))
             lengths = np.array([len(row) for row in ids])
             tokens += lengths.sum()
@@ -251,7 +251,7 @@ class TestMetrics:
 
     def test_held_out_completions_do_not_count_as_training_cost(self, run):
         _, recorded, logged, _ = run
-        lengths = [int(output["completion_mask"].sum()) for output in recorded.outputs]
+        lengths = [int(output.rollout.completion_mask.sum()) for output in recorded.outputs]
         assert logged["eval/num_tokens"] == {0: 0, 2: sum(lengths[:2]), 4: sum(lengths[:4])}
 
     def test_times_are_logged_and_training_time_only_grows(self, run):
@@ -293,7 +293,7 @@ class TestMetrics:
         assert first == second
         assert first["adjustment/frac_groups_changed"] > 0 and first["adjustment/advantage_cosine"] < 1
         assert first["adjustment/variance_after"] > first["adjustment/variance_before"]
-        assert torch.equal(plain.outputs[0]["adjusted"], plain.outputs[0]["rewards"])
+        assert torch.equal(plain.outputs[0].adjusted.rewards, plain.outputs[0].rewards)
 
     def test_the_counterfactual_of_the_yaml_is_the_one_that_is_logged(self, policy_folder, tmp_path):
         counterfactual = VarianceIncrease(UniformWeights(), FixedRange(-5.0, 7.0))

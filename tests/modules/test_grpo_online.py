@@ -40,7 +40,7 @@ def test_the_reward_changes_after_its_rounds_and_the_policy_follows(policy_folde
     logged = scalars(tmp_path)
     assert set(logged[keys.ONLINE_LABELS]) == {0, 2, 4} and module.reward.parts[0].estimator.n_pairs == 9
     assert list(logged["eval/online/labels"].values()) == [0.0, 3.0, 3.0, 6.0, 6.0, 9.0]
-    assert not recorded.outputs[0]["rewards"].any() and recorded.outputs[1]["rewards"].std() > 0
+    assert not recorded.outputs[0].rewards.any() and recorded.outputs[1].rewards.std() > 0
     assert all(0.0 <= value <= 1.0 for value in logged[keys.ONLINE_PAIR_ACCURACY].values())
     assert set(logged[keys.pair_agreement("gold")]) == set(range(5))
     assert not identical(recorded.weights[-1], recorded.before)
@@ -50,7 +50,7 @@ def test_the_range_of_the_variance_increase_starts_anew_with_each_reward(policy_
     module = grpo(policy_folder, **settings(policy_folder))
     recorded = train(module, tmp_path, 5)
     logged = scalars(tmp_path)
-    extremes = [(float(out["rewards"].min()), float(out["rewards"].max())) for out in recorded.outputs]
+    extremes = [(float(out.rewards.min()), float(out.rewards.max())) for out in recorded.outputs]
     # Learned after steps 0, 2 and 4: a range holds steps {0}, {1, 2} and {3, 4}.
     for step, steps in ((1, [1]), (2, [1, 2]), (3, [3]), (4, [3, 4])):
         lower, upper = min(extremes[s][0] for s in steps), max(extremes[s][1] for s in steps)
@@ -63,7 +63,7 @@ def test_what_a_grpo_run_says_of_the_variance_increase_is_of_the_reward_at_that_
     """The counterfactual's range starts anew as well, and not before its step was described."""
     recorded = train(grpo(policy_folder, **settings(policy_folder) | {"adjustment": None}), tmp_path, 5)
     logged = scalars(tmp_path)
-    extremes = [(float(out["rewards"].min()), float(out["rewards"].max())) for out in recorded.outputs]
+    extremes = [(float(out.rewards.min()), float(out.rewards.max())) for out in recorded.outputs]
     for step, steps in ((1, [1]), (2, [1, 2]), (3, [3]), (4, [3, 4])):
         assert logged[keys.ADJUSTMENT_RANGE_LOWER][step] == pytest.approx(min(extremes[s][0] for s in steps))
         assert logged[keys.ADJUSTMENT_RANGE_UPPER][step] == pytest.approx(max(extremes[s][1] for s in steps))
@@ -135,7 +135,7 @@ def test_arms_with_and_without_learning_begin_with_the_same_completions(policy_f
     frozen = LinearReward(FeatureModel(str(policy_folder)))
     first = train(grpo(policy_folder, reward=frozen), tmp_path / "frozen", 1)
     second = train(grpo(policy_folder, **settings(policy_folder)), tmp_path / "online", 1)
-    assert torch.equal(first.outputs[0]["completion_ids"], second.outputs[0]["completion_ids"])
+    assert torch.equal(first.outputs[0].rollout.completion_ids, second.outputs[0].rollout.completion_ids)
     assert not any(tag.startswith(keys.ONLINE_PREFIX) for tag in scalars(tmp_path / "frozen"))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from modules.grpo_runs import PROMPTS, graded, grpo, prompt_data, relative_difference, scalars, train
+from modules.grpo_runs import PROMPTS, completion_tokens, graded, grpo, prompt_data, relative_difference, scalars, train
 from modules.test_grpo_equations import G, sequence_logprobs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,10 +69,10 @@ def plain_run(folder, recorded, loss, num_iterations=1, num_minibatches=1, kept=
     optimizer = sgd(policy.parameters())
     for step, output in enumerate(recorded.outputs):
         samples = [
-            (tokenizer(output["prompts"][i // G])["input_ids"], ids[mask].tolist())
-            for i, (ids, mask) in enumerate(zip(output["completion_ids"], output["completion_mask"], strict=True))
+            (tokenizer(output.rollout.prompts.texts[i // G])["input_ids"], ids)
+            for i, ids in enumerate(completion_tokens(output))
         ]
-        advantages = output["advantages"].flatten()
+        advantages = output.advantages.flatten()
         learned = [True] * len(samples) if kept is None else kept(output)
         with torch.no_grad():
             old = [sequence_logprobs(policy, *sample) for sample in samples]
@@ -169,7 +169,7 @@ def test_the_order_of_the_prompts_changes_no_parameter(policy_folder, tmp_path):
         train(grpo(policy_folder, optimizer=sgd), tmp_path / name, data=data)
         for name, data in (("plain", plain), ("backwards", backwards))
     ]
-    assert runs[0].outputs[0]["prompts"] == runs[1].outputs[0]["prompts"][::-1]
+    assert runs[0].outputs[0].rollout.prompts.texts == runs[1].outputs[0].rollout.prompts.texts[::-1]
     assert relative_difference(runs[1].weights[-1], runs[0].weights[-1]) < 1e-5
     assert_same_change(runs[1].weights[0], runs[0].weights[0], runs[0].before, 1e-5)  # the gradient of one step
 
@@ -195,23 +195,23 @@ def test_more_padding_changes_no_parameter(policy_folder, tmp_path):
         module = grpo(policy_folder, optimizer=sgd)
         module.engine = engine(module.engine.sampling)
         runs.append(train(module, tmp_path / engine.__name__))
-    assert runs[1].outputs[0]["completion_ids"].shape[1] == runs[0].outputs[0]["completion_ids"].shape[1] + 4
+    assert runs[1].outputs[0].rollout.completion_ids.shape[1] == runs[0].outputs[0].rollout.completion_ids.shape[1] + 4
     assert relative_difference(runs[1].weights[-1], runs[0].weights[-1]) < 1e-5
     assert_same_change(runs[1].weights[0], runs[0].weights[0], runs[0].before, 1e-5)  # the gradient of one step
 
 
-def some_silent(prompts, completions, completion_ids, **columns):
+def some_equal(prompts, completions, completion_ids, **columns):
     """The graded reward, but the same for every completion of half of the prompts."""
     scores = graded(prompts, completions, completion_ids)
     return [0.5 if PROMPTS.index(prompt) % 2 else score for prompt, score in zip(prompts, scores, strict=True)]
 
 
-class TestSilentGroups:
+class TestGroupsOfZeroAdvantage:
     def runs(self, policy_folder, tmp_path, **settings):
         runs, forwarded = [], []
         for skip in (False, True):
             module = grpo(
-                policy_folder, some_silent, loss=GRPOLoss(), optimizer=sgd, skip_silent_groups=skip, **settings
+                policy_folder, some_equal, loss=GRPOLoss(), optimizer=sgd, skip_zero_advantage_groups=skip, **settings
             )
             rows = []
             module.configure_model()
@@ -229,19 +229,24 @@ class TestSilentGroups:
         runs, forwarded = self.runs(policy_folder, tmp_path, **settings)
         assert relative_difference(runs[1].weights[-1], runs[0].weights[-1]) < 1e-5
         assert_same_change(runs[1].weights[0], runs[0].weights[0], runs[0].before, 1e-5)  # the gradient of one step
-        silent = sum((step["rewards"] == step["rewards"][:, :1]).all(dim=1).sum().item() for step in runs[0].outputs)
-        assert forwarded == [12, 12 - silent] and silent > 0
+        zero = sum((step.rewards == step.rewards[:, :1]).all(dim=1).sum().item() for step in runs[0].outputs)
+        assert forwarded == [12, 12 - zero] and zero > 0
 
     def test_a_step_of_nothing_else_is_an_update_of_nothing(self, policy_folder, tmp_path):
-        module = grpo(policy_folder, lambda prompts, **_: [1.0] * len(prompts), loss=GRPOLoss(), optimizer=sgd)
-        module.skip_silent_groups = True
+        module = grpo(
+            policy_folder,
+            lambda prompts, **_: [1.0] * len(prompts),
+            loss=GRPOLoss(),
+            optimizer=sgd,
+            skip_zero_advantage_groups=True,
+        )
         recorded = train(module, tmp_path, 2)
         assert relative_difference(recorded.weights[-1], recorded.before) == 0.0
         assert scalars(tmp_path)["grad_norm"] == {0: 0.0, 1: 0.0}
 
     def test_with_a_kl_penalty_they_cannot_be_skipped(self, policy_folder):
-        with pytest.raises(UserError, match=r"skip_silent_groups cannot take effect: got beta 0\.04"):
-            grpo(policy_folder, loss=GRPOLoss(beta=0.04), skip_silent_groups=True)
+        with pytest.raises(UserError, match=r"skip_zero_advantage_groups cannot take effect: got beta 0\.04"):
+            grpo(policy_folder, loss=GRPOLoss(beta=0.04), skip_zero_advantage_groups=True)
 
 
 class TestLeftOut:
@@ -252,8 +257,7 @@ class TestLeftOut:
         recorded = train(grpo(policy_folder, optimizer=sgd, **settings), tmp_path)
 
         def ended(output):
-            pairs = zip(output["completion_ids"], output["completion_mask"], strict=True)
-            return [ids[mask][-1].item() == 1 for ids, mask in pairs]
+            return [ids[-1] == 1 for ids in completion_tokens(output)]
 
         assert 0 < sum(ended(output).count(False) for output in recorded.outputs) < 36
         expected = plain_run(policy_folder, recorded, LOSSES[name], kept=ended)
@@ -270,8 +274,8 @@ class TestLeftOut:
         recorded = train(module, tmp_path)
 
         for output in recorded.outputs:
-            assert output["rewards"].isnan().flatten().tolist() == [i % 5 == 2 for i in range(12)]
-            assert (output["advantages"].flatten()[2::5] == 0).all()
+            assert output.rewards.isnan().flatten().tolist() == [i % 5 == 2 for i in range(12)]
+            assert (output.advantages.flatten()[2::5] == 0).all()
         assert scalars(tmp_path)["frac_unscorable"] == {step: pytest.approx(2 / 12) for step in range(3)}
         if beta == 0:
             expected = plain_run(
@@ -279,8 +283,9 @@ class TestLeftOut:
             )
             assert_same_change(recorded.weights[-1], expected, recorded.before)
         else:  # the KL penalty, too, leaves them alone
-            experience = module.experience(
-                _rollout(module, tmp_path), recorded.outputs[0]["rewards"], recorded.outputs[0]["advantages"]
+            first = recorded.outputs[0]
+            experience = module.updater.experience(
+                module.policy, _rollout(module, tmp_path), first.rewards, first.advantages, "32-true"
             )
             assert (~experience.loss_mask).all(dim=1).tolist() == [i % 5 == 2 for i in range(12)]
 
@@ -347,18 +352,18 @@ class TestImportanceSampling:
         tokenizer = AutoTokenizer.from_pretrained(policy_folder)
         optimizer = sgd(policy.parameters())
         samples = [
-            (tokenizer(output["prompts"][i // G])["input_ids"], ids[mask].tolist())
-            for i, (ids, mask) in enumerate(zip(output["completion_ids"], output["completion_mask"], strict=True))
+            (tokenizer(output.rollout.prompts.texts[i // G])["input_ids"], ids)
+            for i, ids in enumerate(completion_tokens(output))
         ]
         with torch.no_grad():
             old = [sequence_logprobs(policy, *sample) for sample in samples]
-        noise = torch.randn(output["completion_ids"].shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(output.rollout.completion_ids.shape, generator=torch.Generator().manual_seed(0))
         log_ratios = [-0.5 * noise[i, : len(before)] for i, before in enumerate(old)]
         for _ in range(num_iterations):
             loss = 0.0
             for i, sample in enumerate(samples):
                 ratio = (sequence_logprobs(policy, *sample) - old[i]).exp()
-                advantage = output["advantages"].flatten()[i]
+                advantage = output.advantages.flatten()[i]
                 surrogate = torch.min(ratio * advantage, ratio.clip(0.8, 1.2) * advantage)
                 loss = loss - (surrogate * log_ratios[i].exp().clip(max=cap)).mean() / len(samples)
             optimizer.zero_grad()

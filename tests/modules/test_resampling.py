@@ -64,11 +64,11 @@ def groups(found):
     return [group(found, place) for place in range(len(found.rewards))]
 
 
-SPEAKING, SILENT = [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]
+VARIED, EQUAL = [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("rewards", "silent"),
+    ("rewards", "equal"),
     [
         ([0.0, 0.0, 0.0], True),
         ([0.0, 0.0, 1e-6], False),
@@ -83,25 +83,25 @@ SPEAKING, SILENT = [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]
         ([0.0, -0.0, 0.0], True),
     ],
 )
-def test_a_group_is_silent_if_its_scored_rewards_do_not_differ_or_are_fewer_than_two(rewards, silent):
-    assert scored([rewards]).silent_groups() == ([0] if silent else [])
+def test_a_group_has_no_variance_if_its_scored_rewards_do_not_differ_or_are_fewer_than_two(rewards, equal):
+    assert scored([rewards]).zero_variance_groups() == ([0] if equal else [])
 
 
 VALUES = st.sampled_from([0.0, 1.0, 2.0, NAN])
 
 
 @given(st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=6))
-def test_silent_groups_are_named_by_their_places(rewards):
+def test_groups_without_variance_are_named_by_their_places(rewards):
     kinds = [{value for value in group if value == value} for group in rewards]
-    assert scored(rewards).silent_groups() == [p for p, values in enumerate(kinds) if len(values) < 2]
+    assert scored(rewards).zero_variance_groups() == [p for p, values in enumerate(kinds) if len(values) < 2]
 
 
-def test_groups_of_one_cannot_speak():
-    assert scored([[1.0], [NAN]]).silent_groups() == [0, 1]
+def test_groups_of_one_have_no_variance():
+    assert scored([[1.0], [NAN]]).zero_variance_groups() == [0, 1]
 
 
 def test_selecting_keeps_everything_in_line_and_still_counts_every_token():
-    whole = scored([SPEAKING, SILENT, [5.0, NAN, 6.0]], n_replaced=1)
+    whole = scored([VARIED, EQUAL, [5.0, NAN, 6.0]], n_replaced=1)
     part = whole.select([2, 0])
     assert groups(part) == [group(whole, 2), group(whole, 0)]
     assert int(part.n_tokens) == 18 and part.n_replaced == 1
@@ -109,8 +109,8 @@ def test_selecting_keeps_everything_in_line_and_still_counts_every_token():
 
 @st.composite
 def two_rollouts(draw):
-    """(a scored rollout, a fresh one), some of their groups silent, with and without padding between them."""
-    kinds = st.sampled_from([SPEAKING, SILENT, [NAN, 1.0, NAN], [NAN, 1.0, 3.0]])
+    """(a scored rollout, a fresh one), some of their groups without variance, with and without padding between them."""
+    kinds = st.sampled_from([VARIED, EQUAL, [NAN, 1.0, NAN], [NAN, 1.0, 3.0]])
     first, second = (draw(st.lists(kinds, min_size=1, max_size=5)) for _ in range(2))
     reference = draw(st.booleans())
     return (
@@ -120,75 +120,75 @@ def two_rollouts(draw):
 
 
 @given(two_rollouts())
-def test_speaking_groups_take_the_places_of_silent_ones_in_turn_and_nothing_else_changes(both):
+def test_groups_with_variance_take_the_places_of_others_in_turn_and_nothing_else_changes(both):
     old, fresh = both
-    silent = old.silent_groups()
-    found = old.replaced(silent, fresh)
-    speaking = [p for p in range(len(fresh.rewards)) if p not in fresh.silent_groups()]
+    equal = old.zero_variance_groups()
+    found = old.replaced(equal, fresh)
+    varied = [p for p in range(len(fresh.rewards)) if p not in fresh.zero_variance_groups()]
     expected = groups(old)
-    for place, p in zip(silent, speaking, strict=False):
+    for place, p in zip(equal, varied, strict=False):
         expected[place] = group(fresh, p)
     assert groups(found) == expected
-    n_replaced = min(len(silent), len(speaking))
+    n_replaced = min(len(equal), len(varied))
     assert found.n_replaced == old.n_replaced + n_replaced
-    assert found.silent_groups() == silent[n_replaced:]
+    assert found.zero_variance_groups() == equal[n_replaced:]
 
 
 @given(two_rollouts())
 def test_every_token_that_was_sampled_counts(both):
     old, fresh = both
     expected = int(old.rollout.completion_mask.sum() + fresh.rollout.completion_mask.sum())
-    found = old.replaced(old.silent_groups(), fresh)
+    found = old.replaced(old.zero_variance_groups(), fresh)
     assert int(found.n_tokens) == expected and found.n_tokens.shape == old.n_tokens.shape
     assert int(old.n_tokens) + int(fresh.n_tokens) == expected, "the originals keep theirs"
 
 
 def test_groups_that_stay_are_the_same_to_the_bit():
-    old, fresh = scored([[0.1, 0.7, NAN], SILENT]), scored([SPEAKING], first=50)
+    old, fresh = scored([[0.1, 0.7, NAN], EQUAL]), scored([VARIED], first=50)
     found = old.replaced([1], fresh)
     assert torch.equal(found.rewards[0].view(torch.int32), old.rewards[0].view(torch.int32))
     for name in ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs", "truncated"):
         assert torch.equal(getattr(found.rollout, name)[:3], getattr(old.rollout, name)[:3]), name
 
 
-def test_fewer_speaking_groups_than_silent_ones_fill_the_first_places():
-    old = scored([SILENT, SPEAKING, SILENT, SILENT])
-    found = old.replaced([0, 2, 3], scored([SILENT, SPEAKING], first=50))
+def test_fewer_groups_with_variance_than_places_fill_the_first():
+    old = scored([EQUAL, VARIED, EQUAL, EQUAL])
+    found = old.replaced([0, 2, 3], scored([EQUAL, VARIED], first=50))
     assert found.rollout.prompts.indices.tolist() == [51, 1, 2, 3] and found.n_replaced == 1
-    assert found.silent_groups() == [2, 3]
+    assert found.zero_variance_groups() == [2, 3]
 
 
-def test_more_speaking_groups_than_silent_ones_are_left_over():
-    old = scored([SPEAKING, SILENT])
-    found = old.replaced([1], scored([SILENT, SPEAKING, SPEAKING, SPEAKING], first=50))
+def test_more_groups_with_variance_than_places_are_left_over():
+    old = scored([VARIED, EQUAL])
+    found = old.replaced([1], scored([EQUAL, VARIED, VARIED, VARIED], first=50))
     assert found.rollout.prompts.indices.tolist() == [0, 51] and found.n_replaced == 1
     assert int(found.n_tokens) == 12 + 24
 
 
-def test_where_no_fresh_group_speaks_only_the_tokens_grow():
-    old = scored([SILENT, SPEAKING])
-    found = old.replaced([0], scored([SILENT, [NAN, NAN, 1.0]], first=50))
+def test_where_no_fresh_group_has_variance_only_the_tokens_grow():
+    old = scored([EQUAL, VARIED])
+    found = old.replaced([0], scored([EQUAL, [NAN, NAN, 1.0]], first=50))
     assert groups(found) == groups(old) and found.n_replaced == 0 and int(found.n_tokens) == 24
 
 
-def test_where_nothing_is_silent_nothing_is_replaced_but_the_tokens_of_the_others_count():
-    old = scored([SPEAKING, SPEAKING])
-    found = old.replaced([], scored([SPEAKING], first=50))
+def test_where_all_groups_have_variance_nothing_is_replaced_but_the_tokens_of_the_others_count():
+    old = scored([VARIED, VARIED])
+    found = old.replaced([], scored([VARIED], first=50))
     assert groups(found) == groups(old) and found.n_replaced == 0 and int(found.n_tokens) == 18
 
 
-def test_trying_again_goes_on_from_what_is_still_silent():
-    first = scored([SILENT, SPEAKING, SILENT])
-    second = first.replaced(first.silent_groups(), scored([SPEAKING, SILENT], first=50))
-    third = second.replaced(second.silent_groups(), scored([SPEAKING], first=80))
-    assert third.rollout.prompts.indices.tolist() == [50, 1, 80] and third.silent_groups() == []
+def test_trying_again_continues_with_the_groups_that_still_have_no_variance():
+    first = scored([EQUAL, VARIED, EQUAL])
+    second = first.replaced(first.zero_variance_groups(), scored([VARIED, EQUAL], first=50))
+    third = second.replaced(second.zero_variance_groups(), scored([VARIED], first=80))
+    assert third.rollout.prompts.indices.tolist() == [50, 1, 80] and third.zero_variance_groups() == []
     assert third.n_replaced == 2 and int(third.n_tokens) == 18 + 12 + 6
 
 
 def test_a_longer_group_widens_the_rollout_and_its_leaving_narrows_it():
-    short, long = scored([SILENT, SPEAKING], longest=1), scored([SPEAKING], first=50, longest=3)
+    short, long = scored([EQUAL, VARIED], longest=1), scored([VARIED], first=50, longest=3)
     assert short.replaced([0], long).rollout.completion_ids.shape == (6, 3)
-    assert scored([SILENT], longest=3).replaced([0], scored([SPEAKING], longest=1)).rollout.completion_ids.shape == (
+    assert scored([EQUAL], longest=3).replaced([0], scored([VARIED], longest=1)).rollout.completion_ids.shape == (
         3,
         1,
     )

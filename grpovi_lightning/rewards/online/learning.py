@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.distributed import from_first_rank, gather_objects
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import selection_generator
 from grpovi_lightning.rewards.base import Lesson
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, UncertainEstimator
 from grpovi_lightning.rewards.online.mirror_descent import MirrorDescent
 from grpovi_lightning.rewards.online.oracle import Answers, Oracle, Question
-from grpovi_lightning.rewards.online.ranks import from_first_rank, of_all_ranks
 from grpovi_lightning.rewards.online.selection import Pairs, PairSelection, RandomPairs
 from grpovi_lightning.structures import Rollout
 
@@ -87,7 +87,7 @@ class OnlineLearning:
             seed: the run's seed.
             stopping: whether the run is asked to stop, so that nobody waits any longer for answers.
         """
-        rollout, features = of_all_ranks(rollout, features)
+        rollout, features = _of_all_ranks(rollout, features)
         grouped = rollout.grouped(features)
         pairs = from_first_rank(lambda: self._choose(estimator, grouped, selection_generator(seed, rollout.step)))
         questions = _questions(rollout, pairs)
@@ -162,6 +162,14 @@ class OnlineLearning:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
         self.n_labels, self.pending = state["n_labels"], dict(state["pending"])
+
+
+def _of_all_ranks(rollout: Rollout, features: Tensor) -> tuple[Rollout, Tensor]:
+    """Return the completions and features [B, D] of all ranks, on the CPU, in the order of a single process."""
+    parts = gather_objects((rollout.to("cpu"), features.cpu()))
+    if len(parts) == 1:
+        return rollout, features
+    return Rollout.concatenate([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _questions(rollout: Rollout, pairs: Pairs) -> list[Question]:

@@ -9,7 +9,7 @@ import torch
 from helpers.advantage_reference import present
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.modules.step_metrics import as_floats, pair_agreement, rollout_metrics
+from grpovi_lightning.modules.rollout_metrics import as_floats, pair_agreement, rollout_metrics
 
 NAN = math.nan
 REWARDS = [[0.25, NAN, 0.75, 1.0], [NAN, NAN, NAN, NAN], [NAN, 0.5, NAN, NAN], [0.5, NAN, 0.5, 0.5], [2.0, 1.0, 0.0, 3]]

@@ -1,0 +1,86 @@
+"""The report of a training step: its time is taken, its scalars are computed, callbacks get its outcome."""
+
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from functools import wraps
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.adjustment import Increase, increase_metrics
+from grpovi_lightning.advantages import Advantage
+from grpovi_lightning.distributed import gather_named_rows, on_gathered_rows
+from grpovi_lightning.modules.outcome import StepCost, StepOutcome, as_outputs
+from grpovi_lightning.modules.rollout_metrics import as_floats, pair_agreement, rollout_metrics
+from grpovi_lightning.modules.update_metrics import combined_metrics
+from grpovi_lightning.structures import PromptBatch
+from grpovi_lightning.timing import StepClock
+
+
+class Reporting(Protocol):
+    """A module whose training steps are reported."""
+
+    clock: StepClock
+
+    def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:
+        """Count and log a step whose time is over."""
+        ...
+
+
+Module = TypeVar("Module", bound=Reporting)
+
+
+def reported(
+    step: Callable[[Module, PromptBatch, int], StepOutcome],
+) -> Callable[[Module, PromptBatch, int], dict[str, Any]]:
+    """Wrap a training step that returns its outcome, so that the step itself holds the algorithm and nothing else.
+
+    The clock runs while the step does. What is computed for the report alone comes after it and costs no `step_time`.
+    """
+
+    @wraps(step)
+    def training_step(self: Module, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        self.clock.start()
+        outcome = step(self, prompts, batch_idx)
+        seconds = self.clock.stop()
+        return as_outputs(outcome, self.close_step(outcome, seconds))
+
+    return training_step
+
+
+def step_scalars(
+    outcome: StepOutcome, increase: Increase, advantage: Advantage, observed: Collection[str]
+) -> dict[str, float]:
+    """Return the scalars of a step over the completions of all ranks.
+
+    Args:
+        outcome: of this rank.
+        increase: the variance increase that the run makes, or would make of these rewards.
+        advantage: adjusted rewards to advantages.
+        observed: reward components that are not trained on, whose agreement with the reward is reported.
+    """
+    rollout, components = outcome.rollout, outcome.scored.components
+    rows: dict[str, Tensor] = {
+        "lengths": rollout.grouped(rollout.lengths),
+        "truncated": rollout.grouped(rollout.truncated),
+        "rewards": outcome.rewards,
+        "advantages": outcome.advantages,
+    }
+    rows |= {f"rewards/{name}": rollout.grouped(values) for name, values in components.items()}
+    rows |= {f"increase/{field.name}": getattr(increase, field.name) for field in fields(increase)}
+    rows = gather_named_rows(rows)
+    rewards = rows["rewards"]
+    whole = Increase(**{field.name: rows[f"increase/{field.name}"] for field in fields(increase)})
+    with on_gathered_rows():  # the batch's statistics are in these rows: no rank is asked again
+        raw_advantages, increased_advantages = advantage(rewards), advantage(whole.adjusted)
+    scalars = rollout_metrics(
+        rows["lengths"],
+        rows["truncated"],
+        rewards,
+        {name: rows[f"rewards/{name}"] for name in components},
+        rows["advantages"],
+    )
+    scalars |= {keys.pair_agreement(name): pair_agreement(rewards, rows[f"rewards/{name}"]) for name in observed}
+    scalars |= increase_metrics(whole, raw_advantages, increased_advantages)
+    return as_floats(scalars) | combined_metrics(list(outcome.updates))

@@ -1,0 +1,265 @@
+"""How a policy learns from a rollout: minibatches, micro-batches, one optimiser step each."""
+
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.distributed import largest_over_ranks, reduce_scalars, share_of_rank, sum_over_ranks
+from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
+from grpovi_lightning.models import LanguageModel, WithoutAdapter
+from grpovi_lightning.modules.batching import micro_batches, minibatches
+from grpovi_lightning.modules.non_finite import refuse_non_finite
+from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
+from grpovi_lightning.structures import Experience, Rollout
+from grpovi_lightning.timing import phase
+
+_EXACT = ("32-true", "64-true")
+"""Trainer precisions in which sampler and trainer compute alike, so that the sampler's log-probabilities are used."""
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """Settings of the updates on a rollout, under TRL's names where it has them.
+
+    Attributes:
+        max_grad_norm: gradients are clipped to this norm.
+        num_iterations: passes over each rollout.
+        num_minibatches: updates in each pass; it divides the prompts of a step and process.
+        prompts_per_micro_batch: prompts, each with its whole group, in one forward pass; None: no limit. Changes
+            memory, not the gradient.
+        tokens_per_micro_batch: tokens of one such pass, padding included; None: no limit.
+        mask_truncated_completions: leaves completions without an end token out of the loss (DAPO). Denominators that
+            count tokens then count those of the others.
+        skip_zero_advantage_groups: spares the forward pass of groups without any gradient: no advantage differs from 0
+            and no KL penalty pulls. The gradient stays the same; `entropy` and the clip ratios are then means over the
+            groups that do go through the model.
+        importance_sampling: corrects for a sampler that differs from the trained policy, as in mixed precision; None:
+            no correction.
+    """
+
+    max_grad_norm: float = 1.0
+    num_iterations: int = 1
+    num_minibatches: int = 1
+    prompts_per_micro_batch: int | None = None
+    tokens_per_micro_batch: int | None = None
+    mask_truncated_completions: bool = False
+    skip_zero_advantage_groups: bool = False
+    importance_sampling: ImportanceSampling | None = None
+
+    def __post_init__(self) -> None:
+        if not self.max_grad_norm > 0:
+            raise UserError(f"updates.max_grad_norm: got {self.max_grad_norm}, expected above 0")
+        for name in ("num_iterations", "num_minibatches", "prompts_per_micro_batch", "tokens_per_micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"updates.{name}: got {value}, expected at least 1")
+
+    @property
+    def per_rollout(self) -> int:
+        """Optimiser steps on one rollout."""
+        return self.num_iterations * self.num_minibatches
+
+
+class PolicyUpdater:
+    """Turns advantages into optimiser steps.
+
+    Neither micro-batches nor ranks change the gradient: each update has one denominator, that of its whole batch, and
+    minibatches are dealt so that the ranks' parts of one make up the minibatch of a single process.
+    """
+
+    def __init__(self, loss: PolicyLoss, settings: UpdateSettings, temperature: float) -> None:
+        """Compose the updates.
+
+        Args:
+            loss: the policy loss.
+            settings: how a rollout is divided and what is left out.
+            temperature: the sampler's; log-probabilities are those of the tempered policy.
+
+        Raises:
+            UserError: a setting cannot take effect.
+        """
+        if settings.skip_zero_advantage_groups and loss.beta > 0:
+            raise UserError(
+                f"updates.skip_zero_advantage_groups cannot take effect: got beta {loss.beta}, whose KL penalty has a "
+                "gradient in every group; set beta 0 or leave it out"
+            )
+        self.loss, self.settings, self.temperature = loss, settings, temperature
+
+    def check(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+        """Compare the settings with those of the trainer and the data, before anything is loaded.
+
+        Raises:
+            UserError: they cannot work together.
+        """
+        if trainer.precision in ("16-mixed", "16-true", "transformer-engine-float16"):
+            raise UserError(
+                f"trainer.precision: got {trainer.precision}, whose gradients need scaling, which the updates here do "
+                "not do; use bf16-mixed or 32-true"
+            )
+        if trainer.precision == "bf16-true":
+            raise UserError(
+                "trainer.precision: got bf16-true, which would round the rewards' models and the state of ranges, too; "
+                "set the policy's dtype to bfloat16, or use bf16-mixed"
+            )
+        for name, value, off in (
+            ("gradient_clip_val", trainer.gradient_clip_val, None),
+            ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
+        ):
+            if value != off:
+                raise UserError(
+                    f"trainer.{name}: got {value}, which has no effect on updates that the module makes itself; leave "
+                    "it out and set the model's updates.max_grad_norm or updates.tokens_per_micro_batch"
+                )
+        if trainer.max_steps % self.settings.per_rollout:
+            raise UserError(
+                f"trainer.max_steps counts updates: got {trainer.max_steps} with {self.settings.per_rollout} updates "
+                "on each rollout; choose a multiple"
+            )
+        n_minibatches = self.settings.num_minibatches
+        self._check_divides(getattr(data, "batch_size", n_minibatches) // trainer.world_size)
+
+    def _check_divides(self, n_prompts: int) -> None:
+        n_minibatches = self.settings.num_minibatches
+        if n_prompts % n_minibatches:
+            raise UserError(
+                f"updates.num_minibatches: got {n_minibatches}, which does not divide the {n_prompts} prompts of a "
+                "step and process; choose a divisor"
+            )
+
+    def experience(
+        self, policy: LanguageModel, rollout: Rollout, rewards: Tensor, advantages: Tensor, precision: str
+    ) -> Experience:
+        """Return what is learned from: never unscorable completions, nor truncated ones where the settings say so.
+
+        Args:
+            policy: the policy before the updates.
+            rollout: B completions.
+            rewards: [P, G] raw, NaN where a completion could not be scored.
+            advantages: [P, G].
+            precision: the trainer's.
+
+        Raises:
+            TrainingError: no token of the step is left, on any rank.
+        """
+        settings = self.settings
+        kept = ~rewards.isnan().flatten()
+        if settings.mask_truncated_completions:
+            kept = kept & ~rollout.truncated
+        loss_mask = rollout.completion_mask & kept[:, None]
+        if int(sum_over_ranks(loss_mask.sum())) == 0:
+            raise TrainingError(
+                f"step {rollout.step}: no completion to learn from: of {len(kept)}, {int(rewards.isnan().sum())} "
+                f"got no reward and {int(rollout.truncated.sum())} were truncated; look at the reward function, or "
+                "raise max_completion_length"
+            )
+        if settings.importance_sampling is None and precision in _EXACT:
+            return Experience(rollout, advantages.flatten(), loss_mask, rollout.old_logprobs)
+        # In lower precision a cached forward rounds otherwise than the update's, which clipping would take for change.
+        if settings.per_rollout == 1:
+            return Experience(rollout, advantages.flatten(), loss_mask, None)
+        with phase(keys.STEP_TIME_FORWARD):
+            old_logprobs, weights = self.logprobs(policy, rollout), None
+        if settings.importance_sampling is not None:
+            weights = settings.importance_sampling(old_logprobs - rollout.old_logprobs)
+        return Experience(rollout, advantages.flatten(), loss_mask, old_logprobs, weights)
+
+    def minibatches(self, rollout: Rollout, seed: int) -> list[list[int]]:
+        """Return the prompts of each update on a rollout."""
+        n_prompts = len(rollout.prompts)
+        self._check_divides(n_prompts)
+        settings = self.settings
+        return list(minibatches(n_prompts, settings.num_iterations, settings.num_minibatches, seed, rollout.step))
+
+    def update(
+        self, module: L.LightningModule, policy: LanguageModel, experience: Experience, prompts: list[int]
+    ) -> UpdateResult:
+        """Make one optimiser step on some prompts with their groups, in micro-batches with one common denominator.
+
+        Args:
+            module: whose optimiser and schedule are stepped; Lightning's manual optimisation.
+            policy: what is trained.
+            experience: of the whole rollout.
+            prompts: places of the prompts of this minibatch.
+
+        Raises:
+            TrainingError: loss or gradient is not finite; the update is not made.
+        """
+        optimizer = module.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        mask = experience.loss_mask[experience.rollout.rows(prompts)]
+        denominator = share_of_rank(self.loss.denominator(mask, experience.loss_mask))
+        metrics = UpdateMetrics()
+        for part in self.micro_batches(policy, experience, prompts):
+            batch = experience.select(part)
+            with phase(keys.STEP_TIME_FORWARD):
+                statistics = policy.completion_statistics(batch.rollout, self.temperature)
+                old_logprobs, sampling_weights = self.old_policy(batch, statistics.logprobs.detach())
+                output = self.loss(
+                    statistics.logprobs,
+                    old_logprobs,
+                    batch.advantages,
+                    batch.loss_mask,
+                    batch.rollout.ref_logprobs,
+                    denominator=denominator,
+                    sampling_weights=sampling_weights,
+                )
+            with phase(keys.STEP_TIME_BACKWARD):
+                module.manual_backward(output.loss)
+            metrics.add(batch, output, statistics)
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.settings.max_grad_norm)
+        n_tokens = share_of_rank(metrics.n_tokens)
+        found = reduce_scalars(metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})
+        refuse_non_finite(module, experience.select(prompts), found)
+        found[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
+        with phase(keys.STEP_TIME_OPTIMIZER):
+            optimizer.step()  # type: ignore[union-attr]
+        schedule = module.lr_schedulers()
+        if schedule is not None:
+            schedule.step()  # type: ignore[union-attr, call-arg]
+        return UpdateResult(found, float(n_tokens))
+
+    def old_policy(self, batch: Experience, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the log-probabilities before the first update, and importance weights or None; [b, T] each.
+
+        With one update on a rollout its own forward pass, `logprobs`, is that of the policy before it.
+        """
+        if batch.old_logprobs is not None:
+            return batch.old_logprobs, batch.sampling_weights
+        correction = self.settings.importance_sampling
+        if correction is None:
+            return logprobs, None
+        log_ratio = torch.where(batch.rollout.completion_mask, logprobs - batch.rollout.old_logprobs, 0.0)
+        return logprobs, correction(log_ratio)
+
+    def micro_batches(self, policy: LanguageModel, experience: Experience, prompts: list[int]) -> list[list[int]]:
+        """Return the parts of an update that go through the model one by one, as many on every rank."""
+        rollout, chosen = experience.rollout, prompts
+        if self.settings.skip_zero_advantage_groups:
+            has_gradient = experience.groups_with_advantage()
+            chosen = [p for p in prompts if bool(has_gradient[p])] or prompts[:1]
+        # Under DDP every rank must make the same number of backward passes, or the others wait for ever.
+        n_parts = largest_over_ranks(len(self.parts(policy, rollout, chosen)))
+        if len(chosen) < n_parts:  # groups of zero advantage fill up: they add nothing to the gradient
+            chosen = chosen + [p for p in prompts if p not in chosen][: n_parts - len(chosen)]
+        return self.parts(policy, rollout, chosen, n_parts)
+
+    def parts(
+        self, model: LanguageModel | WithoutAdapter, rollout: Rollout, prompts: list[int], at_least: int = 1
+    ) -> list[list[int]]:
+        """Split prompts into parts within the limits of a forward pass."""
+        limits = self.settings.prompts_per_micro_batch, self.settings.tokens_per_micro_batch
+        return micro_batches(rollout, prompts, *limits, at_least=at_least, shares_prefix=model.runs_prompts_once)
+
+    @torch.no_grad()
+    def logprobs(self, model: LanguageModel | WithoutAdapter, rollout: Rollout) -> Tensor:
+        """Return log-probabilities of the completions under a model, [B, T], 0 where masked."""
+        found = torch.zeros_like(rollout.old_logprobs)
+        for part in self.parts(model, rollout, list(range(len(rollout.prompts)))):
+            some = rollout.select(part)
+            logprobs = model.completion_statistics(some, self.temperature).logprobs
+            found[rollout.rows(part), : logprobs.shape[1]] = torch.where(some.completion_mask, logprobs, 0.0)
+        return found
