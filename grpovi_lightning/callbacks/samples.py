@@ -69,5 +69,5 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _literal(text: str) -> str:
-    """Turn everything but letters, digits, spaces, commas, full stops and hyphens into HTML entities: no markup, no new row."""
+    """Return the text with all but letters, digits and ` .,-` as HTML entities: no markup, no new row."""
     return "".join(c if c.isalnum() or c in " .,-" else f"&#{ord(c)};" for c in text)

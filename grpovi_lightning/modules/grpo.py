@@ -260,8 +260,12 @@ class GRPOModule(FrozenLeftOut):
 
     # Held-out evaluation.
 
-    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> ScoredRollout:
-        """Sample one completion for each held-out prompt, with the same random numbers at every evaluation."""
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> Any:
+        """Sample one completion for each held-out prompt, with the same random numbers at every evaluation.
+
+        Returns:
+            a `ScoredRollout` with G of 1, for callbacks.
+        """
         rollout = self.sample(prompts, 1, HELD_OUT_STEP)
         components = self.reward.components(rollout)
         statistics = self.policy.completion_statistics(rollout, self.updater.temperature)

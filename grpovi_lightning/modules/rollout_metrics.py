@@ -62,7 +62,8 @@ def pair_agreement(rewards: Tensor, observed: Tensor) -> Tensor:
     """Return the share of pairs within groups that `rewards` orders as `observed` does; both [P, G].
 
     Completions of NaN were not scored. Pairs that `observed` rates equal do not count, and one that only `rewards`
-    rates equal counts half; NaN where no pair counts. It is the accuracy of a reward model on the policy's own completions (arXiv 2503.15477, Section 4).
+    rates equal counts half; NaN where no pair counts. It is the accuracy of a reward model on the policy's own
+    completions (arXiv 2503.15477, Section 4).
     """
     first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], offset=1, device=rewards.device)
     ours, theirs = (values[:, first] - values[:, second] for values in (rewards, observed))
