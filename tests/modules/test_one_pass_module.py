@@ -121,7 +121,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(policy_folder, tmp_path
     assert torch.equal(straight.estimator.theta, again.estimator.theta)
     assert torch.equal(straight.estimator.inverse, again.estimator.inverse)
     assert scalars(tmp_path / "cut") == scalars(tmp_path / "straight")
-    assert again.moments.of_scores(again.estimator.theta) == straight.moments.of_scores(straight.estimator.theta)
+    assert again.moments.score_mean_and_std(again.estimator.theta) == straight.moments.score_mean_and_std(
+        straight.estimator.theta
+    )
     saved = torch.load(last, weights_only=True)["state_dict"]
     assert not any(name.startswith("features.") for name in saved)
 
