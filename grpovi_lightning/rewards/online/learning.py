@@ -61,7 +61,7 @@ class OnlineLearning:
         self.pending: dict[str, Tensor] = {}
 
     def check(self, estimator: PreferenceEstimator) -> None:
-        """Raise `UserError` if no round can work with such an estimator; one with a single feature will do here."""
+        """Raise `UserError` if no round can work with this class of estimator; its number of features is no matter."""
         two = torch.tensor([[0.0, 1.0]])[:, :, None].expand(1, 2, estimator.dim)
         self.selection.select(two, estimator, 1, selection_generator(0, 0))
         self.oracle.check()

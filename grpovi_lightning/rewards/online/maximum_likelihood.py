@@ -27,9 +27,9 @@ MAX_ITERATIONS = 10_000
 class MaximumLikelihood(UncertainEstimator):
     """The regularised maximum of the Bradley-Terry likelihood of all comparisons so far.
 
-    theta minimises lam / 2 ||theta||^2 + the sum of the losses of all t pairs. L-BFGS finds it, at O(t D) time an
-    iteration and with O(t D) memory: costs that `OnlineMirrorDescent` does without. H = lam I + the sum of the pairs'
-    Hessians at theta. It is computed when `inverse` is first read after an update, in O(t D^2 + D^3).
+    theta minimises lam / 2 ||theta||^2 + the sum of the losses of all t pairs. It is found by L-BFGS, of which an
+    iteration takes O(t D) time, and the history takes O(t D) memory; `OnlineMirrorDescent` keeps no history. H = lam I
+    + the sum of the pairs' Hessians at theta, computed in O(t D^2 + D^3) when `inverse` is first read after an update.
 
     The pair z = 1, y = 1 once and twice, with lam = 1: the gradient theta - n (1 - sigmoid(theta)) is 0.
 

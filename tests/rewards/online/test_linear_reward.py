@@ -376,7 +376,8 @@ def test_two_ranks_learn_what_one_process_learns(policy_folder, tmp_path):
     alone.learn(rollout, seed=1)
     for rank in range(2):
         theta, progress = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(theta, alone.estimator.theta, rtol=1e-5, atol=1e-7)
+        # Features are float32 and their last bits depend on the batch; that moves small entries as far as large ones.
+        assert (theta - alone.estimator.theta).norm() <= 1e-5 * alone.estimator.theta.norm()
         assert progress == alone.progress() == {keys.ONLINE_LABELS: 2.0, keys.ONLINE_UNANSWERED: 0.0}
 
 
