@@ -20,35 +20,40 @@ from grpovi_lightning.rewards.sequences import text_rows
 
 
 class OnePassRewardModule(FrozenLeftOut):
-    """Bradley-Terry on frozen features by any `PreferenceEstimator`; by default the one-pass estimator.
+    """A Bradley-Terry reward model on frozen features, by any `PreferenceEstimator` (arXiv 2502.07193).
 
-    Each training step is one round: the estimator learns from a batch of pairs and, if it is a one-pass method, never
-    sees them again (arXiv 2502.07193). `LinearReward` reads the folder that is written at the end. Its rewards are
-    standardised by mean and standard deviation of the final estimate's scores on the held-out pairs; without such pairs
-    they stay as they are, and the run says so.
+    Each training step is one round: the estimator learns from a batch of pairs. A one-pass estimator, the default, does
+    not see them again. The folder written at the end is the `start` of a `LinearReward`. Mean and standard deviation of
+    the final estimate's scores on the held-out pairs standardise its rewards. Without such pairs the rewards are not
+    standardised, and the run says so.
     """
 
     def __init__(self, features: FeatureModel, estimator: EstimatorFactory = OnlineMirrorDescent) -> None:
-        """Takes phi, and what learns theta: called with the number of features."""
+        """Compose the model; `configure_model` loads it.
+
+        Args:
+            features: phi.
+            estimator: learns theta; called with the number of features.
+        """
         super().__init__()
         self.features, self.make_estimator = features, estimator
         self.estimator: PreferenceEstimator | None = None
         self.automatic_optimization = False
-        # Lightning counts steps, which `max_steps` and checkpoints go by, by those of an optimizer.
+        # Lightning counts steps, for `max_steps` and checkpoints, by those of an optimizer: this one moves nothing.
         self.counter = nn.Parameter(torch.zeros(()))
         self.held_out = HeldOutPairs()
         self.moments: FeatureMoments | None = None
 
     def check_inputs(self) -> None:
-        """Raises `UserError` for a missing checkpoint and for settings that cannot work, before anything is loaded."""
+        """Raise `UserError` for a missing checkpoint and settings that cannot work, before anything is loaded."""
         self.features.check()
         self.make_estimator(1)
 
     def configure_model(self) -> None:
-        """Loads the feature model once.
+        """Load the feature model; a second call does nothing.
 
         Raises:
-            UserError: a trainer that rounds the features, or has several processes.
+            UserError: the trainer's precision would round the features, or it has several processes.
         """
         if self.trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
             raise UserError(
@@ -65,11 +70,10 @@ class OnePassRewardModule(FrozenLeftOut):
             self.estimator = self.make_estimator(self.features.dim)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Moves nothing; its steps are counted."""
         return torch.optim.SGD([self.counter], lr=0.0)
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> None:
-        """One round. Loss and accuracy are those of the estimate before it learned from the batch."""
+        """Run one round. Loss and accuracy are those of the estimate before it learned from the batch."""
         assert self.estimator is not None
         chosen, rejected = self._features(batch)
         scores = self.estimator.reward(chosen), self.estimator.reward(rejected)
@@ -83,11 +87,9 @@ class OnePassRewardModule(FrozenLeftOut):
         log_scalars(self, metrics, self.trainer.global_step - 1, shown=[keys.LOSS, keys.PAIR_ACCURACY])
 
     def on_validation_epoch_start(self) -> None:
-        """Begins to gather the moments of the held-out features."""
         self.moments = FeatureMoments(self.features.dim)
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
-        """Held-out pairs."""
         assert self.estimator is not None
         sides = self._features(batch)
         self.held_out.update(*(self.estimator.reward(side).to(self.device) for side in sides))
@@ -95,7 +97,6 @@ class OnePassRewardModule(FrozenLeftOut):
             self.moments.update(torch.cat(sides))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs held-out accuracy, loss and margin."""
         log_held_out(self, self.held_out.compute(), self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
         self.held_out.reset()
 
@@ -103,14 +104,14 @@ class OnePassRewardModule(FrozenLeftOut):
     on_test_epoch_end = on_validation_epoch_end
 
     def _features(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
-        """Features of the chosen and of the rejected completions, [b, D] each."""
+        """Return the features of the chosen and of the rejected completions, [b, D] each."""
         sides = ("chosen", "rejected")
         rows = [row for side in sides for row in text_rows(self.features.tokenizer, batch["prompt"], batch[side])]
         chosen, rejected = self.features(rows).chunk(2)
         return chosen, rejected
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The estimator's state, which features it is of, and their moments at the last evaluation."""
+        """Return the estimator's state, the identity of its features, and their moments at the last evaluation."""
         assert self.estimator is not None
         moments = None if self.moments is None else vars(self.moments)
         return {
@@ -120,7 +121,6 @@ class OnePassRewardModule(FrozenLeftOut):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
         assert self.estimator is not None
         check_identity(state["identity"], identity(self.features.fingerprint, self.estimator), "checkpoint")
         self.estimator.load_state_dict(state["estimator"])
@@ -129,13 +129,12 @@ class OnePassRewardModule(FrozenLeftOut):
             vars(self.moments).update(state["moments"])
 
     def frozen_state(self) -> set[str]:
-        """Names of the state of the feature model."""
         return {name for name in self.state_dict() if name.startswith("features.")}
 
     def save_pretrained(self, folder: str) -> None:
-        """Writes what `LinearReward` starts from."""
+        """Write the folder that a `LinearReward` starts from."""
         assert self.estimator is not None
-        mean, std = (0.0, 1.0) if self.moments is None else self.moments.of_scores(self.estimator.theta)
+        mean, std = (0.0, 1.0) if self.moments is None else self.moments.score_mean_and_std(self.estimator.theta)
         if std <= 0.0 or self.moments is None:
             self.print("the rewards are not standardised: no held-out pairs, or their scores are all equal")
             mean, std = 0.0, 1.0
@@ -143,16 +142,23 @@ class OnePassRewardModule(FrozenLeftOut):
 
 
 class FeatureMoments:
-    """Mean and covariance of features, from which the moments of any linear score of them follow."""
+    """Mean and covariance of features; they give mean and standard deviation of any linear score.
+
+    >>> moments = FeatureMoments(dim=2)
+    >>> moments.update(torch.tensor([[1.0, 0.0], [2.0, 5.0]]))
+    >>> moments.update(torch.tensor([[6.0, 7.0]]))
+    >>> theta = torch.tensor([1.0, 0.0], dtype=torch.float64)  # the scores are 1, 2 and 6
+    >>> [round(value, 4) for value in moments.score_mean_and_std(theta)]
+    [3.0, 2.6458]
+    """
 
     def __init__(self, dim: int) -> None:
-        """Starts empty."""
         self.count = 0
         self.mean = torch.zeros(dim, dtype=torch.float64)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
-        """Adds features [b, D]: means and scatter matrices of parts are joined without loss of digits (Chan 1979)."""
+        """Add features [b, D], by the update of mean and scatter matrix that loses no digits (Chan et al., 1979)."""
         rows = features.double().cpu()
         mean, total = rows.mean(dim=0), self.count + len(rows)
         centred, shift = rows - mean, mean - self.mean
@@ -160,7 +166,7 @@ class FeatureMoments:
         self.mean += shift * (len(rows) / total)
         self.count = total
 
-    def of_scores(self, theta: Tensor) -> tuple[float, float]:
-        """Mean and standard deviation (Bessel) of phi' theta; 0 for the latter of a single score."""
+    def score_mean_and_std(self, theta: Tensor) -> tuple[float, float]:
+        """Return mean and standard deviation (Bessel) of phi' theta; the latter is 0 for a single score."""
         variance = float(theta @ self.scatter @ theta) / max(self.count - 1, 1)
         return float(self.mean @ theta), max(variance, 0.0) ** 0.5

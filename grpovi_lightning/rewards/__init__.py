@@ -1,8 +1,8 @@
-"""Completions -> rewards: functions, reward models, composites."""
+"""Rewards of completions: functions, reward models, weighted sums of them."""
 
-from grpovi_lightning.rewards.base import Lesson, Reward
+from grpovi_lightning.rewards.base import Reward, RewardUpdate
 from grpovi_lightning.rewards.composite import CompositeReward
 from grpovi_lightning.rewards.functions import RewardFunction
 from grpovi_lightning.rewards.models import RewardModel
 
-__all__ = ["CompositeReward", "Lesson", "Reward", "RewardFunction", "RewardModel"]
+__all__ = ["CompositeReward", "Reward", "RewardFunction", "RewardModel", "RewardUpdate"]

@@ -1,4 +1,4 @@
-"""The contract of a reward: completions -> one number each, by named components."""
+"""The contract of a reward: it gives each completion one number, the weighted sum of named components."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,13 @@ from grpovi_lightning.structures import Rollout
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a reward made of the completions of a step.
+class RewardUpdate:
+    """The outcome of `Reward.learn` for one step.
 
     Attributes:
         metrics: name -> scalar to log.
         changed: whether the same completions would now get other rewards.
-        problems: what the person who runs the training should hear of, a line each.
+        problems: messages for the person who runs the training, a line each.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -29,60 +29,67 @@ class Lesson:
 
 
 class Reward(nn.Module):
-    """Scores rollouts. The total that the policy is trained on is a weighted sum of the components.
+    """Scores rollouts. The policy is trained on the `total`, a weighted sum of the components.
 
     A score of NaN says that the completion could not be scored; scores are never infinite.
     """
 
     learns: bool = False
-    """Whether the reward changes while the policy is trained. What it has learned is its `extra state`, which alone of
-    a reward goes into checkpoints."""
+    """Whether the reward changes while the policy is trained. What it has learned is its `extra state`, the only part
+    of a reward that goes into checkpoints."""
 
     @abstractmethod
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Name -> [B] float32 scores, NaN where the component cannot score the completion."""
+        """Return name -> [B] float32 scores, NaN where the component cannot score the completion."""
 
     @abstractmethod
     def weights(self) -> dict[str, float]:
-        """Name -> weight in the total."""
+        """Return name -> weight in the total, for every name that `components` has."""
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        """Loads what scoring needs; called before training, on every rank; a second call does nothing."""
+        """Load what scoring needs; called before training, on every rank. A second call does nothing."""
 
     def check(self) -> None:
-        """Raises `UserError` where it can be told without loading that loading would fail."""
+        """Raise `UserError` if it can be told without loading that loading would fail."""
 
-    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> Lesson:
-        """Learns from the completions of a step, after the policy has; called at every step, on every rank.
+    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
+        """Learn from the completions of a step; called at every step after the policy's update, on every rank.
 
         Args:
-            rollout: the completions that the policy was trained on, those of this rank.
+            rollout: the completions of this rank on which the policy was trained.
             seed: the run's seed.
-            stopping: whether the run is asked to stop; a reward that waits for something gives up then.
+            stopping: whether the run was asked to stop; a reward that waits for something then gives up.
         """
-        return Lesson()
+        return RewardUpdate()
 
     def save_learned(self, folder: str | Path) -> None:
-        """Writes what was learned during training into a folder; nothing where nothing was."""
+        """Write what was learned during training into a folder; nothing for a reward that does not learn."""
         return
 
     def progress(self) -> dict[str, float]:
-        """Running totals that held-out curves may be drawn against, such as labels used; the same names every time."""
+        """Return running totals, such as labels used, as an axis for held-out curves; the same names every time."""
         return {}
 
     def total(self, components: dict[str, Tensor], group_size: int) -> Tensor:
-        """Weighted sum of the components. Those of weight 0 are observed, not trained on: they never matter here.
+        """Return the weighted sum of the components. Those of weight 0 are only observed: they have no effect here.
 
-        A component that scored no completion of a prompt does not apply to the prompt and adds nothing, as a reward
-        function for another task does. One that scored only some makes the others unscorable, because sums over
-        different components cannot be compared within a group.
+        A component that scored no completion of a prompt, such as a reward function for another task, does not apply to
+        the prompt and adds nothing. If it scored only some, the rest have no reward, because sums over different
+        components cannot be compared within a group.
+
+        >>> from math import nan
+        >>> from grpovi_lightning.rewards import CompositeReward, RewardFunction
+        >>> reward = CompositeReward([RewardFunction(len, "length"), RewardFunction(len, "style")], [1.0, 10.0])
+        >>> scores = {"length": torch.tensor([1.0, 2.0, 3.0, 4.0]), "style": torch.tensor([nan, nan, 0.5, nan])}
+        >>> reward.total(scores, group_size=2).tolist()  # prompt 0 has no style, completion 3 could not be scored
+        [1.0, 2.0, 8.0, nan]
 
         Args:
             components: name -> [B], NaN where a completion could not be scored.
             group_size: G, completions per prompt.
 
         Returns:
-            [B], NaN for completions without a reward: those, and all of a prompt to which no component applies.
+            [B], NaN for completions without a reward, also where no component applies to their prompt.
 
         Raises:
             UserError: a sum is infinite.

@@ -8,25 +8,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.rewards.base import Lesson, Reward
+from grpovi_lightning.rewards.base import Reward, RewardUpdate
 from grpovi_lightning.structures import Rollout
 
 
 class CompositeReward(Reward):
     """A weighted sum of rewards, each logged under its own name.
 
-    A weight of 0 observes: the component is computed and logged, but the policy is not trained on it.
-    This is how a gold reward is watched while a reward model is optimised.
+    A component of weight 0 is computed and logged, but the policy is not trained on it: so a gold reward can be watched
+    while a reward model is optimised. Parts may be for different tasks (`Reward.total`).
 
-    Parts may be for different tasks: one that scores no completion of a prompt adds nothing there (`Reward.total`).
+    >>> from grpovi_lightning.rewards import RewardFunction
+    >>> CompositeReward([RewardFunction(len, "proxy"), RewardFunction(len, "gold")], [1.0, 0.0]).weights()
+    {'proxy': 1.0, 'gold': 0.0}
     """
 
     def __init__(self, rewards: list[Reward], reward_weights: list[float] | None = None) -> None:
-        """Combines the rewards.
+        """Combine the rewards.
 
         Args:
-            rewards: the parts; their names must differ.
-            reward_weights: one weight a part; None weighs each 1.
+            rewards: the parts; at most one that learns.
+            reward_weights: a weight for each part, with which its own weights are multiplied; None: 1 each.
+
+        Raises:
+            UserError: not one weight for each part, two components of one name, two parts that learn, or all weights 0.
         """
         super().__init__()
         weights = [1.0] * len(rewards) if reward_weights is None else reward_weights
@@ -49,39 +54,33 @@ class CompositeReward(Reward):
             )
 
     def weights(self) -> dict[str, float]:
-        """The parts' weights times theirs here."""
         return dict(self._weights)
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        """Loads every part."""
         for part in self._rewards():
             part.load(policy_tokenizer)
 
     def check(self) -> None:
-        """Checks every part."""
         for part in self._rewards():
             part.check()
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """The components of all parts."""
         return {name: score for part in self._rewards() for name, score in part.components(rollout).items()}
 
-    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> Lesson:
-        """The lesson of the part that learns. Where that part is only observed, the total has not changed."""
+    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
         for part in self._rewards():
             if part.learns:
-                lesson = part.learn(rollout, seed, stopping)
-                counts = any(self._weights[name] != 0.0 for name in part.weights())
-                return replace(lesson, changed=lesson.changed and counts)
-        return Lesson()
+                update = part.learn(rollout, seed, stopping)
+                # A part of weight 0 leaves the total as it was, whatever it has learned.
+                trained_on = any(self._weights[name] != 0.0 for name in part.weights())
+                return replace(update, changed=update.changed and trained_on)
+        return RewardUpdate()
 
     def save_learned(self, folder: str | Path) -> None:
-        """Writes what the part that learns has learned."""
         for part in self._rewards():
             part.save_learned(folder)
 
     def progress(self) -> dict[str, float]:
-        """The totals of all parts."""
         return {name: value for part in self._rewards() for name, value in part.progress().items()}
 
     def _rewards(self) -> list[Reward]:

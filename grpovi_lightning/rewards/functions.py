@@ -16,33 +16,35 @@ from grpovi_lightning.structures import Rollout
 class RewardFunction(Reward):
     """A function with TRL's signature: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`.
 
-    Every argument has one entry per completion: prompts and columns are repeated over the group. None or NaN stands
-    for a completion that the function cannot score; None for all completions of a prompt, for a prompt of another
-    task (see `Reward.total`).
+    Every argument has one entry per completion: prompts and columns are repeated over the group. The function returns
+    None or NaN for a completion that it cannot score, and for all completions of a prompt of another task (see
+    `Reward.total`).
     """
 
     def __init__(self, function: str | Callable[..., list[float | None]], name: str | None = None) -> None:
-        """Takes the function.
+        """Import the function.
 
         Args:
             function: the function or its import path, such as `my_rewards.accuracy`; the folder in which
                 the command runs is on the import path.
             name: the name under which it is logged; default: the function's.
+
+        Raises:
+            UserError: the import path leads to no function.
         """
         super().__init__()
         self.function = import_function(function) if isinstance(function, str) else function
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
 
     def weights(self) -> dict[str, float]:
-        """One component of weight 1."""
         return {self.name: 1.0}
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Calls the function once for the whole rollout; NaN where it returned None or NaN.
+        """Call the function once for the whole rollout; NaN where it returned None or NaN.
 
         Raises:
-            UserError: it returned another number of values, or a value that is infinite or no number; or a column
-            has the name of an argument.
+            UserError: it returned another number of values, or a value that is infinite or no number; or a column of
+                the prompts has the name of an argument.
         """
         prompts = rollout.prompts
         for name in ("prompts", "completions", "completion_ids"):
@@ -98,7 +100,10 @@ class RewardFunction(Reward):
 
 
 def import_function(path: str) -> Callable[..., Any]:
-    """The callable at `package.module.name`.
+    """Return the callable at `package.module.name`.
+
+    >>> import_function("math.sqrt")(9.0)
+    3.0
 
     Raises:
         UserError: the module or the name does not exist, or is no callable.

@@ -14,28 +14,30 @@ from grpovi_lightning.rewards.sequences import SequenceReader, in_batches, own_p
 from grpovi_lightning.structures import Rollout
 
 REWARD_STATISTICS = {"reward_mean": 0.0, "reward_std": 1.0}
-"""Names in a reward model's `config.json`, and what counts where they are absent."""
+"""Names in a reward model's `config.json`, and their defaults."""
 
 
 class RewardModel(Reward):
     """A Hugging Face sequence classifier with one label, frozen.
 
-    The score is (logit - mean) / std with the `reward_mean` and `reward_std` that the checkpoint's
-    `config.json` names (0 and 1 where it does not): learned rewards have an arbitrary origin and scale.
-
-    The model reads prompt and completion as one sequence, see `SequenceReader`.
+    Learned rewards have an arbitrary origin and scale, so the score is (logit - mean) / std, by `reward_mean` and
+    `reward_std` in the checkpoint's `config.json` (default 0 and 1). The model reads prompt and completion as one
+    sequence, see `SequenceReader`.
     """
 
     def __init__(
         self, path: str, name: str = "reward_model", dtype: Precision = "float32", batch_size: int = 16
     ) -> None:
-        """Names the checkpoint; `load` reads it.
+        """Name the checkpoint; `load` reads it.
 
         Args:
             path: local checkpoint folder, or a hub name.
             name: the name under which the score is logged.
             dtype: dtype of the weights.
             batch_size: sequences scored at once, sorted by length.
+
+        Raises:
+            UserError: `batch_size` is below 1.
         """
         super().__init__()
         if batch_size < 1:
@@ -46,15 +48,12 @@ class RewardModel(Reward):
         self.reader: SequenceReader | None = None
 
     def weights(self) -> dict[str, float]:
-        """One component of weight 1."""
         return {self.name: 1.0}
 
     def check(self) -> None:
-        """Checks a local folder."""
         check_checkpoint(self.path, "reward model")
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        """Loads the classifier once and compares its vocabulary with the policy's."""
         if self.model is None:
             self.model, tokenizer = load_classifier(self.path, self.dtype)
             self.model.requires_grad_(False).eval()
@@ -62,10 +61,10 @@ class RewardModel(Reward):
 
     @torch.no_grad()
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Scores of the B completions.
+        """Score the B completions.
 
         Raises:
-            TrainingError: a score is not finite. A classifier has no completions that it cannot score.
+            TrainingError: a score is not finite: a classifier can score every completion, so its weights are broken.
         """
         assert self.model is not None and self.reader is not None, "load() comes before scoring"
         with own_precision(self.model):
@@ -82,7 +81,7 @@ class RewardModel(Reward):
 
 
 def classifier_scores(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:
-    """Logits of a one-label classifier for token lists, [B] float32. Padded at the end."""
+    """Return the logits [B] float32 of a one-label classifier for B token lists; padding stands at the end."""
     ids, mask = pad_right(rows, model.config.pad_token_id or 0)
     ids, mask = ids.to(model.device), mask.to(model.device)
     return model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float()

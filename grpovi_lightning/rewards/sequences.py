@@ -10,19 +10,18 @@ from grpovi_lightning.structures import Rollout
 
 
 class SequenceReader:
-    """Rollouts and texts -> token lists for a model with this tokenizer.
+    """Turns rollouts into token lists for a model with a tokenizer of its own.
 
-    Where its vocabulary is the policy's, the model reads the policy's tokens, the end token included; otherwise the
-    text is tokenised anew, with the model's end token after a completion that ended.
+    If its vocabulary is the policy's, the model reads the policy's tokens, the end token included. Otherwise the text
+    is tokenised anew, and the model's end token follows a completion that ended.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        """Compares the vocabularies."""
         self.tokenizer, self.policy_tokenizer = tokenizer, policy_tokenizer
         self.shares_tokens = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
 
     def rows(self, rollout: Rollout) -> list[list[int]]:
-        """B token lists."""
+        """Return B token lists without padding, each a prompt with its completion."""
         return self._policy_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
 
     def _policy_tokens(self, rollout: Rollout) -> list[list[int]]:
@@ -34,14 +33,14 @@ class SequenceReader:
         encoded: list[list[int]] = self.tokenizer(self._texts(rollout))["input_ids"]  # type: ignore[assignment]
         end, closing = end_tokens(self.tokenizer), len(closing_tokens(self.tokenizer))
         pairs = zip(encoded, rollout.truncated.tolist(), strict=True)
-        # An encoder's own frame stays as it is; otherwise an end token is what tells that a completion ended.
+        # An encoder closes every text itself. Elsewhere only the end token tells that a completion ended.
         return [row if closing or cut or row[-1:] == end else [*row, *end] for row, cut in pairs]
 
     def _texts(self, rollout: Rollout) -> list[str]:
-        """Prompt and completion as one text.
+        """Return B texts, each a prompt with its completion.
 
-        A completion decoded by itself has lost the space before its first word where the tokenizer puts none
-        there, so what follows the prompt is read off the two decoded together.
+        Some tokenizers drop the space before the first word of a text. A completion decoded by itself would lose it, so
+        prompt and completion are decoded together, and the prompt is taken off.
         """
         prompts = [ids[kept].tolist() for ids, kept in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
         heads = self.policy_tokenizer.batch_decode(prompts, skip_special_tokens=True)
@@ -56,9 +55,9 @@ class SequenceReader:
 def text_rows(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
 ) -> list[list[int]]:
-    """Token lists of prompts with completions that ended, as preference data has them.
+    """Return token lists of prompts with completions that ended, as preference data has them.
 
-    Tokens with which the tokenizer closes every text, such as BERT's, stand behind the completion, not the prompt.
+    Tokens with which the tokenizer closes every text, such as BERT's [SEP], follow the completion, not the prompt.
     """
     closing = closing_tokens(tokenizer)
     heads = tokenizer(list(prompts))["input_ids"]
@@ -69,27 +68,27 @@ def text_rows(
 
 
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts behind every text: [SEP] of an encoder, nothing for most causal LMs."""
+    """Return the tokens that the tokenizer puts behind every text: [SEP] of an encoder, none for most causal LMs."""
     whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     opening = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)  # type: ignore[arg-type, index]
     return list(whole[opening + len(bare) :])  # type: ignore[arg-type, index]
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands behind a completion that ended: the tokenizer's end token, where it has one."""
+    """Return the tokens that follow a completion that ended: the tokenizer's end token, where it has one."""
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
 
 
 def own_precision(model: PreTrainedModel) -> torch.autocast:
-    """Inside, a frozen model computes in the dtype of its weights, also where the trainer mixes precisions.
+    """Let a frozen model compute in the dtype of its weights, also where the trainer mixes precisions.
 
-    Its numbers then do not depend on what the policy is trained in.
+    Its numbers then do not depend on the precision in which the policy is trained.
     """
     return torch.autocast(model.device.type, enabled=False)
 
 
 def in_batches(rows: Sequence[list[int]], batch_size: int, compute: Callable[[list[list[int]]], Tensor]) -> Tensor:
-    """Applies `compute` ([b] token lists -> [b, ...]) to rows of like length together; [B, ...] in the given order."""
+    """Apply `compute` (b token lists -> [b, ...]) to batches of rows of similar length; [B, ...] in the given order."""
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     parts = [by_length[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     found = torch.cat([compute([rows[i] for i in part]) for part in parts])

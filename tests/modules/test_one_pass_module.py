@@ -10,6 +10,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data import PreferenceDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import OnePassRewardModule
+from grpovi_lightning.randomness import step_indices
 from grpovi_lightning.rewards.online import (
     FeatureModel,
     LinearReward,
@@ -46,8 +47,10 @@ def fit(built, folder, data, steps, ckpt_path=None, **settings):
 
 
 def differences(features, rows):
-    sides = [features(text_rows(features.tokenizer, rows["prompt"], rows[side])) for side in ("chosen", "rejected")]
-    return (sides[0] - sides[1]).double()
+    """Both sides in one batch, as the module has them: the last bits of a feature depend on the batch it is in."""
+    sides = [text_rows(features.tokenizer, rows["prompt"], rows[side]) for side in ("chosen", "rejected")]
+    chosen, rejected = features([*sides[0], *sides[1]]).chunk(2)
+    return (chosen - rejected).double()
 
 
 @pytest.mark.parametrize("estimator", [OnlineMirrorDescent, MaximumLikelihood])
@@ -57,17 +60,19 @@ def test_each_step_is_a_round_with_its_batch_and_is_judged_before(policy_folder,
     loader = data()
     loader.setup("fit")
     loader.trainer = built.trainer
-    losses = []
-    from grpovi_lightning.randomness import step_indices
-
+    losses, length = [], 0.0
     for step in range(3):
         table = loader.tables["train"]
         rows = [table[i] for i in step_indices(1, step, len(table), 8)]
         z = differences(built.features, loader.collate(rows))
         losses.append(-torch.sigmoid(z @ expected.theta).log().mean().item())
         expected.update(z, torch.ones(8))
+        length += z.norm(dim=1).sum().item()
     assert built.estimator.n_pairs == 24
-    torch.testing.assert_close(built.estimator.theta, expected.theta, rtol=1e-5, atol=1e-8)
+    # A fit ends with no entry of its gradient above 1e-9 * length. Its loss is curved by lam = 1 at least, so it lies
+    # within sqrt(32) times that of the minimum, and two fits within twice that of each other. Mirror descent is exact.
+    apart = 2 * 32**0.5 * 1e-9 * length if estimator is MaximumLikelihood else 1e-12
+    assert (built.estimator.theta - expected.theta).norm() <= apart
     logged = scalars(tmp_path / "run")
     assert [logged[keys.LOSS][step] for step in range(3)] == pytest.approx(losses, rel=1e-5)
 
@@ -97,8 +102,10 @@ def test_what_it_saves_is_what_a_linear_reward_starts_from(
     loader.setup("fit")
     rows = loader.collate(list(loader.tables["validation"]))
     sides = [text_rows(built.features.tokenizer, rows["prompt"], rows[side]) for side in ("chosen", "rejected")]
-    scores = torch.cat([built.features(side).double() @ built.estimator.theta for side in sides])
-    assert (reward.mean, reward.std) == pytest.approx((scores.mean().item(), scores.std().item()), rel=1e-6)
+    batches = [[row for side in sides for row in side[i : i + 2]] for i in range(0, len(sides[0]), 2)]
+    scores = torch.cat([built.features(batch).double() @ built.estimator.theta for batch in batches])
+    assert len(scores) == 10
+    assert (reward.mean, reward.std) == pytest.approx((scores.mean().item(), scores.std().item()), rel=1e-9)
 
 
 def test_without_held_out_pairs_the_rewards_stay_as_they_are_and_the_run_says_so(policy_folder, tmp_path, data, capsys):
@@ -121,7 +128,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(policy_folder, tmp_path
     assert torch.equal(straight.estimator.theta, again.estimator.theta)
     assert torch.equal(straight.estimator.inverse, again.estimator.inverse)
     assert scalars(tmp_path / "cut") == scalars(tmp_path / "straight")
-    assert again.moments.of_scores(again.estimator.theta) == straight.moments.of_scores(straight.estimator.theta)
+    assert again.moments.score_mean_and_std(again.estimator.theta) == straight.moments.score_mean_and_std(
+        straight.estimator.theta
+    )
     saved = torch.load(last, weights_only=True)["state_dict"]
     assert not any(name.startswith("features.") for name in saved)
 

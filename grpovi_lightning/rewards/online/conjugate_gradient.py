@@ -14,32 +14,35 @@ class ConjugateGradient(NamedTuple):
     """Where the iteration ended."""
 
     solution: Tensor
-    """[N], x of A x ~ b, in b's dtype."""
-    n_products: int
-    """Products with A that it took: one a step."""
+    """[N], x with A x ~ b, in b's dtype."""
     negative_curvature: bool
-    """Whether a direction d with d' A d <= 0 ended it: A is not positive definite."""
+    """Whether it met a direction d with d' A d <= 0, which shows that A is not positive definite."""
 
 
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], gradient: Tensor, n_steps: int, floor: float
 ) -> ConjugateGradient:
-    """At most `n_steps` steps of conjugate gradient for A x = b from x = 0 (Hestenes and Stiefel, 1952).
+    """Take at most `n_steps` steps of conjugate gradient for A x = b from x = 0 (Hestenes and Stiefel, 1952).
 
-    For a positive definite A, step k minimises (x - A^{-1} b)' A (x - A^{-1} b) over span{b, A b, ..., A^{k-1} b}; N
-    steps solve the system. It ends earlier once the residual is zero up to rounding.
+    For a positive definite A, step k minimises (x - A^{-1} b)' A (x - A^{-1} b) over span{b, A b, ..., A^{k-1} b}, and
+    N steps solve the system. The iteration ends earlier once the residual is zero up to rounding.
 
-    Where a direction d has d' A d <= 0 there is no such minimum. The iteration then ends where it stands, as in
-    line-search Newton-CG (Nocedal and Wright, 2006, Algorithm 7.1); if d is the first direction, b, it ends at x = b /
+    >>> matrix, b = torch.tensor([[4.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 2.0])
+    >>> found = conjugate_gradient(matrix.mv, b, n_steps=2, floor=0.1)
+    >>> [round(value, 4) for value in found.solution.tolist()]  # 1/11 and 7/11
+    [0.0909, 0.6364]
+
+    Where a direction d has d' A d <= 0 there is no such minimum. The iteration then ends at its current x, as in
+    line-search Newton-CG (Nocedal and Wright, 2006, Algorithm 7.1). If d is the first direction, b, it ends at x = b /
     max(|b' A b| / b' b, floor), as if the curvature along b had the other sign. Either way -x is a descent direction of
-    a function with gradient b. Departure: the book ends at b itself and leaves the length to a line search. Without
-    one b is no Newton step: it grows with the scale of the function, which a step by the curvature does not.
+    a function with gradient b. Departure: for the first direction the book ends at b and leaves the length to a line
+    search. Without one, b would not do: it grows with the scale of the function, unlike a step over the curvature.
 
     Args:
         product: v [N] -> A v [N], A symmetric.
         gradient: b [N], float32 or float64. Inner products are taken in float64.
         n_steps: K, at least 1.
-        floor: the least curvature that is believed of a first direction of negative curvature, positive.
+        floor: the least curvature that a first direction of negative curvature is divided by, positive.
 
     Raises:
         TrainingError: b or a product is not finite.
@@ -49,18 +52,18 @@ def conjugate_gradient(
     zero = torch.finfo(gradient.dtype).eps ** 2 * squared
     for step in range(n_steps):
         if squared <= zero:
-            return ConjugateGradient(solution, step, False)
+            return ConjugateGradient(solution, False)
         image = product(direction)
         curvature = _finite("curvature along the direction", _inner(direction, image))
         if curvature <= 0.0:
             end = solution if step else gradient / max(-curvature / squared, floor)
-            return ConjugateGradient(end, step + 1, True)
+            return ConjugateGradient(end, True)
         length = squared / curvature
         solution.add_(direction, alpha=length)
         residual.sub_(image, alpha=length)
         before, squared = squared, _inner(residual, residual)
         direction.mul_(squared / before).add_(residual)
-    return ConjugateGradient(solution, n_steps, False)
+    return ConjugateGradient(solution, False)
 
 
 def _inner(first: Tensor, second: Tensor) -> float:

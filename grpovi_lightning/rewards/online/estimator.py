@@ -11,7 +11,7 @@ from grpovi_lightning.errors import UserError
 
 
 def positive(name: str, value: float) -> None:
-    """Raises `UserError` for a setting that is not positive and finite."""
+    """Raise `UserError` for a setting that is not positive and finite."""
     if not (math.isfinite(value) and value > 0.0):
         raise UserError(f"{name}: got {value}, expected a positive, finite number")
 
@@ -19,18 +19,21 @@ def positive(name: str, value: float) -> None:
 class PreferenceEstimator(ABC):
     """Learns theta of the Bradley-Terry model P(y = 1) = sigmoid(z' theta) (arXiv 2502.07193, Section 3).
 
-    z = phi(x, a) - phi(x, a') is the difference of the features of two completions of one prompt, and y = 1 where the
-    first was preferred. The reward of a completion is phi' theta. All state is float64 and lies on the CPU.
+    z = phi(x, a) - phi(x, a') is the difference of the features of two completions of one prompt. y = 1 says that the
+    first was preferred, y = 0 the second. The reward of a completion is phi' theta. All state is float64, on the CPU.
     """
 
     theta: Tensor
     """[D] float64, the current estimate; 0 before the first update."""
 
     def __init__(self, dim: int) -> None:
-        """Takes D, the number of features.
+        """Start from theta = 0.
+
+        Args:
+            dim: D, the number of features.
 
         Raises:
-            UserError: it is below 1.
+            UserError: `dim` is below 1.
         """
         if dim < 1:
             raise UserError(f"estimator dim: got {dim}, expected at least 1, the number of features")
@@ -39,14 +42,14 @@ class PreferenceEstimator(ABC):
         self.theta = torch.zeros(dim, dtype=torch.float64)
 
     def update(self, z: Tensor, y: Tensor) -> None:
-        """Learns from one round of comparisons.
+        """Learn from one round of comparisons.
 
         Args:
             z: [b, D] feature differences, any float dtype, or [D] for one comparison.
             y: [b] labels, 0 or 1, or a scalar.
 
         Raises:
-            UserError: another width, labels other than 0 and 1, or a number that is not finite; nothing has changed.
+            UserError: `z` is not of width D, a label is not 0 or 1, or a number is not finite; nothing has changed.
         """
         z, y = self._checked(z, y)
         if len(z):
@@ -55,10 +58,10 @@ class PreferenceEstimator(ABC):
 
     @abstractmethod
     def _learn(self, z: Tensor, y: Tensor) -> None:
-        """Changes `theta` by [b, D] float64 differences and [b] float64 labels, b at least 1."""
+        """Change `theta` by [b, D] float64 differences and [b] float64 labels, b at least 1."""
 
     def _checked(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The comparisons as [b, D] and [b] float64 on the CPU, or an error that names what is wrong."""
+        """Return the comparisons as [b, D] and [b] float64 on the CPU, or raise what `update` raises."""
         y = torch.atleast_1d(torch.as_tensor(y)).detach().to("cpu", torch.float64)
         z = torch.atleast_2d(torch.as_tensor(z)).detach().to("cpu", torch.float64)
         if z.ndim != 2 or z.shape[1] != self.dim:
@@ -83,14 +86,14 @@ class PreferenceEstimator(ABC):
         return z, y
 
     def reward(self, features: Tensor) -> Tensor:
-        """The reward phi' theta: [..., D] -> [...] float64 on the CPU."""
+        """Return the reward phi' theta: [..., D] -> [...] float64 on the CPU."""
         return features.detach().to("cpu", torch.float64) @ self.theta
 
     @property
     def settings(self) -> dict[str, float | None]:
-        """The settings that the state has in it: under others it would be the state of another learner.
+        """The settings on which the state depends: it is of no use to an estimator with others.
 
-        Those that only later rounds depend on, such as step sizes, are not among them. A subclass adds its own.
+        Settings that only later rounds depend on, such as step sizes, are not among them. A subclass adds its own.
         """
         return {}
 
@@ -100,11 +103,11 @@ class PreferenceEstimator(ABC):
         return sum(value.nbytes for value in self.state_dict().values() if isinstance(value, Tensor))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on: tensors and numbers, safe to load with `weights_only`."""
+        """Return all that the next update depends on but settings: tensors and numbers, safe with `weights_only`."""
         return {"theta": self.theta, "n_pairs": self.n_pairs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken; that the `settings` are those of then is for the caller to see to.
+        """Go on where `state_dict` was taken. The caller makes sure that the `settings` are the same.
 
         Raises:
             UserError: the state is of another kind of estimator, or of another number of features; nothing has changed.
@@ -124,7 +127,7 @@ class PreferenceEstimator(ABC):
 
 
 class UncertainEstimator(PreferenceEstimator):
-    """An estimator that also knows how much it has seen in each direction: the inverse of its Hessian H."""
+    """An estimator that also knows how sure it is in each direction, by the inverse of the Hessian H of its loss."""
 
     @property
     @abstractmethod
@@ -132,10 +135,10 @@ class UncertainEstimator(PreferenceEstimator):
         """[D, D] float64, H^{-1}."""
 
     def uncertainty(self, z: Tensor) -> Tensor:
-        """||z|| in the norm of H^{-1}: [..., D] -> [...] float64. What active queries maximise."""
+        """Return ||z|| in the norm of H^{-1}, which the paper's active queries maximise: [..., D] -> [...] float64."""
         z = z.detach().to("cpu", torch.float64)
         return ((z @ self.inverse) * z).sum(dim=-1).clamp_min(0.0).sqrt()
 
     def pessimistic(self, features: Tensor, beta: float) -> Tensor:
-        """The value of the passive setting, phi' theta - beta ||phi|| in the norm of H^{-1}: [..., D] -> [...]."""
+        """Return phi' theta - beta ||phi|| in the norm of H^{-1}, the paper's passive setting: [..., D] -> [...]."""
         return self.reward(features) - beta * self.uncertainty(features)

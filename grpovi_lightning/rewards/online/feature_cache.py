@@ -20,31 +20,30 @@ _WAIT_SECONDS = 60.0
 class FeatureCache:
     """An SQLite file: (feature model, tokens) -> float32 features.
 
-    Several processes may use one file; on a network file system they should each have their own. The last bits of
-    features depend on the batch they were computed in, so those of a file depend on who filled it first: a run that
-    must repeat to the bit keeps its file, or has none.
+    Several processes may use one file, but not on a network file system. The last bits of features depend on the batch
+    in which they were computed, so those in a file depend on the run that computed them first. A run that must repeat
+    to the bit keeps its file, or uses none.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Takes the file, which is made when the first features are kept."""
         self.path = Path(path)
 
     def fetch(
         self, fingerprint: str, rows: list[list[int]], dim: int, compute: Callable[[list[list[int]]], Tensor]
     ) -> Tensor:
-        """Features of token lists, computed where they are not kept yet, and then kept.
+        """Return features of token lists; compute and keep those that are not in the file yet.
 
         Args:
-            fingerprint: of the feature model; its features are no other model's.
+            fingerprint: of the feature model, 64 hexadecimal digits; each model has features of its own.
             rows: B token lists.
             dim: D.
-            compute: token lists -> [b, D].
+            compute: b token lists -> [b, D].
 
         Returns:
             [B, D] float32.
 
         Raises:
-            UserError: the file cannot be used, or holds something else.
+            UserError: the file cannot be read or written, or its features have another width.
         """
         names = [_key(fingerprint, row) for row in rows]
         with self._open() as database:

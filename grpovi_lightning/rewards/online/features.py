@@ -21,36 +21,42 @@ _UNUSED_HEADS = ("pooler.dense.weight", "pooler.dense.bias")
 
 
 class Pooling(ABC):
-    """The states of a sequence -> one vector."""
+    """Pools the hidden states of a sequence into one vector."""
 
     @abstractmethod
     def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
-        """States [b, L, D] of sequences padded at the end, mask [b, L] bool -> [b, D]."""
+        """Pool states [b, L, D] of sequences padded at the end, mask [b, L] bool -> [b, D]."""
 
 
 class LastToken(Pooling):
-    """The state at the last token, which is the end token of a completion that ended: all of a causal LM's context."""
+    """The state at the last token, where a causal LM has read all others: the end token, if the completion ended.
+
+    >>> LastToken()(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
+    [[3.0]]
+    """
 
     def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
-        """See `Pooling`."""
         return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
 
 
 class MeanOverTokens(Pooling):
-    """The mean of the states over all tokens of prompt and completion."""
+    """The mean of the states over all tokens of prompt and completion.
+
+    >>> MeanOverTokens()(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
+    [[2.0]]
+    """
 
     def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
-        """See `Pooling`."""
         kept = states.masked_fill(~mask[..., None], 0.0)
         return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 class FeatureModel(nn.Module):
-    """The last hidden states of a frozen model, pooled; several poolings are put side by side.
+    """The last hidden states of a frozen model, pooled; the results of several poolings stand side by side.
 
-    Any checkpoint that `transformers.AutoModel` reads will do: a causal LM, of which the body is taken, a classifier,
-    or an encoder. The paper takes the last layer of the model that the reward model starts from (arXiv 2502.07193,
-    Section 5): the fine-tuned policy's folder is that here.
+    Any checkpoint that `transformers.AutoModel` reads will do: a classifier, an encoder, or a causal LM without its
+    head. The paper takes the last layer of the model that the reward model starts from (arXiv 2502.07193, Section 5).
+    Here that is the folder of the fine-tuned policy.
     """
 
     def __init__(
@@ -61,15 +67,18 @@ class FeatureModel(nn.Module):
         batch_size: int = 64,
         cache: str | None = None,
     ) -> None:
-        """Names the checkpoint; `load` reads it.
+        """Name the checkpoint; `load` reads it.
 
         Args:
             path: local checkpoint folder, or a hub name.
             poolings: how a sequence's states become its features; default `[LastToken()]`.
             dtype: dtype of the weights; features are float32.
             batch_size: sequences run at once, sorted by length.
-            cache: file that keeps features on disk, for sequences that come again, as those of a table do; it is made
-                where it does not exist. None: nothing is kept.
+            cache: file that keeps features on disk, for sequences that come again, such as those of a table; made where
+                it does not exist. None: nothing is kept.
+
+        Raises:
+            UserError: `batch_size` is below 1, or `poolings` is empty.
         """
         super().__init__()
         if batch_size < 1:
@@ -85,11 +94,11 @@ class FeatureModel(nn.Module):
         self._fingerprint: str | None = None
 
     def check(self) -> None:
-        """Raises `UserError` for a checkpoint that is not there, before anything is loaded."""
+        """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
         check_checkpoint(self.path, "feature model")
 
     def load(self) -> None:
-        """Loads model and tokenizer once."""
+        """Load model and tokenizer; a second call does nothing."""
         if self.model is None:
             with _without_load_report():
                 self.model = load_model(AutoModel, self.path, self.dtype, _UNUSED_HEADS)
@@ -98,7 +107,7 @@ class FeatureModel(nn.Module):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer; `load` comes first."""
+        """The checkpoint's tokenizer, once it is loaded."""
         assert self._tokenizer is not None, "load() comes before reading"
         return self._tokenizer
 
@@ -110,7 +119,7 @@ class FeatureModel(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights and of how their states are pooled: equal where the features are."""
+        """SHA-256 of the weights and of the poolings, in hexadecimal: equal fingerprints give equal features."""
         if self._fingerprint is None:
             assert self.model is not None, "load() comes before fingerprint"
             digest = hashlib.sha256(repr([type(pooling).__qualname__ for pooling in self.poolings]).encode())
@@ -121,9 +130,9 @@ class FeatureModel(nn.Module):
         return self._fingerprint
 
     def forward(self, rows: list[list[int]]) -> Tensor:
-        """Token lists -> features, [B, D] float32 on the CPU; those in the cache are read from it.
+        """Return features [B, D] of B token lists, float32 on the CPU; those in the cache are read from it.
 
-        Equal rows have equal features to the last bit, so that a completion that was sampled twice is known as such.
+        Equal rows have equal features to the last bit, by which a completion that was sampled twice is recognised.
 
         Raises:
             TrainingError: a feature is not finite.
@@ -132,6 +141,7 @@ class FeatureModel(nn.Module):
             return torch.zeros(0, self.dim)
         if self.cache is not None:
             return self.cache.fetch(self.fingerprint, rows, self.dim, self._compute)
+        # Each distinct row is computed once: copies in two batches could differ in their last bits.
         places: dict[tuple[int, ...], int] = {}
         for row in rows:
             places.setdefault(tuple(row), len(places))
@@ -158,7 +168,7 @@ class FeatureModel(nn.Module):
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Inside, `transformers` does not warn of a head that is left behind, which is what is meant here."""
+    """Keep `transformers` from warning of a head that is left out, as it is here on purpose."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.rewards.online.directions import residuals
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, positive
+from grpovi_lightning.rewards.online.hessian import residuals
 
 
 class Rate(ABC):
@@ -16,31 +16,12 @@ class Rate(ABC):
 
     @abstractmethod
     def at(self, round_number: int) -> float:
-        """The step size of a round; the first has number 1."""
+        """Return the step size of a round; the first has number 1."""
 
 
 @dataclass(frozen=True)
 class ConstantRate(Rate):
     """`rate` in every round.
-
-    Raises:
-        UserError: it is not positive and finite.
-    """
-
-    rate: float
-
-    def __post_init__(self) -> None:
-        """Checks the rate."""
-        positive("rate", self.rate)
-
-    def at(self, round_number: int) -> float:
-        """The same for all rounds."""
-        return self.rate
-
-
-@dataclass(frozen=True)
-class InverseSquareRootRate(Rate):
-    """`rate` / sqrt(t) in round t.
 
     Raises:
         UserError: `rate` is not positive and finite.
@@ -49,22 +30,46 @@ class InverseSquareRootRate(Rate):
     rate: float
 
     def __post_init__(self) -> None:
-        """Checks the rate."""
         positive("rate", self.rate)
 
     def at(self, round_number: int) -> float:
-        """Falls with the square root of the number of rounds, not of pairs."""
+        return self.rate
+
+
+@dataclass(frozen=True)
+class InverseSquareRootRate(Rate):
+    """`rate` / sqrt(t) in round t; t counts rounds, not pairs.
+
+    >>> [InverseSquareRootRate(0.5).at(t) for t in (1, 4, 25)]
+    [0.5, 0.25, 0.1]
+
+    Raises:
+        UserError: `rate` is not positive and finite.
+    """
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        positive("rate", self.rate)
+
+    def at(self, round_number: int) -> float:
         return self.rate / round_number**0.5
 
 
 class StochasticGradientDescent(PreferenceEstimator):
     """One pass of theta+ = theta - rate(t) g, without regularisation; it keeps theta and the number of rounds.
 
-    g is the sum of the gradients of the pairs of round t, as in the other estimators, and not their mean.
+    g is the sum of the gradients of the pairs of round t, as in the other estimators, not their mean. At theta = 0 a
+    pair has the gradient (1/2 - y) z:
+
+    >>> import torch
+    >>> estimator = StochasticGradientDescent(dim=2, rate=ConstantRate(0.1))
+    >>> estimator.update(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([1, 0]))
+    >>> [round(value, 4) for value in estimator.theta.tolist()]
+    [0.05, -0.1]
     """
 
     def __init__(self, dim: int, rate: Rate) -> None:
-        """Takes D, the number of features, and the step sizes."""
         super().__init__(dim)
         self.rate = rate
         self.n_rounds = 0
@@ -80,10 +85,8 @@ class StochasticGradientDescent(PreferenceEstimator):
         self.theta, self.n_rounds = theta, self.n_rounds + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, but the step sizes."""
         return {**super().state_dict(), "n_rounds": self.n_rounds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
         super().load_state_dict(state)
         self.n_rounds = int(state["n_rounds"])

@@ -15,14 +15,14 @@ HEAD_FILE, STATE_FILE = "linear_reward.json", "estimator.safetensors"
 
 
 def save_head(folder: str | Path, features: str, estimator: PreferenceEstimator, mean: float, std: float) -> None:
-    """Writes a folder.
+    """Write a linear reward, as `linear_reward.json` and `estimator.safetensors`.
 
     Args:
         folder: made where it does not exist.
         features: the feature model's fingerprint.
         estimator: what was learned.
-        mean: of the scores, which standardised rewards subtract.
-        std: which they are divided by.
+        mean: the reward is (score - mean) / std.
+        std: see `mean`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def save_head(folder: str | Path, features: str, estimator: PreferenceEstimator,
 
 
 def check_head(folder: str | Path) -> None:
-    """Raises `UserError` for a folder that holds no linear reward."""
+    """Raise `UserError` for a folder that holds no linear reward."""
     for name in (HEAD_FILE, STATE_FILE):
         if not (Path(folder) / name).is_file():
             raise UserError(
@@ -47,7 +47,7 @@ def check_head(folder: str | Path) -> None:
 
 
 def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator) -> tuple[float, float]:
-    """Puts a saved state into an estimator of the same class.
+    """Load a saved state into an estimator of the same class.
 
     Args:
         folder: what `save_head` wrote.
@@ -55,7 +55,7 @@ def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator)
         estimator: takes the state.
 
     Returns:
-        mean and standard deviation of the scores.
+        Mean and standard deviation of the scores.
 
     Raises:
         UserError: the folder is damaged, or of other features, another estimator, or other settings of it.
@@ -72,16 +72,16 @@ def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator)
 
 
 def identity(features: str, estimator: PreferenceEstimator) -> dict[str, Any]:
-    """What a saved state and its user must have in common: features, the estimator's class, settings of its state."""
+    """Return what a saved state and its user must agree on: features, class of the estimator, settings of its state."""
     return {"features": features, "estimator": type(estimator).__name__, "settings": estimator.settings}
 
 
 def check_identity(saved: dict[str, Any], own: dict[str, Any], what: str) -> None:
-    """Raises `UserError` where they differ.
+    """Raise `UserError` where a saved `identity` and the user's differ.
 
     Args:
-        saved: has the keys of `identity`.
-        own: of the user.
+        saved: read from where the state was saved; may have other keys too.
+        own: of the feature model and the estimator in use.
         what: where the state is from, for the message.
     """
     if saved["features"] != own["features"]:

@@ -13,7 +13,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import from_first_rank, gather_objects
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import selection_generator
-from grpovi_lightning.rewards.base import Lesson
+from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, UncertainEstimator
 from grpovi_lightning.rewards.online.mirror_descent import MirrorDescent
 from grpovi_lightning.rewards.online.oracle import Answers, Oracle, Question
@@ -22,10 +22,10 @@ from grpovi_lightning.structures import Rollout
 
 
 class OnlineLearning:
-    """Every so many policy steps, comparisons of that step's completions, one pass of the estimator over them.
+    """Rounds of comparisons: every few policy steps, comparisons of that step's completions are labelled and learned.
 
-    Where the oracle is silent the estimator stays as it is, and the questions wait: their answers are learned from in
-    the round in which they are there.
+    A question that the oracle does not answer stays open, and the estimator as it is. The first round that finds its
+    answer learns from it.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class OnlineLearning:
         pairs_per_round: int = 16,
         max_labels: int | None = None,
     ) -> None:
-        """Composes a round.
+        """Compose a round.
 
         Args:
-            oracle: who answers.
+            oracle: labels comparisons.
             selection: which comparisons are asked for; default `RandomPairs`.
-            every_n_steps: policy steps from round to round; the first is after the first step.
-            pairs_per_round: comparisons asked for in a round, at most; most strategies ask once a prompt.
-            max_labels: labels, those still waited for included, after which no more are asked for; None: no limit.
+            every_n_steps: policy steps from round to round; the first round follows the first step.
+            pairs_per_round: the most comparisons asked for in a round; most strategies ask at most once a prompt.
+            max_labels: the most labels asked for in the run, open questions included; None: no limit.
 
         Raises:
             UserError: a number is below 1.
@@ -61,13 +61,13 @@ class OnlineLearning:
         self.pending: dict[str, Tensor] = {}
 
     def check(self, estimator: PreferenceEstimator) -> None:
-        """Raises `UserError` where no round could work with such an estimator; one of one feature will do."""
+        """Raise `UserError` if no round can work with this class of estimator; its number of features is no matter."""
         two = torch.tensor([[0.0, 1.0]])[:, :, None].expand(1, 2, estimator.dim)
         self.selection.select(two, estimator, 1, selection_generator(0, 0))
         self.oracle.check()
 
     def is_due(self, step: int) -> bool:
-        """Whether a round follows policy step `step`."""
+        """Tell whether a round follows policy step `step`."""
         return step % self.every_n_steps == 0 and (bool(self.pending) or self._allowed() > 0)
 
     def run(
@@ -77,43 +77,43 @@ class OnlineLearning:
         features: Tensor,
         seed: int,
         stopping: Callable[[], bool] = lambda: False,
-    ) -> Lesson:
-        """One round, with the completions of all ranks; every rank comes to the same estimate.
+    ) -> RewardUpdate:
+        """Run one round with the completions of all ranks; every rank gets the same estimate.
 
         Args:
-            estimator: learns.
+            estimator: learns from the answers.
             rollout: the completions of a step on this rank.
             features: [B, D] of them, on the CPU.
             seed: the run's seed.
-            stopping: whether the run is asked to stop, so that nobody waits any longer for answers.
+            stopping: whether the run was asked to stop; the round then waits no longer for answers.
         """
         rollout, features = _of_all_ranks(rollout, features)
         grouped = rollout.grouped(features)
         pairs = from_first_rank(lambda: self._choose(estimator, grouped, selection_generator(seed, rollout.step)))
         questions = _questions(rollout, pairs)
-        open_before = list(self.pending)
+        unanswered = list(self.pending)
 
         def ask() -> tuple[Answers, bool]:
-            return self.oracle.answer(rollout, questions, open_before, seed), stopping()
+            return self.oracle.answer(rollout, questions, unanswered, seed), stopping()
 
-        answers, hurried = from_first_rank(ask)
-        while answers.waiting and not hurried:
-            answers, hurried = from_first_rank(ask)
+        answers, stop = from_first_rank(ask)
+        while answers.waiting and not stop:
+            answers, stop = from_first_rank(ask)
         names = [question.name for question in questions]
-        # Rows of their own: views would keep the whole round for as long as one question is open.
+        # Clones: a view would keep the features of the whole round in memory while one question is open.
         self.pending |= {name: z.clone() for name, z in zip(names, pairs.differences(grouped).double(), strict=True)}
         answered = [name for name in self.pending if name in answers.labels]
         metrics = self._learn(estimator, answered, [answers.labels[name] for name in answered])
         if answers.gold is not None and questions:
             metrics[keys.ONLINE_REGRET] = _regret(rollout.grouped(torch.tensor(answers.gold)), pairs)
-        return Lesson(
+        return RewardUpdate(
             metrics=metrics | self.progress() | {keys.ONLINE_STATE_BYTES: float(estimator.state_bytes)},
             changed=bool(answered),
             problems=answers.problems,
         )
 
     def progress(self) -> dict[str, float]:
-        """Labels learned from, and questions still open."""
+        """Return the number of labels learned from, and of questions still open."""
         return {keys.ONLINE_LABELS: float(self.n_labels), keys.ONLINE_UNANSWERED: float(len(self.pending))}
 
     def _allowed(self) -> int:
@@ -122,25 +122,25 @@ class OnlineLearning:
         return min(self.pairs_per_round, self.max_labels - self.n_labels - len(self.pending))
 
     def _choose(self, estimator: PreferenceEstimator, features: Tensor, rng: np.random.Generator) -> Pairs:
-        """The comparisons, each in random order: whoever answers must not be able to tell which the model prefers."""
         if self._allowed() < 1:
             return Pairs([], [], [])
         pairs = self.selection.select(features, estimator, self._allowed(), rng)
+        # Random order within each pair: a labeller must not be able to tell which completion the model prefers.
         swap = rng.random(len(pairs)) < 0.5
         places = zip(pairs.first, pairs.second, swap.tolist(), strict=True)
         ordered = [(second, first) if swapped else (first, second) for first, second, swapped in places]
         return Pairs(pairs.prompts, [first for first, _ in ordered], [second for _, second in ordered])
 
     def _learn(self, estimator: PreferenceEstimator, names: Sequence[str], labels: Sequence[int]) -> dict[str, float]:
-        """Judges the model on fresh labels, then learns from them; nothing where there are none."""
+        """Evaluate the estimate on labels that are new to it, then learn from them; {} where there are none."""
         if not names:
             return {}
         z = torch.stack([self.pending[name] for name in names])
         y = torch.tensor(labels, dtype=torch.float64)
         logits = estimator.reward(z)
-        right = torch.where(logits == 0.0, 0.5, ((logits > 0.0) == (y == 1.0)).double())
+        correct = torch.where(logits == 0.0, 0.5, ((logits > 0.0) == (y == 1.0)).double())
         metrics = {
-            keys.ONLINE_PAIR_ACCURACY: float(right.mean()),
+            keys.ONLINE_PAIR_ACCURACY: float(correct.mean()),
             keys.ONLINE_CROSS_ENTROPY: float(binary_cross_entropy_with_logits(logits, y)),
         }
         if self.selection.uses_uncertainty and isinstance(estimator, UncertainEstimator):
@@ -156,11 +156,9 @@ class OnlineLearning:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Labels so far and the questions still open, safe to load with `weights_only`."""
         return {"n_labels": self.n_labels, "pending": dict(self.pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
         self.n_labels, self.pending = state["n_labels"], dict(state["pending"])
 
 
@@ -178,6 +176,6 @@ def _questions(rollout: Rollout, pairs: Pairs) -> list[Question]:
 
 
 def _regret(gold: Tensor, pairs: Pairs) -> float:
-    """Best gold reward of the group minus the mean of the two compared, over the pairs; gold: [P, G]."""
+    """Return the mean over pairs of the group's best gold reward minus the mean of the two compared; gold [P, G]."""
     compared = (gold[pairs.prompts, pairs.first] + gold[pairs.prompts, pairs.second]) / 2
     return float((gold[pairs.prompts].amax(dim=1) - compared).mean())

@@ -14,35 +14,44 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from grpovi_lightning.errors import TrainingError, UserError
-from grpovi_lightning.rewards.online.directions import slopes, too_large
 from grpovi_lightning.rewards.online.estimator import UncertainEstimator, positive
+from grpovi_lightning.rewards.online.hessian import sigmoid_derivative, too_large
 
 RESOLUTION = 1e-7
-"""The tolerance that a search can always meet. Float64 knows the losses to 1e-16 of themselves, thus the place of their
-minimum no better than to a gradient of about 1e-8 of its bound: there, a tighter search may find no lower value."""
+"""The tolerance that every fit can meet. Float64 knows the loss to a share of 1e-16. Near its minimum the loss is
+quadratic: once the gradient is below about 1e-8 of its bound, a search may find no lower value and end there."""
 MAX_ITERATIONS = 10_000
-"""Of L-BFGS; a fit takes some tens."""
+"""Limit for L-BFGS; a fit takes some tens of iterations."""
 
 
 class MaximumLikelihood(UncertainEstimator):
     """The regularised maximum of the Bradley-Terry likelihood of all comparisons so far.
 
-    theta minimises lam / 2 ||theta||^2 + the sum of the losses of all t pairs, by L-BFGS, so that a round costs
-    O(t D) time an iteration and the memory is O(t D): what `OnlineMirrorDescent` saves. H = lam I + the sum of their
-    Hessians at theta. It is computed when `inverse` is first read after an update: O(t D^2 + D^3).
+    theta minimises lam / 2 ||theta||^2 + the sum of the losses of all t pairs. It is found by L-BFGS, of which an
+    iteration takes O(t D) time, and the history takes O(t D) memory; `OnlineMirrorDescent` keeps no history. H = lam I
+    + the sum of the pairs' Hessians at theta, computed in O(t D^2 + D^3) when `inverse` is first read after an update.
+
+    The pair z = 1, y = 1 once and twice, with lam = 1: the gradient theta - n (1 - sigmoid(theta)) is 0.
+
+    >>> estimator, z, y = MaximumLikelihood(dim=1), torch.tensor([[1.0]]), torch.tensor([1])
+    >>> for n in (1, 2):
+    ...     estimator.update(z, y)
+    ...     print(round(estimator.theta.item(), 4), round(n * (1 - torch.sigmoid(estimator.theta).item()), 4))
+    0.4011 0.4011
+    0.6748 0.6748
     """
 
     def __init__(self, dim: int, lam: float = 1.0, warm_start: bool = True, tolerance: float = 1e-9) -> None:
-        """Takes the settings of the fit.
+        """Start from theta = 0 and no pairs.
 
         Args:
             dim: D, the number of features.
-            lam: lambda, the weight of the regularisation and the H of no data.
-            warm_start: begin each fit at the last theta, else at 0. The solution is the same to the tolerance.
-            tolerance: a fit ends where no entry of the gradient is larger than this share of the sum of the lengths of
-                all differences, which the gradient of the losses never exceeds. Where rounding ends it before,
-                `RESOLUTION` is accepted too. The default is the minimum for every purpose; a looser fit can predict as
-                well in a fraction of the time, and begun at the last theta may stay there.
+            lam: lambda, the weight of the regularisation.
+            warm_start: begin each fit at the last theta instead of at 0. The solution is the same up to the tolerance.
+            tolerance: a fit ends where no entry of the gradient is larger than this share of sum ||z|| over all pairs,
+                the bound of the losses' gradient. If rounding ends the fit before, `RESOLUTION` is accepted too. The
+                default is as good as the exact minimum. A looser fit can predict as well in a fraction of the time, but
+                a warm start may then stay where it is.
 
         Raises:
             UserError: `lam` is not positive and finite, or `tolerance` does not lie between 0 and 1.
@@ -52,7 +61,7 @@ class MaximumLikelihood(UncertainEstimator):
         if not 0.0 < tolerance < 1.0:
             raise UserError(f"tolerance: got {tolerance}, expected a number between 0 and 1, such as 1e-9")
         self.lam, self.warm_start, self.tolerance = lam, warm_start, tolerance
-        # The first `n_pairs` rows are the history. The room doubles when it is full.
+        # The first `n_pairs` rows are the history. The capacity doubles when it is full.
         self._z = torch.empty(0, dim, dtype=torch.float64)
         self._y = torch.empty(0, dtype=torch.float64)
         self._length = 0.0
@@ -63,61 +72,61 @@ class MaximumLikelihood(UncertainEstimator):
         """[D, D] float64, H^{-1} at the current theta."""
         if self._inverse is None:
             z = self._z[: self.n_pairs]
-            hessian = self.lam * torch.eye(self.dim, dtype=torch.float64) + (z.T * slopes(z @ self.theta)) @ z
+            weights = sigmoid_derivative(z @ self.theta)
+            hessian = self.lam * torch.eye(self.dim, dtype=torch.float64) + (z.T * weights) @ z
             self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
         return self._inverse
 
     def _learn(self, z: Tensor, y: Tensor) -> None:
-        """As `update`; a fit that does not converge is a `TrainingError`, and nothing has changed."""
+        """Refit; raise `TrainingError` if the fit does not converge, and leave the estimator as it was."""
         length = self._length + z.norm(dim=1).sum().item()
         if not math.isfinite(length):
             raise too_large(z)
         end = self.n_pairs + len(z)
-        self._make_room(end)
+        self._reserve(end)
         self._z[self.n_pairs : end], self._y[self.n_pairs : end] = z, y
         start = self.theta if self.warm_start else torch.zeros_like(self.theta)
         self.theta = fit(self._z[:end], self._y[:end], self.lam, start, length, self.tolerance)
         self._length, self._inverse = length, None
 
-    def _make_room(self, rows: int) -> None:
+    def _reserve(self, rows: int) -> None:
         if rows > len(self._z):
-            room = max(rows, 2 * len(self._z))
-            z, y = torch.empty(room, self.dim, dtype=torch.float64), torch.empty(room, dtype=torch.float64)
+            capacity = max(rows, 2 * len(self._z))
+            z, y = torch.empty(capacity, self.dim, dtype=torch.float64), torch.empty(capacity, dtype=torch.float64)
             z[: self.n_pairs], y[: self.n_pairs] = self._z[: self.n_pairs], self._y[: self.n_pairs]
             self._z, self._y = z, y
 
     @property
     def settings(self) -> dict[str, float | None]:
-        """`lam`; how a fit is searched for changes with the next one."""
+        """`lam`; the next fit may be searched for in another way."""
         return {"lam": self.lam}
 
     @property
     def state_bytes(self) -> int:
-        """As everywhere, counted without the copy of the history that `state_dict` makes."""
+        """Bytes of theta and the history, counted without the copy that `state_dict` makes."""
         return self.theta.nbytes + self._z[: self.n_pairs].nbytes + self._y[: self.n_pairs].nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, but the settings: the history without the room behind it."""
+        # Copies of the rows in use: a view would take the whole capacity into a saved file.
         history = {"z": self._z[: self.n_pairs].clone(), "y": self._y[: self.n_pairs].clone(), "length": self._length}
         return {**super().state_dict(), **history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
         super().load_state_dict(state)
         self._z, self._y, self._length = state["z"].clone(), state["y"].clone(), float(state["length"])
         self._inverse = None
 
 
 def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, tolerance: float) -> Tensor:
-    """The theta that minimises lam / 2 ||theta||^2 + the Bradley-Terry losses.
+    """Return the theta that minimises lam / 2 ||theta||^2 + the Bradley-Terry losses, found by L-BFGS.
 
     Args:
         z: [t, D] feature differences, float64.
         y: [t] labels.
         lam: weight of the regularisation.
         start: [D], where the search begins.
-        length: the sum of the lengths of all differences, which the norm of the losses' gradient never exceeds.
-        tolerance: the largest entry of the gradient at which the search ends, as a share of `length`.
+        length: the sum of ||z||, which the norm of the losses' gradient never exceeds.
+        tolerance: the search ends where no entry of the gradient is larger than this share of `length`.
 
     Returns:
         [D] float64.
@@ -146,11 +155,11 @@ def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, toleranc
 
 
 def _one_blas_thread() -> AbstractContextManager:
-    """Inside, BLAS has one thread: on L-BFGS's short vectors a second one only waits, and makes a fit far slower."""
+    """Limit BLAS to one thread: on L-BFGS's short vectors a second one only waits, and makes a fit far slower."""
     return _blas().limit(limits=1, user_api="blas")
 
 
 @cache
 def _blas() -> ThreadpoolController:
-    """The BLAS libraries of this process; found once, which takes milliseconds."""
+    """Find the BLAS libraries of this process; once, because it takes milliseconds."""
     return ThreadpoolController()

@@ -6,28 +6,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpovi_lightning.rewards.online.directions import Directions, residuals, slopes
 from grpovi_lightning.rewards.online.estimator import UncertainEstimator, positive
+from grpovi_lightning.rewards.online.hessian import WoodburyUpdate, residuals, sigmoid_derivative
 
 
 class MirrorDescent(UncertainEstimator):
     """What explicit and implicit mirror descent share: the inverse Hessian, the projection and the state.
 
-    H starts as lam I. After each round it grows by the round's Hessian at the new theta, without eta; only P = H^{-1}
-    is kept. A round costs O(D^2 b) time, and the memory is O(D^2), however many came before.
+    H starts as lam I. Each round adds its Hessian at the new theta, without eta; only P = H^{-1} is kept. A round of b
+    pairs costs O(D^2 b) time and the memory is O(D^2), however many rounds came before.
     """
 
     kappa: float
     """The largest 1 / (p (1 - p)) so far, p the predicted probability of a pair before its update; at least 4."""
 
     def __init__(self, dim: int, eta: float = 1.0, lam: float = 1.0, radius: float | None = None) -> None:
-        """Takes the settings of the method.
+        """Start from theta = 0 and H = lam I.
 
         Args:
             dim: D, the number of features.
             eta: step size. The paper's theory asks for values so small (and a `lam` so large) that theta hardly moves;
                 1 keeps up with a refit on the whole history.
-            lam: lambda, the H of no data.
+            lam: lambda, the weight of the regularisation.
             radius: theta stays in the ball ||theta|| <= radius, the paper's B; None is no bound.
 
         Raises:
@@ -47,24 +47,23 @@ class MirrorDescent(UncertainEstimator):
         return self._inverse
 
     @abstractmethod
-    def _step(self, directions: Directions, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the round leads without a bound, and how the space is measured there.
+    def _step(self, woodbury: WoodburyUpdate, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the round's estimate without a bound, and the norm in which it is projected.
 
         Args:
-            directions: of the round's b comparisons.
+            woodbury: P and the round's b comparisons Z.
             y: [b] labels.
 
         Returns:
-            theta' [D], and the weights w [b] of the look-ahead Hessian H + Z' diag(w) Z in whose norm theta' is
-            projected.
+            theta' [D], and the weights w [b] of the look-ahead Hessian H~ = H + Z' diag(w) Z, whose norm it is.
         """
 
     def _learn(self, z: Tensor, y: Tensor) -> None:
-        directions = Directions(self._inverse, z)
-        theta, weights = self._step(directions, y)
+        woodbury = WoodburyUpdate(self._inverse, z)
+        theta, weights = self._step(woodbury, y)
         if self.radius is not None and theta.norm() > self.radius:
-            theta = project(theta, directions.inverse_with(directions.gain(weights)), self.radius)
-        inverse = directions.inverse_with(directions.gain(slopes(z @ theta)))
+            theta = project(theta, woodbury.updated_inverse(woodbury.downdate_factor(weights)), self.radius)
+        inverse = woodbury.updated_inverse(woodbury.downdate_factor(sigmoid_derivative(z @ theta)))
         steepest = (z @ self.theta).abs().max()
         self.kappa = max(self.kappa, 2.0 + 2.0 * steepest.cosh().item())  # 1 / (p (1 - p)), also where p rounds to 1
         self.theta, self._inverse = theta, inverse
@@ -75,11 +74,9 @@ class MirrorDescent(UncertainEstimator):
         return {"lam": self.lam, "radius": self.radius}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, but the settings; the tensors are never written to."""
         return {**super().state_dict(), "inverse": self._inverse, "kappa": self.kappa}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, under the same settings to the last bit."""
         super().load_state_dict(state)
         self._inverse, self.kappa = state["inverse"].clone(), float(state["kappa"])
 
@@ -94,20 +91,35 @@ class OnlineMirrorDescent(MirrorDescent):
     and H grows by the Hessian at theta+. With one pair, q = z' P z, slope s' and prediction p this is theta' = theta -
     eta (p - y) P z / (1 + eta s' q). Departure: the paper has one comparison a round. Several are summed, not averaged,
     so that lam means the same whatever the size of a round.
+
+    One round by hand: at theta = 0, p = 1/2 and s' = 1/4, so theta+ = 0.5 z / (1 + 0.25) = 0.4 z. Then H grows by
+    s'(0.4) = 0.2403 along z, and the uncertainty along z falls from 1 to 1 / sqrt(1.2403).
+
+    >>> estimator = OnlineMirrorDescent(dim=2)
+    >>> z = torch.tensor([[1.0, 0.0]])
+    >>> estimator.update(z, torch.tensor([1]))
+    >>> [round(value, 4) for value in estimator.theta.tolist()]
+    [0.4, 0.0]
+    >>> round(estimator.uncertainty(z).item(), 4)
+    0.8979
     """
 
-    def _step(self, directions: Directions, y: Tensor) -> tuple[Tensor, Tensor]:
-        margins = directions.z @ self.theta
-        weights = self.eta * slopes(margins)
-        change = directions.solve(directions.gain(weights), directions.reduced(residuals(margins, y)))
+    def _step(self, woodbury: WoodburyUpdate, y: Tensor) -> tuple[Tensor, Tensor]:
+        margins = woodbury.z @ self.theta
+        weights = self.eta * sigmoid_derivative(margins)
+        factor = woodbury.downdate_factor(weights)
+        change = woodbury.solve(factor, woodbury.coordinates(residuals(margins, y)))
         return self.theta - self.eta * change, weights
 
 
 def project(theta: Tensor, inverse: Tensor, radius: float) -> Tensor:
-    """The point of the ball that is nearest to theta in the norm of H~.
+    """Return the point of the ball that is nearest to theta in the norm of H~ (arXiv 2502.07193, Algorithm 1).
 
     The minimiser of ||x - theta||^2 in that norm under ||x|| <= radius is x = (I + mu H~^{-1})^{-1} theta, where
-    mu >= 0 makes ||x|| = radius; ||x|| falls in mu, so mu is found by bisection, to the last bit.
+    mu >= 0 makes ||x|| = radius. ||x|| falls in mu, so mu is found by bisection, to the last bit.
+
+    >>> [round(value, 4) for value in project(torch.tensor([3.0, 4.0]), torch.eye(2), radius=1.0).tolist()]
+    [0.6, 0.8]
 
     Args:
         theta: [D], outside the ball.
@@ -124,7 +136,7 @@ def project(theta: Tensor, inverse: Tensor, radius: float) -> Tensor:
     def shrunk(mu: float) -> Tensor:
         return coordinates / (1.0 + mu * eigenvalues)
 
-    # If all eigenvalues were the largest (smallest), mu would be `low` (`high`).
+    # If all eigenvalues were the largest (smallest), mu would be `low` (`high`): the root lies between.
     excess = theta.norm().item() / radius - 1.0
     low, high = excess / eigenvalues[-1].item(), excess / eigenvalues[0].item()
     while low < (middle := low + (high - low) / 2.0) < high:

@@ -1,4 +1,4 @@
-"""One-pass reward modelling for a network: each update solves for the curvature of the batch at hand."""
+"""One-pass reward modelling for a network: damped Newton steps, each by the Hessian of its own batch."""
 
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -14,31 +14,41 @@ from grpovi_lightning.rewards.online.conjugate_gradient import conjugate_gradien
 
 
 class OnePassOptimizer(torch.optim.Optimizer):
-    """theta <- theta - lr * x, where x is what K steps of conjugate gradient find for (Hess_t + lambda_t I) x = g_t.
+    """theta <- theta - lr * x, with x from K steps of conjugate gradient for (Hess_t + lambda_t I) x = g_t.
 
     The update for neural networks of arXiv 2502.07193 (Algorithm 5). g_t and Hess_t are gradient and Hessian of the
-    loss of batch t over all parameters given; Hess_t is known by its products with vectors (Pearlmutter, 1994). The
-    Hessians of earlier batches, which the linear estimator accumulates, are dropped, and so is its projection;
-    lambda_t = damping * min(1, t / total_steps) stands in for them. Over the parameters of a linear head the loss is
-    convex; those of a full model work as well. As the damping grows, x tends to g_t / lambda_t, a step of SGD.
+    loss of batch t over all parameters given; only products of Hess_t with vectors are computed (Pearlmutter, 1994).
+    Unlike the linear estimator it keeps no Hessians of earlier batches and does not project. The damping
+    lambda_t = damping * min(1, t / total_steps) takes their place; as it grows, x tends to g_t / lambda_t, a step of
+    SGD. The parameters may be those of a linear head, where the loss is convex, or of the full model.
 
-    The optimizer takes its loss from a closure, so it drops into any Lightning module with automatic optimization. The
-    scale of the loss counts: the mean over b pairs has 1 / b of the Hessian of the sum, which the linear estimator
-    takes, beside the same damping.
+    The loss comes from a closure, so that the optimizer drops into any Lightning module with automatic optimization.
+    The scale of the loss matters: the mean over b pairs has 1 / b of the Hessian of their sum, which the linear
+    estimator takes, beside the same damping.
+
+    For the loss x'x the Hessian is 2 I, and with damping 0.5 a step takes x - 2 x / (2 + 0.5) = 0.2 x:
+
+    >>> x = nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> def closure():
+    ...     x.grad = None
+    ...     (x @ x).backward()
+    >>> OnePassOptimizer([x], lr=1.0, total_steps=1, damping=0.5).step(closure)
+    >>> [round(value, 4) for value in x.tolist()]
+    [0.2, 0.4]
 
     Left open by the paper, and chosen here:
         - The first update has t = 1: with lambda = 0 the system of a small batch is singular.
         - A full model's Hessian can be indefinite. An iteration that meets a direction of negative curvature ends
-          there; if it is g_t itself, x is g_t over the size of its curvature, lambda_t at least (see
-          `conjugate_gradient`), so that `lr` means the same as in other updates. `n_negative_curvature` counts the
-          updates where either happened. Where it is nearly all of them, raise `damping`.
-        - g_t is what stands in `.grad` after the closure. Lightning clips there, so a clipped gradient is the
-          right-hand side; the Hessian is that of the loss itself.
+          there. If the direction is g_t itself, x is g_t divided by the size of its curvature, at least lambda_t (see
+          `conjugate_gradient`), so that `lr` means the same as in other updates. `n_negative_curvature` counts these
+          updates; if it is nearly all of them, raise `damping`.
+        - g_t is read from `.grad` after the closure. Lightning clips there, so the right-hand side is the clipped
+          gradient; the Hessian is that of the loss itself.
 
-    A Hessian-vector product differentiates the backward pass. Attention through `scaled_dot_product_attention`
-    therefore runs on its mathematical kernel during an update, the one that can be differentiated twice. Other fused
-    kernels, such as `flash_attention_2`, and compiled models cannot, and PyTorch says so. The graph of the batch is
-    kept until the update is done.
+    A Hessian-vector product differentiates the backward pass. During an update `scaled_dot_product_attention` therefore
+    runs on its mathematical kernel, the only one that can be differentiated twice. Other fused kernels, such as
+    `flash_attention_2`, and compiled models cannot, and PyTorch says so. The graph of the batch is kept until the
+    update is done.
     """
 
     def __init__(
@@ -50,14 +60,14 @@ class OnePassOptimizer(torch.optim.Optimizer):
         n_steps: int = 3,
         damping: float = 0.8,
     ) -> None:
-        """Takes parameters and settings; the defaults are the paper's.
+        """Check the settings; the defaults are the paper's.
 
         Args:
             params: leaf tensors, or groups of them with their own `lr`. Only these get gradients.
             lr: eta, the step size; 1 is a damped Newton step.
-            total_steps: T, updates until the damping is full: the length of the run.
+            total_steps: T, updates until the damping has its full value: the length of the run.
             n_steps: K, conjugate gradient steps an update, each with one Hessian-vector product.
-            damping: lambda_0, the full damping.
+            damping: lambda_0, the value that the damping reaches.
 
         Raises:
             UserError: a setting is out of range, or the parameters cannot be optimised.
@@ -83,21 +93,21 @@ class OnePassOptimizer(torch.optim.Optimizer):
 
     @property
     def n_negative_curvature(self) -> int:
-        """Updates, over the whole run, whose conjugate gradient ended at a direction of negative curvature."""
+        """Updates, over the whole run, whose conjugate gradient met a direction of negative curvature."""
         return self._counts.get("n_negative_curvature", 0)
 
     @property
     def _counts(self) -> dict[str, int]:
-        """Counts of the run; kept with the first parameter, as `LBFGS` does, so that `state_dict` has them."""
+        """Counts of the run, kept with the first parameter, as in `LBFGS`: so they are part of `state_dict`."""
         return self.state[self.param_groups[0]["params"][0]]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One update.
+        """Make one update.
 
         Args:
-            closure: computes the loss, calls its `backward()` once, and returns what `step` shall return. Gradients of
-                earlier batches are cleared by then.
+            closure: clears the gradients of earlier batches, computes the loss and calls its `backward()` once. What it
+                returns is returned.
 
         Raises:
             UserError: there is no closure, it does not call `backward()` exactly once, gradients were accumulated, or
@@ -118,7 +128,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
         return result
 
     def _trained(self) -> list[tuple[nn.Parameter, dict[str, Any]]]:
-        """The parameters that are not frozen, each with its group."""
+        """Return the parameters that are not frozen, each with its group."""
         return [(p, group) for group in self.param_groups for p in group["params"] if p.requires_grad]
 
     def _update(self, graph: "_KeptGraph") -> None:
@@ -139,7 +149,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
 
 
 class _KeptGraph(TorchFunctionMode):
-    """Within it, `loss.backward()` fills `.grad` as usual, and the gradients' own graph is kept."""
+    """A context in which `loss.backward()` fills `.grad` as usual, and keeps the graph of the gradients."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         super().__init__()
@@ -153,7 +163,7 @@ class _KeptGraph(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _backward(self, loss: Tensor, gradient: Any = None, inputs: Any = None, **keep: bool) -> None:
-        """In place of `Tensor.backward`. `keep`, how long the graph is to live, has no say: the update needs it."""
+        """Replace `Tensor.backward`. `keep` (`retain_graph`, `create_graph`) is ignored: the graph is always kept."""
         if self.gradients is not None or gradient is not None or inputs is not None:
             raise UserError(
                 "one-pass optimizer: got a second backward() in one closure, or one with `gradient` or `inputs`, "
@@ -169,7 +179,7 @@ class _KeptGraph(TorchFunctionMode):
             p.grad = None if g is None else g.detach().clone()  # clipping in place must not reach the graph
 
     def hessian_product(self, vector: Tensor) -> Tensor:
-        """The loss's Hessian times a vector, [N] -> [N], as the gradient of g'v."""
+        """Return the loss's Hessian times a vector, as the gradient of g'v: [N] -> [N]."""
         assert self.gradients is not None
         parts = zip(self.gradients, self.split(vector), strict=True)
         curved = [(g, v) for g, v in parts if g is not None and g.requires_grad]  # others are constant
@@ -182,12 +192,12 @@ class _KeptGraph(TorchFunctionMode):
         return self.flat(products)
 
     def flat(self, tensors: Iterable[Tensor | None]) -> Tensor:
-        """One value or none a parameter -> [N], float32 at least; none is zero."""
+        """Return one vector [N], float32 at least, of a tensor for each parameter; None counts as zeros."""
         parts = zip(self.parameters, tensors, strict=True)
         return torch.cat([(torch.zeros_like(p) if x is None else x).flatten().to(self.dtype) for p, x in parts])
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """[N] -> one tensor a parameter, of its shape and dtype."""
+        """Return a vector [N] as one tensor for each parameter, of its shape and dtype."""
         parts = vector.split([p.numel() for p in self.parameters])
         return [part.view_as(p).to(p.dtype) for part, p in zip(parts, self.parameters, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Who says which of two completions is better: a simulated labeller, or whoever answers through files."""
+"""Labellers, which say which of two completions is better: a simulated one, and people or programs through files."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from grpovi_lightning.rewards.functions import RewardFunction
 from grpovi_lightning.structures import Rollout
 
 MAX_POLL_SECONDS = 10.0
-"""A wait between two looks: short enough that whatever else wants to be heard is."""
+"""The longest wait between two looks, so that a request to stop the run is not kept waiting."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Question:
     """Which of two completions of a prompt is better?
 
     Attributes:
-        name: of the question, unique in a run. It follows from the step and the texts, so that a run that is continued
-            and then samples otherwise never takes the answer to one comparison for that to another.
-        first: place of one completion among the B of the rollout; the label 1 prefers it.
-        second: place of the other; the label 0 prefers it.
+        name: unique in a run. It is made of the step and the texts: a run that is continued and samples other
+            completions then never takes an answer for that to another comparison.
+        first: row of one completion among the B of the rollout; label 1 prefers it.
+        second: row of the other; label 0 prefers it.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Question:
 
     @staticmethod
     def about(rollout: Rollout, pairs: Sequence[tuple[int, int]]) -> "list[Question]":
-        """The questions on pairs of places."""
+        """Return the questions about pairs of rows (first, second) of the rollout."""
         found: dict[str, Question] = {}
         for first, second in pairs:
             prompt = rollout.prompts.texts[first // rollout.group_size]
             texts = json.dumps([prompt, rollout.texts[first], rollout.texts[second]])
             name = f"{rollout.step}-{hashlib.sha256(texts.encode()).hexdigest()[:12]}"
-            while name in found:  # the same texts twice in one round, of other tokens
+            while name in found:  # the same texts twice in one round: other tokens can have the same text
                 name += "+"
             found[name] = Question(name, first, second)
         return list(found.values())
@@ -58,9 +58,9 @@ class Answers:
     Attributes:
         labels: question's name -> 1 where the first completion is better, 0 where the second is. Questions without an
             answer are absent.
-        waiting: whether more may come soon: the oracle wants to be asked again before training goes on.
-        gold: [B] the rewards that the answers come from, where there are any; nothing learns from them.
-        problems: what the person who runs the training should hear of, a line each.
+        waiting: whether the oracle is to be asked again before training goes on, as more answers may come soon.
+        gold: [B] the rewards behind simulated answers; nothing learns from them. None where there are none.
+        problems: messages for the person who runs the training, a line each.
     """
 
     labels: Mapping[str, int]
@@ -70,50 +70,45 @@ class Answers:
 
 
 class Oracle(ABC):
-    """Answers comparisons. A question without an answer is no error: training goes on, and it is asked for again."""
+    """Labels comparisons. A question without an answer is no error: training goes on, and asks for it again later."""
 
     def check(self) -> None:
-        """Raises `UserError` where it can be told before training that no question could be answered."""
+        """Raise `UserError` if it can be told before training that no question could be answered."""
         return
 
     @abstractmethod
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
-        """Asks new questions, and returns what is known of them and of earlier ones.
+        """Ask new questions, and return the answers known so far to them and to earlier ones.
 
-        It is called again with the same arguments while it says that it is `waiting`, and returns within seconds each
-        time: what must be heard meanwhile, such as a request to stop, is heard in between.
+        While the result says `waiting`, it is called again with the same arguments. Each call returns within seconds,
+        so that a request to stop the run is seen between two calls.
 
         Args:
             rollout: the completions that the questions are about, and their step.
             questions: those of this round.
-            unanswered: names of those of earlier rounds that have no answer yet.
-            seed: the run's seed; simulated answers are a function of it, of the step and of the question's place.
+            unanswered: names of the questions of earlier rounds that have no answer yet.
+            seed: the run's seed. Simulated answers depend on it, the step and the question's place in the round only.
         """
 
 
 class BradleyTerryOracle(Oracle):
-    """Answers at random: the first is better with probability sigmoid(scale * (gold(first) - gold(second)))."""
+    """A simulated labeller: prefers the first with probability sigmoid(scale * (gold(first) - gold(second)))."""
 
     def __init__(self, function: str | Callable[..., list[float | None]], scale: float = 1.0) -> None:
-        """Takes the gold reward.
+        """Import the gold reward.
 
         Args:
             function: a reward function with TRL's signature, or its import path; it must score every completion.
-            scale: how sure the answers are; at 0 they would be coin flips.
+            scale: how sure the answers are; near 0 they are coin flips.
 
         Raises:
-            UserError: the function is not there, or the scale is not positive.
+            UserError: the function cannot be imported, or the scale is not positive and finite.
         """
         if not 0.0 < scale < math.inf:
             raise UserError(f"oracle scale: got {scale}, expected a finite number above 0")
         self.scale, self.reward = scale, RewardFunction(function)
 
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
-        """See `Oracle`.
-
-        Raises:
-            UserError: the function cannot score a completion.
-        """
         gold = self.reward.components(rollout)[self.reward.name].double()
         for row in gold.isnan().nonzero().flatten().tolist():
             raise UserError(
@@ -132,29 +127,30 @@ class BradleyTerryOracle(Oracle):
 class FileOracle(Oracle):
     """Asks through files that a person or another program answers.
 
-    Each round writes `questions/<step>.jsonl`, a line a question: `{"name", "prompt", "first", "second"}`. Any
-    `answers/*.jsonl` beside it may answer it with `{"name": ..., "label": 1}` (the first is better) or 0; of two
-    answers to one question the one in the later file (by name), and there the later line, counts. Other keys are
-    ignored. Write an answer file under another ending and rename it when it is whole.
+    Each round writes `questions/<step>.jsonl`, a line a question: `{"name", "prompt", "first", "second"}`. An answer is
+    a line `{"name": ..., "label": 1}` (the first is better) or `0` in any file `answers/*.jsonl`, with other keys or
+    without. Of two answers to one question the later line counts, files in the order of their names. Write an answer
+    file under another ending, and rename it when it is complete.
 
-    Training waits for the round's answers up to `timeout_seconds`, then goes on with the reward model as it is.
-    Answers that come later are learned from in the next round. Lines that are no answers, and answers to questions that
-    nobody asked, are reported and left alone, so that they can be mended.
+    Training waits for the round's answers up to `timeout_seconds`, then goes on with the reward model as it is. The
+    next round learns from answers that came later. Lines that are no answers, and answers to questions that nobody
+    asked, are reported and kept, so that they can be corrected.
 
-    Nothing in the folder is ever taken away. A run that is continued finds the answers to the questions that it asks
-    again. Answers that had come late may now be there in time; then it samples otherwise, and adds its new questions.
+    Nothing in the folder is ever deleted. A run that is continued finds the answers to the questions that it asks
+    again. If answers that were late are there in time now, it learns from them earlier, samples other completions, and
+    adds its new questions.
     """
 
     def __init__(self, folder: str, timeout_seconds: float = 3600.0, poll_seconds: float = 1.0) -> None:
-        """Takes the folder, which is made when the first questions are asked.
+        """Check the times; the folder is made when the first questions are asked.
 
         Args:
             folder: of one run, or of several that may share answers to the same comparisons.
-            timeout_seconds: how long a round waits; 0 does not.
-            poll_seconds: how often it looks.
+            timeout_seconds: the longest that a round waits; 0 for no wait.
+            poll_seconds: time between two looks at the answers, up to `MAX_POLL_SECONDS`.
 
         Raises:
-            UserError: a time is not a number, or too small.
+            UserError: a time is out of its range.
         """
         if not 0.0 <= timeout_seconds < math.inf:
             raise UserError(f"oracle timeout_seconds: got {timeout_seconds}, expected a finite number of at least 0")
@@ -166,7 +162,6 @@ class FileOracle(Oracle):
         self._known: set[str] = set()
 
     def check(self) -> None:
-        """Refuses a path on which there cannot be a folder."""
         for path in (self.folder, *self.folder.parents):
             if path.exists():
                 if not (path.is_dir() and os.access(path, os.W_OK)):
@@ -176,7 +171,6 @@ class FileOracle(Oracle):
                 return
 
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
-        """See `Oracle`."""
         names = [question.name for question in questions]
         if self._round[0] != names:
             self._ask(rollout, questions)
@@ -195,7 +189,7 @@ class FileOracle(Oracle):
         return replace(answers, problems=[*answers.problems, late])
 
     def _ask(self, rollout: Rollout, questions: Sequence[Question]) -> None:
-        """Adds the questions that the step's file does not hold yet."""
+        """Add the questions that the step's file does not hold yet."""
         try:
             for name in ("questions", "answers"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -245,7 +239,7 @@ class FileOracle(Oracle):
         return Answers(labels, problems=problems)
 
     def _was_asked(self, name: str) -> bool:
-        """Whether any question file has the name."""
+        """Tell whether any question file has the name."""
         if name not in self._known:
             for file in (self.folder / "questions").glob("*.jsonl"):
                 self._known |= _names(file.read_text(encoding="ascii", errors="replace"), file)
@@ -253,7 +247,7 @@ class FileOracle(Oracle):
 
 
 def _names(questions: str, file: Path) -> set[str]:
-    """Names in the text of a question file, which nobody but an oracle writes."""
+    """Return the names in the text of a question file; `UserError` where the file is damaged."""
     try:
         return {json.loads(line)["name"] for line in questions.splitlines()}
     except (ValueError, KeyError, TypeError) as error:
@@ -263,7 +257,7 @@ def _names(questions: str, file: Path) -> set[str]:
 
 
 def _parsed(line: str) -> tuple[str, int] | None:
-    """(name, label) of a line of an answer file; None where it is none."""
+    """Return (name, label) of a line of an answer file; None where it is no answer."""
     try:
         entry: Any = json.loads(line)
     except ValueError:

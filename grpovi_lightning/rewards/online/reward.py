@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpovi_lightning.rewards.base import Lesson, Reward
+from grpovi_lightning.rewards.base import Reward, RewardUpdate
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
 from grpovi_lightning.rewards.online.head import check_head, check_identity, identity, load_head, save_head
@@ -22,11 +22,11 @@ EstimatorFactory = Callable[[int], PreferenceEstimator]
 
 
 class LinearReward(Reward):
-    """The score phi(x, a)' theta of a `PreferenceEstimator`, standardised as the head it started from says.
+    """The score phi(x, a)' theta of a `PreferenceEstimator`, standardised by the numbers in the folder `start`.
 
-    With `online` the estimator learns from comparisons of the policy's own completions, and the rewards change under
-    the policy; origin and scale stay those of the start. Without, the reward is frozen. The paper's algorithm is
-    `OnlineMirrorDescent` with `online` (arXiv 2502.07193, Algorithm 1).
+    With `online` the estimator goes on learning, from comparisons of the policy's own completions, so the rewards
+    change while the policy is trained; mean and standard deviation stay those of `start`. Without, the reward is
+    frozen. `OnlineMirrorDescent` with `online` is the paper's algorithm (arXiv 2502.07193, Algorithm 1).
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class LinearReward(Reward):
         online: OnlineLearning | None = None,
         name: str = "reward_model",
     ) -> None:
-        """Composes the reward; `load` reads models.
+        """Compose the reward; `load` reads models.
 
         Args:
             features: phi.
-            estimator: learns theta.
-            start: folder that `OnePassRewardModule` wrote: estimator and standardisation to begin with; None: theta 0,
-                under which every reward is 0 until a round was learned from.
+            estimator: learns theta; called with the number of features.
+            start: folder that `OnePassRewardModule` wrote, with estimator and standardisation to begin with. None:
+                theta = 0, so that every reward is 0 until the first round.
             online: how it goes on learning; None: it does not.
             name: the name under which the score is logged.
         """
@@ -56,11 +56,10 @@ class LinearReward(Reward):
         self.reader: SequenceReader | None = None
 
     def weights(self) -> dict[str, float]:
-        """One component of weight 1."""
         return {self.name: 1.0}
 
     def check(self) -> None:
-        """Checks the folders, the estimator's settings, the oracle, and that comparisons can be chosen."""
+        """Raise `UserError` for folders, settings of the estimator, or an oracle that cannot work."""
         self.features.check()
         estimator = self.make_estimator(1)
         if self.start is not None:
@@ -69,7 +68,6 @@ class LinearReward(Reward):
             self.online.check(estimator)
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        """Loads the feature model and the estimator's start once."""
         if self.estimator is not None:
             return
         self.features.load()
@@ -79,20 +77,18 @@ class LinearReward(Reward):
             self.mean, self.std = load_head(self.start, self.features.fingerprint, self.estimator)
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Scores of the B completions."""
         assert self.estimator is not None, "load() comes before scoring"
         scores = (self.estimator.reward(self._phi(rollout)) - self.mean) / self.std
         return {self.name: scores.float().to(rollout.completion_ids.device)}
 
-    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> Lesson:
-        """A round of online learning, where one is due."""
+    def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
+        """Run a round of online learning where one is due."""
         if self.online is None or not self.online.is_due(rollout.step):
-            return Lesson()
+            return RewardUpdate()
         assert self.estimator is not None, "load() comes before learning"
         return self.online.run(self.estimator, rollout, self._phi(rollout), seed, stopping)
 
     def progress(self) -> dict[str, float]:
-        """Labels used so far, where it learns."""
         return {} if self.online is None else self.online.progress()
 
     @torch.no_grad()
@@ -101,13 +97,13 @@ class LinearReward(Reward):
         return self.features(self.reader.rows(rollout))
 
     def save_learned(self, folder: str | Path) -> None:
-        """Writes the estimator, where it learned, as a folder to `start` from."""
+        """Write a folder that another `LinearReward` can `start` from; nothing where the reward is frozen."""
         if self.online is not None:
             assert self.estimator is not None, "load() comes before saving"
             save_head(folder, self.features.fingerprint, self.estimator, self.mean, self.std)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What has been learned, of which features, and how it is standardised; it goes into checkpoints."""
+        """Return what goes into checkpoints: the estimator, of which features, standardisation, open questions."""
         assert self.estimator is not None, "load() comes before saving"
         return {
             "identity": identity(self.features.fingerprint, self.estimator),
@@ -117,7 +113,7 @@ class LinearReward(Reward):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint.
+        """Go on from a checkpoint.
 
         Raises:
             UserError: it is of other features, another estimator, or other settings of it.

@@ -13,12 +13,12 @@ from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, Uncer
 
 @dataclass(frozen=True)
 class Pairs:
-    """The places of n comparisons in features [P, G, D].
+    """n comparisons, as indices into features [P, G, D].
 
     Attributes:
-        prompts: n rows, the prompts.
-        first: n places within the group.
-        second: n places within the same group, of a completion with other features.
+        prompts: n indices of prompts, 0 to P - 1.
+        first: n indices of completions within the group, 0 to G - 1.
+        second: n indices within the same group, of completions with other features.
     """
 
     prompts: list[int]
@@ -26,11 +26,10 @@ class Pairs:
     second: list[int]
 
     def __len__(self) -> int:
-        """How many comparisons there are."""
         return len(self.prompts)
 
     def differences(self, features: Tensor) -> Tensor:
-        """What an estimator learns from, z = phi(x, a) - phi(x, a'): features [P, G, D] -> [n, D]."""
+        """Return z = phi(x, a) - phi(x, a'), from which an estimator learns: features [P, G, D] -> [n, D]."""
         return features[self.prompts, self.first] - features[self.prompts, self.second]
 
 
@@ -40,8 +39,9 @@ class Candidates:
 
     Attributes:
         features: [P, G, D] float64; 0 for completions that may not be chosen.
-        comparable: [P, G, G], whether two completions may be compared. Symmetric. All completions of a group that may
-            be chosen at all have a partner, or none has: being different is what is left of being equal.
+        comparable: [P, G, G] bool, whether two completions of a group may be compared: both may be chosen, and their
+            features differ. Symmetric. A group of copies has no pair; in any other every completion that may be chosen
+            has a partner.
     """
 
     features: Tensor
@@ -49,7 +49,7 @@ class Candidates:
 
     @classmethod
     def checked(cls, features: Tensor, dim: int) -> "Candidates":
-        """Takes what `PairSelection.select` takes, and raises its errors."""
+        """Check features as `PairSelection.select` takes them, and raise its errors."""
         if features.ndim != 3 or features.shape[2] != dim:
             raise UserError(
                 f"features of completions: got shape {tuple(features.shape)}, expected (prompts, completions a prompt, "
@@ -69,36 +69,35 @@ class Candidates:
             )
         usable = ~features.isnan().any(dim=2)
         features = features.masked_fill(~usable.unsqueeze(2), 0.0)
-        _, kind = torch.unique(features.flatten(0, 1), dim=0, return_inverse=True)
-        kind = kind.view_as(usable)
-        differ = kind.unsqueeze(2) != kind.unsqueeze(1)
+        _, distinct = torch.unique(features.flatten(0, 1), dim=0, return_inverse=True)
+        distinct = distinct.view_as(usable)  # [P, G], equal numbers for equal features
+        differ = distinct.unsqueeze(2) != distinct.unsqueeze(1)
         return cls(features, differ & usable.unsqueeze(2) & usable.unsqueeze(1))
 
 
 class PairSelection(ABC):
-    """A strategy: current rollouts -> the comparisons to have labelled."""
+    """A strategy that chooses which completions of a rollout are compared and labelled."""
 
     uses_uncertainty: bool = False
     """Whether it reads the estimator's inverse Hessian."""
 
     def select(self, features: Tensor, estimator: PreferenceEstimator, n_pairs: int, rng: np.random.Generator) -> Pairs:
-        """Chooses comparisons. The same arguments and state of `rng` give the same choice; ties go to the lower place.
+        """Choose comparisons. The same arguments and state of `rng` give the same choice; ties go to the lower index.
 
         Args:
             features: [P, G, D], any float dtype, one group of completions a prompt. NaN marks a completion that may not
-                be chosen: truncated, not scorable, or known to be another one's copy. Two completions with the same
-                features are never compared, as that teaches nothing.
+                be chosen: truncated, not scorable, or known to be a copy of another. Two completions with the same
+                features are never compared, as nothing can be learned from that.
             estimator: of D features; it is not changed.
-            n_pairs: how many to choose, above P as well. Fewer come back where there are not so many, and at most P
-                from the strategies that ask once a prompt: all but `UncertainPairs`.
-            rng: source of what the strategy leaves to chance.
+            n_pairs: how many to choose; may exceed P, but only `UncertainPairs` asks more than once a prompt.
+            rng: source of random choices, where the strategy makes any.
 
         Returns:
-            At most `n_pairs` different comparisons.
+            Up to `n_pairs` different comparisons; fewer where there are no more.
 
         Raises:
-            UserError: `n_pairs` is below 1; features of another shape, or infinite; an estimator that does not know
-                its uncertainty, where the strategy needs it.
+            UserError: `n_pairs` is below 1; `features` has another shape or infinite values; or the strategy needs the
+                uncertainty and the estimator does not know it.
         """
         if n_pairs < 1:
             raise UserError(f"pairs to choose: got {n_pairs}, expected at least 1")
@@ -108,10 +107,10 @@ class PairSelection(ABC):
     def _choose(
         self, candidates: Candidates, estimator: PreferenceEstimator, n_pairs: int, rng: np.random.Generator
     ) -> Pairs:
-        """`select`, after its checks."""
+        """Choose as `select` does, from checked candidates."""
 
     def _with_uncertainty(self, estimator: PreferenceEstimator) -> UncertainEstimator:
-        """The estimator, or an error where it does not know H^{-1}."""
+        """Return the estimator; `UserError` where it does not know H^{-1}."""
         if not isinstance(estimator, UncertainEstimator):
             raise UserError(
                 f"{type(self).__name__}: got {type(estimator).__name__}, expected an estimator that knows its "
@@ -121,16 +120,21 @@ class PairSelection(ABC):
 
 
 def random_prompts(candidates: Candidates, n_pairs: int, rng: np.random.Generator) -> list[int]:
-    """Up to `n_pairs` different prompts with something to compare, every such set and order equally likely."""
-    askable = candidates.comparable.any(dim=2).any(dim=1).nonzero().flatten().tolist()
-    return rng.permutation(askable)[:n_pairs].tolist()
+    """Return up to `n_pairs` prompts that have a pair, without replacement and in random order."""
+    prompts = candidates.comparable.any(dim=2).any(dim=1).nonzero().flatten().tolist()
+    return rng.permutation(prompts)[:n_pairs].tolist()
 
 
 class RandomPairs(PairSelection):
-    """Random prompts, and in each a random pair: what everything else is measured against.
+    """Random prompts, and in each a random pair: the baseline of arXiv 2502.07193.
 
-    All pairs of a prompt that may be compared are equally likely. With two completions a prompt, only the prompts are
-    left to chance.
+    All pairs of a prompt that may be compared are equally likely. With two completions a prompt only the prompts are
+    random.
+
+    >>> from grpovi_lightning.rewards.online import OnlineMirrorDescent
+    >>> features, estimator = torch.tensor([[[0.0], [1.0]]]), OnlineMirrorDescent(dim=1)
+    >>> RandomPairs().select(features, estimator, n_pairs=8, rng=np.random.default_rng(1))
+    Pairs(prompts=[0], first=[0], second=[1])
     """
 
     def _choose(
@@ -145,18 +149,22 @@ class RandomPairs(PairSelection):
 class UncertainPairs(PairSelection):
     """The pairs with the largest ||z|| in the norm of H^{-1} (arXiv 2502.07193, active setting).
 
-    The paper asks for one pair a round. Here a batch is chosen one by one. H gains s(z' theta_new) z z' from a pair,
-    where s(m) = sigmoid(m) (1 - sigmoid(m)) and theta_new is the estimate after the label, which is not known yet; at
-    the current theta the weight is s = s(z' theta), right up to what one round moves theta. So after each pick
+    The paper asks for one pair a round. Here the pairs of a round are picked one after the other, and each pick
+    down-dates H^{-1} as its label will. A labelled pair adds s'(z' theta_new) z z' to H. The label is not known yet and
+    so neither is theta_new; the weight s' at the current theta stands in for it. After each pick
 
-        H^{-1} <- H^{-1} - s / (1 + s q) v v',   v = H^{-1} z,   q = z' v,
+        H^{-1} <- H^{-1} - s' / (1 + s' q) v v',   v = H^{-1} z,   q = z' v,
 
-    and the q_j = z_j' H^{-1} z_j of all other pairs fall by s / (1 + s q) (z_j' v)^2: near copies of the picked pair
-    fall behind, and orthogonal ones stay. Several pairs of one prompt may be chosen, but no pair twice. Nothing is
-    left to chance.
+    and q_j = z_j' H^{-1} z_j of every other pair falls by s' / (1 + s' q) (z_j' v)^2. Near copies of the pick fall
+    behind, and orthogonal pairs stay. Several pairs of one prompt may be chosen, but no pair twice. Nothing is random.
 
     Degenerate cases: with one pair a round, the paper's rule. Before the first update, where H = lambda I, the first
-    pick is the pair of features that lie farthest apart.
+    pick is the two completions whose features are farthest apart:
+
+    >>> from grpovi_lightning.rewards.online import OnlineMirrorDescent
+    >>> features, estimator = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]]]), OnlineMirrorDescent(dim=2)
+    >>> UncertainPairs().select(features, estimator, n_pairs=1, rng=np.random.default_rng(1))
+    Pairs(prompts=[0], first=[1], second=[2])
 
     Costs O(P G D (D + G)) for the first quadratic forms and O(D^2 + P G (D + G)) a pick.
     """
@@ -168,12 +176,12 @@ class UncertainPairs(PairSelection):
     ) -> Pairs:
         estimator = self._with_uncertainty(estimator)
         inverse, theta = estimator.inverse.clone(), estimator.theta
-        # Differences do not change by this, and the forms below lose no digits to what all of a group have in common.
+        # Centring leaves differences as they are; the quadratic forms then lose no digits to a part that all share.
         features = candidates.features - candidates.features.mean(dim=1, keepdim=True)
         products = features @ inverse @ features.mT
         norms = products.diagonal(dim1=1, dim2=2)
         squared = norms.unsqueeze(2) + norms.unsqueeze(1) - 2.0 * products
-        left = candidates.comparable.triu()  # [P, G, G], so that a pair is met once
+        left = candidates.comparable.triu()  # [P, G, G]; the upper half has each pair once
         chosen: list[tuple[int, ...]] = []
         for _ in range(min(n_pairs, int(left.sum()))):
             place = squared.masked_fill(~left, -torch.inf).argmax()
@@ -184,17 +192,17 @@ class UncertainPairs(PairSelection):
             v = inverse @ z
             probability = torch.sigmoid(z @ theta)
             weight = probability * (1.0 - probability)
-            gain = weight / (1.0 + weight * (z @ v))
-            inverse.addr_(v, v, alpha=-gain.item())
+            factor = weight / (1.0 + weight * (z @ v))
+            inverse.addr_(v, v, alpha=-factor.item())
             shift = features @ v
-            squared -= gain * (shift.unsqueeze(2) - shift.unsqueeze(1)).square()
+            squared -= factor * (shift.unsqueeze(2) - shift.unsqueeze(1)).square()
         return Pairs(*([row[part] for row in chosen] for part in range(3)))
 
 
 class GreedySelection(PairSelection):
-    """The completion with the highest reward phi' theta, against one that the subclass decides on.
+    """The completion with the highest reward phi' theta, against the one with the highest `_score` of a subclass.
 
-    At most one pair a prompt; the prompts are left to chance.
+    At most one pair a prompt; the prompts are random.
     """
 
     def _choose(
@@ -205,59 +213,78 @@ class GreedySelection(PairSelection):
         rewards = estimator.reward(features)
         first = rewards.masked_fill(~comparable.any(dim=2), -torch.inf).argmax(dim=1)
         rows = torch.arange(len(prompts))
-        worth = self._worth(features, rewards, features[rows, first], estimator)
-        second = worth.masked_fill(~comparable[rows, first], -torch.inf).argmax(dim=1)
+        scores = self._score(features, rewards, features[rows, first], estimator)
+        second = scores.masked_fill(~comparable[rows, first], -torch.inf).argmax(dim=1)
         return Pairs(prompts, first.tolist(), second.tolist())
 
     @abstractmethod
-    def _worth(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
-        """What the second completion maximises: [n, G, D], [n, G], features [n, D] of the first -> [n, G]."""
+    def _score(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
+        """Return what the second completion maximises: [n, G, D], [n, G], features [n, D] of the first -> [n, G]."""
 
 
 class BestAgainstSecond(GreedySelection):
     """The two completions with the highest current reward phi' theta; a baseline of arXiv 2502.07193.
 
-    Copies of the best are passed over. Before the first update all rewards are 0, and these are the two at the lowest
-    places.
+    Copies of the best are passed over. Before the first update all rewards are 0, and the lowest indices are taken.
+
+    >>> from grpovi_lightning.rewards.online import OnlineMirrorDescent
+    >>> features, estimator = torch.tensor([[[1.0], [3.0], [2.0]]]), OnlineMirrorDescent(dim=1)
+    >>> estimator.update(torch.tensor([[1.0]]), torch.tensor([1]))  # theta = 0.4
+    >>> BestAgainstSecond().select(features, estimator, n_pairs=1, rng=np.random.default_rng(1))
+    Pairs(prompts=[0], first=[1], second=[2])
     """
 
-    def _worth(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
+    def _score(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
         return rewards
 
 
 class BestAgainstWorst(GreedySelection):
     """The completions with the highest and the lowest current reward phi' theta; a baseline of arXiv 2502.07193.
 
-    With two completions a prompt, and before the first update, where all rewards are 0, the same as
-    `BestAgainstSecond`.
+    The same as `BestAgainstSecond` with two completions a prompt, and before the first update, where all rewards are 0.
+
+    >>> from grpovi_lightning.rewards.online import OnlineMirrorDescent
+    >>> features, estimator = torch.tensor([[[1.0], [3.0], [2.0]]]), OnlineMirrorDescent(dim=1)
+    >>> estimator.update(torch.tensor([[1.0]]), torch.tensor([1]))  # theta = 0.4
+    >>> BestAgainstWorst().select(features, estimator, n_pairs=1, rng=np.random.default_rng(1))
+    Pairs(prompts=[0], first=[1], second=[0])
     """
 
-    def _worth(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
+    def _score(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
         return -rewards
 
 
 class OptimisticPairs(GreedySelection):
-    """The best completion a against the one that may be better (arXiv 2502.07193, deployment setting).
+    """The best completion a against the one most likely to be better (arXiv 2502.07193, deployment setting).
 
-    a' = argmax of phi(a')' theta + 2 beta ||phi(a') - phi(a)|| in the norm of H^{-1}. The paper lets a' be a itself;
-    that comparison teaches nothing, so here the features of a' differ from those of a.
+    a' = argmax of phi(a')' theta + 2 beta ||phi(a') - phi(a)|| in the norm of H^{-1}. Departure: the paper lets a' be a
+    itself. Nothing can be learned from that, so here the features of a' differ from those of a.
 
-    Degenerate cases: beta = 0 is `BestAgainstSecond`; for beta towards infinity a' is the completion about whose
-    difference from a least is known.
+    Degenerate cases: beta = 0 is `BestAgainstSecond`; as beta grows, a' is the completion whose difference from a is
+    the most uncertain:
+
+    >>> from grpovi_lightning.rewards.online import OnlineMirrorDescent
+    >>> features, estimator = torch.tensor([[[3.0], [2.0], [0.0]]]), OnlineMirrorDescent(dim=1)
+    >>> estimator.update(torch.tensor([[1.0]]), torch.tensor([1]))  # theta = 0.4
+    >>> [OptimisticPairs(beta).select(features, estimator, 1, np.random.default_rng(1)).second for beta in (0, 1)]
+    [[1], [2]]
     """
 
     uses_uncertainty = True
 
     def __init__(self, beta: float) -> None:
-        """Takes the weight of the uncertainty, in units of the reward.
+        """Check the weight.
+
+        Args:
+            beta: weight of the uncertainty; the paper's confidence radius.
 
         Raises:
-            UserError: it is negative or not finite.
+            UserError: `beta` is negative or not finite.
         """
         if not 0.0 <= beta < float("inf"):
             raise UserError(f"OptimisticPairs beta: got {beta}, expected a finite number that is not negative")
         self.beta = beta
 
-    def _worth(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
+    def _score(self, features: Tensor, rewards: Tensor, best: Tensor, estimator: PreferenceEstimator) -> Tensor:
         estimator = self._with_uncertainty(estimator)
         return rewards + 2.0 * self.beta * estimator.uncertainty(features - best.unsqueeze(1))

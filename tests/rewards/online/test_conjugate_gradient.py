@@ -18,17 +18,28 @@ def positive_definite(n, seed, smallest=0.1, largest=10.0):
 
 
 def solve(matrix, right_hand_side, n_steps, dtype=torch.float64, floor=0.1):
-    matrix = torch.tensor(matrix, dtype=dtype)
-    return conjugate_gradient(matrix.mv, torch.tensor(right_hand_side, dtype=dtype), n_steps, floor)
+    return counted(matrix, right_hand_side, n_steps, dtype, floor)[0]
+
+
+def counted(matrix, right_hand_side, n_steps, dtype=torch.float64, floor=0.1):
+    """What was found, and how many products with the matrix it took."""
+    matrix, vectors = torch.tensor(matrix, dtype=dtype), []
+
+    def product(vector):
+        vectors.append(vector)
+        return matrix.mv(vector)
+
+    found = conjugate_gradient(product, torch.tensor(right_hand_side, dtype=dtype), n_steps, floor)
+    return found, len(vectors)
 
 
 @given(n=st.integers(1, 9), seed=SEEDS)
 def test_as_many_steps_as_dimensions_solve_the_system(n, seed):
     matrix, b = positive_definite(n, seed)
-    found = solve(matrix, b, n)
+    found, n_products = counted(matrix, b, n)
 
     np.testing.assert_allclose(found.solution, np.linalg.solve(matrix, b), rtol=0, atol=1e-9 * np.abs(b).max() / 0.1)
-    assert not found.negative_curvature and found.n_products <= n
+    assert not found.negative_curvature and n_products <= n
 
 
 @given(n=st.integers(3, 12), k=st.integers(1, 4), seed=SEEDS)
@@ -58,17 +69,17 @@ def test_steps_beyond_the_solution_are_not_taken(dtype):
     z = rng.normal(size=(3, 50))
     matrix, b = z.T @ z + 0.1 * np.eye(50), z.T @ rng.normal(size=3)  # b lies in three eigenvectors
 
-    found = solve(matrix, b, 200, dtype)
+    found, n_products = counted(matrix, b, 200, dtype)
 
     np.testing.assert_allclose(found.solution, np.linalg.solve(matrix, b), rtol=0, atol=10 * torch.finfo(dtype).eps)
-    assert 3 <= found.n_products <= 6
+    assert 3 <= n_products <= 6
     assert not found.negative_curvature
 
 
 def test_a_zero_gradient_takes_no_step():
-    found = solve(np.eye(4), np.zeros(4), 3)
+    found, n_products = counted(np.eye(4), np.zeros(4), 3)
 
-    assert found.n_products == 0
+    assert n_products == 0
     assert found.solution.tolist() == [0.0] * 4
     assert not found.negative_curvature
 
@@ -77,10 +88,10 @@ def test_tiny_gradients_do_not_underflow_in_single_precision():
     matrix, b = positive_definite(6, seed=1)
     scale = 2.0**-90
 
-    found = solve(matrix, b * scale, 4, torch.float32)
+    found, n_products = counted(matrix, b * scale, 4, torch.float32)
 
     torch.testing.assert_close(found.solution / scale, solve(matrix, b, 4, torch.float32).solution, rtol=0, atol=0)
-    assert found.n_products == 4
+    assert n_products == 4
 
 
 @pytest.mark.parametrize(
@@ -93,10 +104,10 @@ def test_tiny_gradients_do_not_underflow_in_single_precision():
     ],
 )
 def test_a_gradient_of_negative_curvature_is_divided_by_its_size_or_the_floor(curvatures, b, expected):
-    found = solve(np.diag(curvatures), np.array(b), 3, floor=0.5)
+    found, n_products = counted(np.diag(curvatures), np.array(b), 3, floor=0.5)
 
     assert found.solution.tolist() == [expected, expected]
-    assert found.negative_curvature and found.n_products == 1
+    assert found.negative_curvature and n_products == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -106,10 +117,10 @@ def test_the_answer_does_not_depend_on_the_scale_of_the_function(dtype, n, k, po
     matrix, b = rng.normal(size=(n, n)), rng.normal(size=n)
     matrix, scale = matrix + matrix.T, 2.0**power
 
-    found, scaled = (solve(s * matrix, s * b, k, dtype, floor=s * 0.1) for s in (1.0, scale))
+    (found, n_products), (scaled, n_scaled) = (counted(s * matrix, s * b, k, dtype, s * 0.1) for s in (1.0, scale))
 
     assert torch.equal(found.solution, scaled.solution)
-    assert found[1:] == scaled[1:]
+    assert (found.negative_curvature, n_products) == (scaled.negative_curvature, n_scaled)
 
 
 def test_the_floor_has_no_say_where_the_first_curvature_is_positive():
@@ -121,9 +132,9 @@ def test_the_floor_has_no_say_where_the_first_curvature_is_positive():
 def test_later_negative_curvature_ends_at_the_last_minimum():
     matrix, b = np.diag([5.0, 4.0, -1.0]), np.array([1.0, 1.0, 0.1])
 
-    found = solve(matrix, b, 3)
+    found, n_products = counted(matrix, b, 3)
 
-    assert found.negative_curvature and found.n_products == 3
+    assert found.negative_curvature and n_products == 3
     krylov = np.stack([b, matrix @ b], axis=1)
     minimum = krylov @ np.linalg.solve(krylov.T @ matrix @ krylov, krylov.T @ b)
     np.testing.assert_allclose(found.solution, minimum, rtol=0, atol=1e-12)

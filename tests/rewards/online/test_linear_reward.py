@@ -97,7 +97,7 @@ def test_a_round_is_an_update_with_the_chosen_differences_and_their_labels(linea
     reward = linear(estimator=estimator, online=sure(pairs_per_round=3))
     asked, answer = [], reward.online.oracle.answer
     reward.online.oracle.answer = lambda *a: (asked.extend(a[1]), answer(*a))[1]
-    lesson = reward.learn(rollout, seed=1)
+    update = reward.learn(rollout, seed=1)
 
     features, gold = phi(reward, tiny_tokenizer), torch.tensor(words(None, rollout.texts, None))
     z = torch.stack([features[q.first] - features[q.second] for q in asked])
@@ -105,7 +105,7 @@ def test_a_round_is_an_update_with_the_chosen_differences_and_their_labels(linea
     expected = estimator(32)
     expected.update(z, y)
     assert len(asked) == 3 and {q.first // 3 for q in asked} == {0, 1, 2}
-    assert lesson.changed and reward.estimator.n_pairs == 3
+    assert update.changed and reward.estimator.n_pairs == 3
     torch.testing.assert_close(reward.estimator.theta, expected.theta, rtol=1e-4, atol=1e-6)
 
 
@@ -180,51 +180,51 @@ def test_a_seed_and_a_step_choose_the_questions(linear, rollout):
     assert len({tuple(places(seed, step)) for seed in (1, 2, 3) for step in (0, 4)}) > 3
 
 
-class Mute(Oracle):
-    """Says nothing until `speaks`; then prefers the first of everything asked so far."""
+class LateOracle(Oracle):
+    """Leaves all unanswered until `ready`; then prefers the first of everything asked so far."""
 
-    speaks = False
+    ready = False
 
     def answer(self, rollout, questions, unanswered, seed):
         names = [*unanswered, *(question.name for question in questions)]
-        return Answers(dict.fromkeys(names, 1)) if self.speaks else Answers({}, problems=["nobody answers"])
+        return Answers(dict.fromkeys(names, 1)) if self.ready else Answers({}, problems=["nobody answers"])
 
 
 def test_questions_without_an_answer_wait_and_nothing_is_lost(linear, tiny_tokenizer, rollout):
-    oracle = Mute()
+    oracle = LateOracle()
     reward = linear(online=OnlineLearning(oracle, every_n_steps=1, pairs_per_round=2))
     before = reward.components(rollout)["reward_model"]
-    lesson = reward.learn(rollout, seed=1)
-    assert not lesson.changed and lesson.problems == ["nobody answers"]
-    assert lesson.metrics[keys.ONLINE_UNANSWERED] == 2.0 and keys.ONLINE_PAIR_ACCURACY not in lesson.metrics
+    update = reward.learn(rollout, seed=1)
+    assert not update.changed and update.problems == ["nobody answers"]
+    assert update.metrics[keys.ONLINE_UNANSWERED] == 2.0 and keys.ONLINE_PAIR_ACCURACY not in update.metrics
     assert torch.equal(reward.components(rollout)["reward_model"], before)
 
     state = reward.get_extra_state()
     resumed = linear(online=OnlineLearning(oracle, every_n_steps=1, pairs_per_round=2))
     resumed.set_extra_state(state)
-    oracle.speaks = True
+    oracle.ready = True
     waited = list(resumed.online.pending.values())
-    lesson = resumed.learn(replace(rollout, step=1), seed=1)
-    assert lesson.changed and lesson.metrics[keys.ONLINE_LABELS] == 4.0 and resumed.online.pending == {}
+    update = resumed.learn(replace(rollout, step=1), seed=1)
+    assert update.changed and update.metrics[keys.ONLINE_LABELS] == 4.0 and resumed.online.pending == {}
     assert len(waited) == 2 and resumed.estimator.n_pairs == 4
 
 
 def test_an_answer_that_comes_late_teaches_what_it_would_have_taught(linear, rollout):
-    late = linear(online=OnlineLearning(Mute(), every_n_steps=1, pairs_per_round=2, max_labels=2))
+    late = linear(online=OnlineLearning(LateOracle(), every_n_steps=1, pairs_per_round=2, max_labels=2))
     late.learn(rollout, seed=1)
-    late.online.oracle.speaks = True
+    late.online.oracle.ready = True
     late.learn(replace(rollout, step=1), seed=1)  # asks nothing more: two labels are all there may be
-    prompt = linear(online=OnlineLearning(Mute(), every_n_steps=1, pairs_per_round=2, max_labels=2))
-    prompt.online.oracle.speaks = True
+    prompt = linear(online=OnlineLearning(LateOracle(), every_n_steps=1, pairs_per_round=2, max_labels=2))
+    prompt.online.oracle.ready = True
     prompt.learn(rollout, seed=1)
     assert late.progress() == prompt.progress() == {keys.ONLINE_LABELS: 2.0, keys.ONLINE_UNANSWERED: 0.0}
     assert torch.equal(late.estimator.theta, prompt.estimator.theta)
 
 
-class Slow(Mute):
+class Slow(LateOracle):
     """Wants to be asked three times before it answers."""
 
-    speaks = True
+    ready = True
     calls = 0
 
     def answer(self, rollout, questions, unanswered, seed):
@@ -237,12 +237,12 @@ def test_an_oracle_that_waits_is_asked_again_until_the_run_is_to_stop(linear, ro
     patient = linear(online=OnlineLearning(Slow(), pairs_per_round=2))
     assert patient.learn(rollout, seed=1).changed and patient.online.oracle.calls == 3
     hurried = linear(online=OnlineLearning(Slow(), pairs_per_round=2))
-    lesson = hurried.learn(rollout, seed=1, stopping=lambda: True)
-    assert not lesson.changed and hurried.online.oracle.calls == 1 and len(hurried.online.pending) == 2
+    update = hurried.learn(rollout, seed=1, stopping=lambda: True)
+    assert not update.changed and hurried.online.oracle.calls == 1 and len(hurried.online.pending) == 2
 
 
 def test_open_questions_keep_their_own_numbers_only(linear, rollout):
-    reward = linear(online=OnlineLearning(Mute(), pairs_per_round=2))
+    reward = linear(online=OnlineLearning(LateOracle(), pairs_per_round=2))
     reward.learn(rollout, seed=1)
     for z in reward.online.pending.values():
         assert z.untyped_storage().nbytes() == 32 * 8
@@ -254,9 +254,9 @@ def test_a_person_answers_through_files(linear, rollout, tmp_path):
     questions = [json.loads(line) for line in (tmp_path / "questions" / "00000000.jsonl").read_text().splitlines()]
     lines = [json.dumps({"name": q["name"], "label": int(len(q["first"]) > len(q["second"]))}) for q in questions]
     (tmp_path / "answers" / "me.jsonl").write_text("\n".join(lines))
-    lesson = reward.learn(replace(rollout, step=1), seed=1)
+    update = reward.learn(replace(rollout, step=1), seed=1)
     assert (
-        lesson.changed and lesson.metrics[keys.ONLINE_LABELS] == 2.0 and lesson.metrics[keys.ONLINE_UNANSWERED] == 2.0
+        update.changed and update.metrics[keys.ONLINE_LABELS] == 2.0 and update.metrics[keys.ONLINE_UNANSWERED] == 2.0
     )
 
 
@@ -290,8 +290,8 @@ def test_a_composite_learns_through_its_one_part_that_does(linear, tiny_tokenize
     plain = CompositeReward([linear(), RewardFunction(words)])
     assert not plain.learns and not plain.learn(rollout, seed=1).changed
     watched = CompositeReward([linear(online=sure(pairs_per_round=2)), RewardFunction(words)], [0.0, 1.0])
-    lesson = watched.learn(rollout, seed=1)
-    assert not lesson.changed and lesson.metrics[keys.ONLINE_LABELS] == 2.0
+    update = watched.learn(rollout, seed=1)
+    assert not update.changed and update.metrics[keys.ONLINE_LABELS] == 2.0
     with pytest.raises(UserError, match="got 2 parts that learn, expected at most one"):
         CompositeReward([part, linear(online=sure(), name="other")])
 
@@ -347,12 +347,12 @@ def _rank(rank, folder, policy_folder):
     torch.save((reward.estimator.theta, reward.progress()), f"{folder}/{rank}.pt")
 
 
-def _silent_rank(rank, folder, policy_folder):
+def _unanswered_rank(rank, folder, policy_folder):
     """Nobody answers: both go on after the same wait."""
     reward, rollout = _two_prompts(policy_folder)
     reward.online.oracle = FileOracle(f"{folder}/oracle", timeout_seconds=0.3, poll_seconds=0.05)
-    lesson = reward.learn(rollout.select([rank]), seed=1)
-    assert not lesson.changed and len(reward.online.pending) == 2
+    update = reward.learn(rollout.select([rank]), seed=1)
+    assert not update.changed and len(reward.online.pending) == 2
 
 
 def _failing_rank(rank, folder, policy_folder):
@@ -376,7 +376,8 @@ def test_two_ranks_learn_what_one_process_learns(policy_folder, tmp_path):
     alone.learn(rollout, seed=1)
     for rank in range(2):
         theta, progress = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(theta, alone.estimator.theta, rtol=1e-5, atol=1e-7)
+        # Features are float32 and their last bits depend on the batch; that moves small entries as far as large ones.
+        assert (theta - alone.estimator.theta).norm() <= 1e-5 * alone.estimator.theta.norm()
         assert progress == alone.progress() == {keys.ONLINE_LABELS: 2.0, keys.ONLINE_UNANSWERED: 0.0}
 
 
@@ -387,5 +388,5 @@ def test_an_oracle_that_fails_on_the_first_rank_fails_on_all(policy_folder, tmp_
 
 @pytest.mark.slow
 def test_two_ranks_wait_and_go_on_together(policy_folder, tmp_path):
-    run_in_two_processes(_silent_rank, tmp_path, str(policy_folder))
+    run_in_two_processes(_unanswered_rank, tmp_path, str(policy_folder))
     assert len(list((tmp_path / "oracle" / "questions").iterdir())) == 1
