@@ -33,7 +33,7 @@ from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
 from grpovi_lightning.modules.work import policy_work
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
 from grpovi_lightning.rewards import Reward
-from grpovi_lightning.rewards.base import Lesson
+from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
@@ -225,7 +225,7 @@ class GRPOModule(FrozenLeftOut):
         """Return the prompts of each update on a rollout."""
         return self.updater.minibatches(rollout, resolve_seed(self.seed))
 
-    def learn(self, rollout: Rollout) -> Lesson:
+    def learn(self, rollout: Rollout) -> RewardUpdate:
         """Let the reward learn from the completions that the policy was trained on."""
         with phase(keys.STEP_TIME_REWARD):
             return self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)

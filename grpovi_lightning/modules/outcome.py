@@ -10,7 +10,7 @@ from torch import Tensor
 from grpovi_lightning.adjustment import Adjusted
 from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.modules.update_metrics import UpdateResult
-from grpovi_lightning.rewards.base import Lesson
+from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.structures import Experience, Rollout
 
 _OUTCOME, _COST = "outcome", "cost"
@@ -38,7 +38,7 @@ class StepOutcome:
     advantages: Tensor
     experience: Experience
     updates: Sequence[UpdateResult]
-    learned: Lesson
+    learned: RewardUpdate
     adjustment: str
     adjusts: bool
 

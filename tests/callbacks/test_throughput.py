@@ -28,7 +28,7 @@ from grpovi_lightning.modules.logging import log_scalars
 from grpovi_lightning.modules.outcome import PolicyWork, StepCost, StepOutcome, as_outputs
 from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.modules.work import matrix_weights, policy_work
-from grpovi_lightning.rewards.base import Lesson
+from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.structures import Experience, PromptBatch, Rollout
 
 PHASES = ["prefill", "decode", "reference", "reward", "adjustment", "forward", "backward", "optimizer"]
@@ -292,7 +292,7 @@ def outcome_of_rollout(rollout):
     rewards = torch.zeros(len(rollout.prompts), rollout.group_size)
     scored = ScoredRollout(rollout, {}, rewards, rollout.lengths.sum())
     return StepOutcome(
-        rollout, scored, Adjusted(rewards), rewards, experience_of(rollout), [], Lesson(), "IdentityAdjustment", False
+        rollout, scored, Adjusted(rewards), rewards, experience_of(rollout), [], RewardUpdate(), "IdentityAdjustment", False
     )
 
 
