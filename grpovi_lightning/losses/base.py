@@ -120,7 +120,14 @@ class PolicyLoss(ABC):
         """
         if self.beta > 0 and ref_logprobs is None:
             raise ValueError(f"ref_logprobs: got None, expected [B, T] because beta is {self.beta}")
-        _check_shapes(logprobs, old_logprobs, advantages, completion_mask, ref_logprobs, sampling_weights)
+        _check_shapes(
+            logprobs,
+            advantages,
+            old_logprobs=old_logprobs,
+            completion_mask=completion_mask,
+            ref_logprobs=ref_logprobs,
+            sampling_weights=sampling_weights,
+        )
         mask = completion_mask.bool()
         dtype = torch.promote_types(logprobs.dtype, torch.float32)
 
@@ -146,23 +153,10 @@ class PolicyLoss(ABC):
         return LossOutput(total / torch.where(count == 0, 1.0, count), metrics)
 
 
-def _check_shapes(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    completion_mask: Tensor,
-    ref_logprobs: Tensor | None,
-    sampling_weights: Tensor | None,
-) -> None:
+def _check_shapes(logprobs: Tensor, advantages: Tensor, **per_token: Tensor | None) -> None:
     """Refuse shapes that differ: broadcasting a [B, 1] where [B, T] is meant would hide the mistake."""
     if logprobs.ndim != 2:
         raise ValueError(f"logprobs: got shape {list(logprobs.shape)}, expected [B, T]")
-    per_token = {
-        "old_logprobs": old_logprobs,
-        "completion_mask": completion_mask,
-        "ref_logprobs": ref_logprobs,
-        "sampling_weights": sampling_weights,
-    }
     for name, tensor in per_token.items():
         if tensor is not None and tensor.shape != logprobs.shape:
             raise ValueError(

@@ -33,11 +33,7 @@ class DrGRPOLoss(ClippedLoss):
 
         Args:
             max_completion_length: the constant, in tokens: that of the sampling; another one only scales the loss.
-            beta: coefficient of the KL penalty; 0 needs no reference model.
-            epsilon: lower clip range.
-            epsilon_high: upper clip range; None is `epsilon`.
-            delta: largest ratio of tokens with negative advantage, above 1 + epsilon_high; None is no cap.
-            kl: the estimator that is penalised; default `K3`.
+            beta, epsilon, epsilon_high, delta, kl: as in `ClippedLoss`.
         """
         super().__init__(beta, epsilon, epsilon_high, delta, kl)
         if not 1 <= max_completion_length < float("inf"):
