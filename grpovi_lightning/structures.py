@@ -18,10 +18,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def _move(value: Any, device: torch.device | str) -> Any:
-    return value.to(device) if isinstance(value, Tensor | PromptBatch) else value
-
-
 @dataclass(frozen=True)
 class PromptBatch:
     """Prompts as text, with the columns that reward functions read.
@@ -169,7 +165,8 @@ class Rollout:
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to `device`."""
-        return replace(self, **{field.name: _move(getattr(self, field.name), device) for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | PromptBatch)})
 
 
 @dataclass(frozen=True)

@@ -126,14 +126,14 @@ class VarianceIncrease(Adjustment):
 
     The paper leaves `weights` and `range` open for a learned reward; `ties` departs from it.
 
-        >>> from grpovi_lightning.adjustment import FixedRange, UniformWeights
-        >>> from grpovi_lightning.structures import PromptBatch
-        >>> ids, mask = torch.ones(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool)
-        >>> rollout = Rollout(PromptBatch(["a prompt"], torch.tensor([0]), {}), 3, 0, ids[:1], mask[:1], ids, mask,
-        ...                   torch.zeros(3, 1), ~mask[:, 0], ["one", "two", "three"])  # P = 1, G = 3, T = 1
-        >>> adjustment = VarianceIncrease(UniformWeights(), FixedRange(lower=0.0, upper=1.0))
-        >>> adjustment(torch.tensor([[0.25, 0.75, 0.5]]), rollout).rewards.tolist()  # the mean stays 0.5
-        [[0.0, 1.0, 0.5]]
+    >>> from grpovi_lightning.adjustment import FixedRange, UniformWeights
+    >>> from grpovi_lightning.structures import PromptBatch
+    >>> ids, mask = torch.ones(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool)
+    >>> rollout = Rollout(PromptBatch(["a prompt"], torch.tensor([0]), {}), 3, 0, ids[:1], mask[:1], ids, mask,
+    ...                   torch.zeros(3, 1), ~mask[:, 0], ["one", "two", "three"])  # P = 1, G = 3, T = 1
+    >>> adjustment = VarianceIncrease(UniformWeights(), FixedRange(lower=0.0, upper=1.0))
+    >>> adjustment(torch.tensor([[0.25, 0.75, 0.5]]), rollout).rewards.tolist()  # the mean stays 0.5
+    [[0.0, 1.0, 0.5]]
     """
 
     changes_pairs = False

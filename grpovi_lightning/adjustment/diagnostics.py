@@ -19,11 +19,11 @@ def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Ten
 
     Completions that were not scored do not count, nor do groups in which none was.
 
-        >>> rewards, adjusted, zeros = torch.tensor([[0.75, 0.25]]), torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
-        >>> increase = Increase(rewards, adjusted, zeros, torch.zeros(1, 1), torch.ones(1, 1))
-        >>> metrics = increase_metrics(increase, rewards - 0.5, adjusted - 0.5)
-        >>> metrics["adjustment/variance_before"].item(), metrics["adjustment/variance_after"].item()
-        (0.0625, 0.25)
+    >>> rewards, adjusted, zeros = torch.tensor([[0.75, 0.25]]), torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+    >>> increase = Increase(rewards, adjusted, zeros, torch.zeros(1, 1), torch.ones(1, 1))
+    >>> metrics = increase_metrics(increase, rewards - 0.5, adjusted - 0.5)
+    >>> metrics["adjustment/variance_before"].item(), metrics["adjustment/variance_after"].item()
+    (0.0625, 0.25)
 
     Args:
         increase: the problem and its solution.

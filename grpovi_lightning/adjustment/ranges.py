@@ -87,11 +87,11 @@ class RunningRange(RewardRange):
     during the run, the range starts anew after each of its rounds, because rewards of the model before bound nothing.
     The range is part of the checkpoint, so that a resumed run goes on with it.
 
-        >>> reward_range = RunningRange()
-        >>> _ = reward_range(torch.tensor([[0.5, 2.0]]))
-        >>> _, lower, upper = reward_range(torch.tensor([[-1.0, 1.0]]))
-        >>> lower.tolist(), upper.tolist()
-        ([[-1.0]], [[2.0]])
+    >>> reward_range = RunningRange()
+    >>> _ = reward_range(torch.tensor([[0.5, 2.0]]))
+    >>> _, lower, upper = reward_range(torch.tensor([[-1.0, 1.0]]))
+    >>> lower.tolist(), upper.tolist()
+    ([[-1.0]], [[2.0]])
     """
 
     lower: Tensor
@@ -107,7 +107,7 @@ class RunningRange(RewardRange):
         self.upper.fill_(-torch.inf)
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Smallest and largest in one maximum, and so in one collective over the ranks.
+        # The smallest as the largest of the negated: one maximum, and one collective over the ranks, for both.
         both = torch.stack([-rewards, rewards]).double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         negated, highest = _max_over_ranks(both.amax(dim=(1, 2))).tolist()
         before = self.lower.item(), self.upper.item()
@@ -133,9 +133,9 @@ class SigmoidRange(RewardRange):
     Centre and scale are fitted once: mean and standard deviation over all ranks of the first training batch whose
     rewards differ. A reward that learns is fitted again after each change. Both are part of the checkpoint.
 
-        >>> rewards, lower, upper = SigmoidRange(centre=1.0, scale=2.0)(torch.tensor([[1.0, 3.0, -1.0]]))
-        >>> [round(reward, 3) for reward in rewards[0].tolist()]
-        [0.5, 0.731, 0.269]
+    >>> rewards, lower, upper = SigmoidRange(centre=1.0, scale=2.0)(torch.tensor([[1.0, 3.0, -1.0]]))
+    >>> [round(reward, 3) for reward in rewards[0].tolist()]
+    [0.5, 0.731, 0.269]
     """
 
     moves_rewards = True
@@ -157,9 +157,8 @@ class SigmoidRange(RewardRange):
                 f"sigmoid range: got centre {centre}, scale {scale}; expected finite numbers, scale above 0"
             )
         self.is_given = centre is not None
-        fitted = (torch.nan, torch.nan) if centre is None or scale is None else (centre, scale)
-        self.register_buffer("centre", torch.tensor(fitted[0], dtype=torch.float64))
-        self.register_buffer("scale", torch.tensor(fitted[1], dtype=torch.float64))
+        self.register_buffer("centre", torch.tensor(torch.nan if centre is None else centre, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(torch.nan if scale is None else scale, dtype=torch.float64))
 
     def reward_changed(self) -> None:
         if not self.is_given:
@@ -170,13 +169,12 @@ class SigmoidRange(RewardRange):
         values = rewards.double()
         if bool(self.scale.isnan()):
             self._fit(values)
-        # Still nothing fitted means that all rewards so far are equal: they stay so, in the middle.
-        bent = torch.where(values.isnan(), values, 0.5) if bool(self.scale.isnan()) else self._bend(values)
+        if bool(self.scale.isnan()):  # all rewards so far are equal, and stay so in the middle
+            bent = torch.where(values.isnan(), values, 0.5)
+        else:
+            bent = ((values - self.centre) / self.scale).sigmoid()
         lower = torch.zeros_like(bent[:, :1])
         return bent, lower, torch.ones_like(lower)
-
-    def _bend(self, values: Tensor) -> Tensor:
-        return ((values - self.centre) / self.scale).sigmoid()
 
     def _fit(self, values: Tensor) -> None:
         """Fit mean and standard deviation over all ranks, unless every reward of the batch is equal."""

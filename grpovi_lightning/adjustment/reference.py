@@ -9,9 +9,9 @@ def enumeration_search(rewards: ArrayLike, weights: ArrayLike, lower: float, upp
 
     An extreme point has the k largest rewards at `upper`, the next l - k at one value alpha, the rest at `lower`.
 
-        >>> adjusted, objective = enumeration_search([0.75, 0.5, 0.25], [1.0, 1.0, 2.0], lower=0.0, upper=1.0)
-        >>> adjusted.tolist(), objective  # 1/4 * 1 + 1/4 * 0.75^2
-        ([1.0, 0.75, 0.0], 0.390625)
+    >>> adjusted, objective = enumeration_search([0.75, 0.5, 0.25], [1.0, 1.0, 2.0], lower=0.0, upper=1.0)
+    >>> adjusted.tolist(), objective  # 1/4 * 1 + 1/4 * 0.75^2
+    ([1.0, 0.75, 0.0], 0.390625)
 
     Args:
         rewards: [n], within [lower, upper].
@@ -38,9 +38,9 @@ def one_pass_search(rewards: ArrayLike, weights: ArrayLike, lower: float, upper:
     Each feasible move raises the objective (Lemma 5); of two the better is taken. Arguments and result are those of
     `enumeration_search`.
 
-        >>> adjusted, objective = one_pass_search([0.75, 0.5, 0.25], [1.0, 1.0, 2.0], lower=0.0, upper=1.0)
-        >>> adjusted.tolist(), objective
-        ([1.0, 0.75, 0.0], 0.390625)
+    >>> adjusted, objective = one_pass_search([0.75, 0.5, 0.25], [1.0, 1.0, 2.0], lower=0.0, upper=1.0)
+    >>> adjusted.tolist(), objective
+    ([1.0, 0.75, 0.0], 0.390625)
     """
     r, p, order = _sorted(rewards, weights)
     k, last = 0, len(r)

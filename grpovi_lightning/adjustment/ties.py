@@ -35,9 +35,9 @@ class SplitTies(Ties):
 
     Among equal rewards the one that was sampled first gets the higher value.
 
-        >>> from grpovi_lightning.adjustment import increase_variance
-        >>> increase_variance(torch.tensor([[0.5, 0.5, 0.25, 0.25]]), lower=0.0, upper=1.0, ties="split").tolist()
-        [[1.0, 0.5, 0.0, 0.0]]
+    >>> from grpovi_lightning.adjustment import increase_variance
+    >>> increase_variance(torch.tensor([[0.5, 0.5, 0.25, 0.25]]), lower=0.0, upper=1.0, ties="split").tolist()
+    [[1.0, 0.5, 0.0, 0.0]]
     """
 
     def __call__(self, rewards: Tensor, sums: Sums) -> Sums:

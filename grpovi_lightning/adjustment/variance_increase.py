@@ -17,12 +17,12 @@ def increase_variance(
 ) -> Tensor:
     """Raise the weighted reward variance of each group as far as order, mean and bounds allow.
 
-        >>> rewards = torch.tensor([[0.25, 0.75, 0.5]])
-        >>> increase_variance(rewards, lower=0.0, upper=1.0).tolist()  # the mean stays 0.5
-        [[0.0, 1.0, 0.5]]
-        >>> weights = torch.tensor([[2.0, 1.0, 1.0]])  # the first completion is twice as likely
-        >>> increase_variance(rewards, weights.log(), lower=0.0, upper=1.0).tolist()  # the weighted mean stays 0.4375
-        [[0.0, 1.0, 0.75]]
+    >>> rewards = torch.tensor([[0.25, 0.75, 0.5]])
+    >>> increase_variance(rewards, lower=0.0, upper=1.0).tolist()  # the mean stays 0.5
+    [[0.0, 1.0, 0.5]]
+    >>> weights = torch.tensor([[2.0, 1.0, 1.0]])  # the first completion is twice as likely
+    >>> increase_variance(rewards, weights.log(), lower=0.0, upper=1.0).tolist()  # the weighted mean stays 0.4375
+    [[0.0, 1.0, 0.75]]
 
     For one group with rewards r and normalised weights p it solves
 

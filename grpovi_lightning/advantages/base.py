@@ -58,10 +58,6 @@ def centred(rewards: Tensor, scored: Tensor) -> Tensor:
 
     A group whose scored rewards are all equal, or that has fewer than two of them, is exactly 0.
 
-        >>> rewards = torch.tensor([[1.0, 0.0, 0.5, torch.nan]])
-        >>> centred(rewards, ~rewards.isnan())[0, :3].tolist()
-        [0.5, -0.5, 0.0]
-
     Args:
         rewards: [P, G] float.
         scored: [P, G] bool.

@@ -23,11 +23,11 @@ class GroupAdvantage(Advantage):
     Mean and standard deviations are those of the completions that have a reward. A group with fewer than two of them
     has advantages of exactly 0.
 
-        >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # mean 0.25, standard deviation 0.5
-        >>> GroupAdvantage(scale_rewards="none")(rewards).tolist()
-        [[0.75, -0.25, -0.25, -0.25]]
-        >>> [round(advantage, 3) for advantage in GroupAdvantage()(rewards)[0].tolist()]
-        [1.5, -0.5, -0.5, -0.5]
+    >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # mean 0.25, standard deviation 0.5
+    >>> GroupAdvantage(scale_rewards="none")(rewards).tolist()
+    [[0.75, -0.25, -0.25, -0.25]]
+    >>> [round(advantage, 3) for advantage in GroupAdvantage()(rewards)[0].tolist()]
+    [1.5, -0.5, -0.5, -0.5]
     """
 
     def __init__(self, scale_rewards: ScaleRewards = "group", eps: float = 1e-4) -> None:
@@ -62,7 +62,7 @@ class GroupAdvantage(Advantage):
 
 
 def _global_std(rewards: Tensor) -> Tensor:
-    """Return the standard deviation (Bessel) of the scored rewards of all ranks, a scalar; 0 of fewer than two."""
+    """Standard deviation with Bessel's correction over the scored rewards of all ranks; 0 of fewer than two."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         gathered = [torch.empty_like(rewards) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, rewards.contiguous())

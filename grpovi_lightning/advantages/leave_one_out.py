@@ -13,9 +13,9 @@ class LeaveOneOutAdvantage(Advantage):
     A_i = n / (n - 1) (r_i - mean of all): that of `GroupAdvantage` with `scale_rewards: none`, times a factor that is
     the same for every full group.
 
-        >>> import torch
-        >>> LeaveOneOutAdvantage()(torch.tensor([[1.0, 0.0, 0.5]])).tolist()  # 1 - (0 + 0.5) / 2 = 0.75
-        [[0.75, -0.75, 0.0]]
+    >>> import torch
+    >>> LeaveOneOutAdvantage()(torch.tensor([[1.0, 0.0, 0.5]])).tolist()  # 1 - (0 + 0.5) / 2 = 0.75
+    [[0.75, -0.75, 0.0]]
 
     Degenerate cases: groups of equal rewards, and those with fewer than two scored completions, are exactly 0.
 

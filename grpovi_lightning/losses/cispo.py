@@ -16,11 +16,11 @@ class CISPOLoss(PolicyLoss):
 
     No token loses its gradient, however far its ratio has moved.
 
-        >>> import torch
-        >>> logprobs, old = torch.full((2, 2), -1.0), torch.full((2, 2), -4.0)  # a ratio of exp(3) = 20
-        >>> mask = torch.tensor([[True, True], [True, False]])
-        >>> CISPOLoss()(logprobs, old, torch.tensor([4.0, -2.0]), mask).loss.item()  # 5 * (4 + 4 - 2) / 3 tokens
-        10.0
+    >>> import torch
+    >>> logprobs, old = torch.full((2, 2), -1.0), torch.full((2, 2), -4.0)  # a ratio of exp(3) = 20
+    >>> mask = torch.tensor([[True, True], [True, False]])
+    >>> CISPOLoss()(logprobs, old, torch.tensor([4.0, -2.0]), mask).loss.item()  # 5 * (4 + 4 - 2) / 3 tokens
+    10.0
     """
 
     def __init__(self, beta: float = 0.0, epsilon_high: float = 5.0, kl: KLEstimator | None = None) -> None:

@@ -18,12 +18,12 @@ class ClippedLoss(PolicyLoss):
     The clip stops the gradient where A > 0 and rho is above its range, or A < 0 and rho below it. Where A < 0, a large
     rho is not clipped, but `delta` can cap it (two-sided clipping: INTELLECT-2, arXiv 2505.07291).
 
-        >>> old, logprobs = torch.tensor([[0.1, 0.1]]).log(), torch.tensor([[0.4, 0.1]]).log()  # ratios 4 and 1
-        >>> def mean_loss(advantage, **settings):
-        ...     mask = torch.ones(1, 2, dtype=torch.bool)
-        ...     return round(ClippedLoss(**settings)(logprobs, old, torch.tensor([advantage]), mask).loss.item(), 3)
-        >>> mean_loss(1.0), mean_loss(-1.0), mean_loss(-1.0, delta=3.0)  # -(1.2 + 1) / 2, (4 + 1) / 2, (3 + 1) / 2
-        (-1.1, 2.5, 2.0)
+    >>> old, logprobs = torch.tensor([[0.1, 0.1]]).log(), torch.tensor([[0.4, 0.1]]).log()  # ratios 4 and 1
+    >>> def mean_loss(advantage, **settings):
+    ...     mask = torch.ones(1, 2, dtype=torch.bool)
+    ...     return round(ClippedLoss(**settings)(logprobs, old, torch.tensor([advantage]), mask).loss.item(), 3)
+    >>> mean_loss(1.0), mean_loss(-1.0), mean_loss(-1.0, delta=3.0)  # -(1.2 + 1) / 2, (4 + 1) / 2, (3 + 1) / 2
+    (-1.1, 2.5, 2.0)
     """
 
     def __init__(

@@ -14,10 +14,10 @@ class DrGRPOLoss(ClippedLoss):
     Neither the length of a completion nor the number of tokens in the batch changes the weight of a token. The paper
     also leaves the advantages unscaled: combine with `GroupAdvantage(scale_rewards="none")`.
 
-        >>> logprobs, mask = torch.zeros(2, 2), torch.tensor([[True, True], [True, False]])
-        >>> loss = DrGRPOLoss(max_completion_length=4)(logprobs, logprobs, torch.tensor([4.0, -2.0]), mask).loss
-        >>> loss.item()  # (-4 - 4 + 2) / (2 sequences * 4 tokens)
-        -0.75
+    >>> logprobs, mask = torch.zeros(2, 2), torch.tensor([[True, True], [True, False]])
+    >>> loss = DrGRPOLoss(max_completion_length=4)(logprobs, logprobs, torch.tensor([4.0, -2.0]), mask).loss
+    >>> loss.item()  # (-4 - 4 + 2) / (2 sequences * 4 tokens)
+    -0.75
     """
 
     def __init__(
@@ -29,11 +29,9 @@ class DrGRPOLoss(ClippedLoss):
         delta: float | None = None,
         kl: KLEstimator | None = None,
     ) -> None:
-        """Set the constant and the hyper-parameters of `ClippedLoss`.
+        """Set the constant, in tokens, and the hyper-parameters of `ClippedLoss`.
 
-        Args:
-            max_completion_length: the constant, in tokens: that of the sampling; another one only scales the loss.
-            beta, epsilon, epsilon_high, delta, kl: as in `ClippedLoss`.
+        The constant is the `max_completion_length` of the sampling; another one only scales the loss.
         """
         super().__init__(beta, epsilon, epsilon_high, delta, kl)
         if not 1 <= max_completion_length < float("inf"):

@@ -14,10 +14,10 @@ class GRPOLoss(ClippedLoss):
 
     A token of a short completion weighs more than one of a long completion.
 
-        >>> logprobs, mask = torch.zeros(2, 2), torch.tensor([[True, True], [True, False]])
-        >>> loss = GRPOLoss()(logprobs, logprobs, torch.tensor([4.0, -2.0]), mask).loss
-        >>> loss.item()  # the mean of (-4 - 4) / 2 and 2 / 1
-        -1.0
+    >>> logprobs, mask = torch.zeros(2, 2), torch.tensor([[True, True], [True, False]])
+    >>> loss = GRPOLoss()(logprobs, logprobs, torch.tensor([4.0, -2.0]), mask).loss
+    >>> loss.item()  # the mean of (-4 - 4) / 2 and 2 / 1
+    -1.0
     """
 
     def total(self, token_loss: Tensor, mask: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ class GSPOLoss(GRPOLoss):
     ratios are shares of tokens, as in the other losses, where TRL counts sequences. With one update per rollout, or
     with completions of one token and the same clip range, this is `GRPOLoss`.
 
-        >>> import torch
-        >>> old, logprobs = torch.full((2, 2), 0.25).log(), torch.tensor([[0.5, 0.125], [0.25, 0.25]]).log()
-        >>> mask = torch.tensor([[True, True], [True, False]])
-        >>> loss = GSPOLoss()(logprobs, old, torch.tensor([4.0, -2.0]), mask).loss
-        >>> round(loss.item(), 3)  # sqrt(2 * 0.5) = 1 and 1, so the mean of -4 and 2
-        -1.0
+    >>> import torch
+    >>> old, logprobs = torch.full((2, 2), 0.25).log(), torch.tensor([[0.5, 0.125], [0.25, 0.25]]).log()
+    >>> mask = torch.tensor([[True, True], [True, False]])
+    >>> loss = GSPOLoss()(logprobs, old, torch.tensor([4.0, -2.0]), mask).loss
+    >>> round(loss.item(), 3)  # sqrt(2 * 0.5) = 1 and 1, so the mean of -4 and 2
+    -1.0
     """
 
     def __init__(

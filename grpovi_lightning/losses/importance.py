@@ -26,9 +26,9 @@ class TruncatedImportanceSampling(ImportanceSampling):
     Without a correction the gradient is biased by that difference; without the cap single tokens could dominate it
     (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
 
-        >>> import torch
-        >>> TruncatedImportanceSampling(cap=2.0)(torch.tensor([[0.0, 3.0]])).tolist()
-        [[1.0, 2.0]]
+    >>> import torch
+    >>> TruncatedImportanceSampling(cap=2.0)(torch.tensor([[0.0, 3.0]])).tolist()
+    [[1.0, 2.0]]
     """
 
     def __init__(self, cap: float = 2.0) -> None:

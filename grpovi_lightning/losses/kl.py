@@ -14,10 +14,10 @@ Near the reference the gradients of k2 and k3 differ only in second order. No es
 divergence of the tokens after it, and none is re-weighted for tokens that an older policy sampled (further updates on
 one rollout). At a token to which the policy gives 0.5 and the reference 0.25, in nats:
 
-    >>> import torch
-    >>> logprobs, ref_logprobs = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
-    >>> [round(estimator(logprobs, ref_logprobs).item(), 4) for estimator in (K1(), K2(), K3())]
-    [0.6931, 0.2402, 0.1931]
+>>> import torch
+>>> logprobs, ref_logprobs = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+>>> [round(estimator(logprobs, ref_logprobs).item(), 4) for estimator in (K1(), K2(), K3())]
+[0.6931, 0.2402, 0.1931]
 
 These are log 2, (log 2)^2 / 2 and 0.5 + log 2 - 1.
 """

@@ -20,10 +20,10 @@ class TokenStatistics(NamedTuple):
 def token_statistics(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenStatistics:
     """Return the log-probability of each id under softmax(logits / temperature), and that softmax's entropy, in nats.
 
-        >>> logits = torch.tensor([[0.25, 0.75]]).log()  # one token, a vocabulary of two
-        >>> found = token_statistics(logits, ids=torch.tensor([1]))
-        >>> round(found.logprobs.item(), 4), round(found.entropies.item(), 4)  # log 0.75, -sum p log p
-        (-0.2877, 0.5623)
+    >>> logits = torch.tensor([[0.25, 0.75]]).log()  # one token, a vocabulary of two
+    >>> found = token_statistics(logits, ids=torch.tensor([1]))
+    >>> round(found.logprobs.item(), 4), round(found.entropies.item(), 4)  # log 0.75, -sum p log p
+    (-0.2877, 0.5623)
 
     Args:
         logits: [..., V], of any float dtype; the computation is in float32.

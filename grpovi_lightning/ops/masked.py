@@ -7,8 +7,8 @@ from torch import Tensor
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum `values` where `mask` is true, over `dim` or over everything.
 
-        >>> masked_sum(torch.tensor([1.0, 2.0, torch.inf]), torch.tensor([True, True, False])).item()
-        3.0
+    >>> masked_sum(torch.tensor([1.0, 2.0, torch.inf]), torch.tensor([True, True, False])).item()
+    3.0
 
     Args:
         values: any shape.
@@ -34,9 +34,9 @@ def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     A mask that is true everywhere gives torch's own `mean` and `std`, to the last bit.
 
-        >>> mean, std = masked_moments(torch.tensor([[0.0, 0.0, 0.0, 1.0]]), torch.ones(1, 4, dtype=torch.bool))
-        >>> mean.tolist(), std.tolist()
-        ([[0.25]], [[0.5]])
+    >>> mean, std = masked_moments(torch.tensor([[0.0, 0.0, 0.0, 1.0]]), torch.ones(1, 4, dtype=torch.bool))
+    >>> mean.tolist(), std.tolist()
+    ([[0.25]], [[0.5]])
 
     Args:
         values: [P, G], float.

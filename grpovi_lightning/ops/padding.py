@@ -9,9 +9,9 @@ from torch import Tensor
 def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
     """Pad token lists at the end with `fill`.
 
-        >>> ids, mask = pad_right([[5, 6], [7]], fill=0)
-        >>> ids.tolist(), mask.tolist()
-        ([[5, 6], [7, 0]], [[True, True], [True, False]])
+    >>> ids, mask = pad_right([[5, 6], [7]], fill=0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6], [7, 0]], [[True, True], [True, False]])
 
     Returns:
         (ids [B, L] int64, mask [B, L] bool), with L the length of the longest list.
@@ -34,8 +34,8 @@ def pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
 def position_ids(mask: Tensor) -> Tensor:
     """Return the position of each token among the unmasked ones, so that padding shifts nothing.
 
-        >>> position_ids(torch.tensor([[False, False, True, True]])).tolist()
-        [[0, 0, 0, 1]]
+    >>> position_ids(torch.tensor([[False, False, True, True]])).tolist()
+    [[0, 0, 0, 1]]
 
     Args:
         mask: [B, L] bool.
