@@ -124,7 +124,7 @@ class VarianceIncrease(Adjustment):
     Degenerate cases: rewards that already sit at the two ends of the range (0/1 rewards with range [0, 1]) stay as
     they are; with two completions and standardised advantages nothing changes.
 
-    The paper leaves `weights` and `range` open for a learned reward; `ties` departs from it.
+    The default `weights` are the paper's. A learned reward has no given `range`, and `ties` may depart from the paper.
 
     >>> from grpovi_lightning.adjustment import FixedRange, UniformWeights
     >>> from grpovi_lightning.structures import PromptBatch

@@ -65,8 +65,8 @@ def increase_variance(
     # 1 - s is taken from the rewards, not from the rounded s: it must be exact also where s is nearly 1.
     log_s, log_rest = (torch.stack([r - low, high - r]) / (high - low)).log()
 
-    log_a = (log_p + log_s).flip(1).logcumsumexp(dim=1).flip(1)
-    log_b = pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)
+    log_a = (log_p + log_s).flip(1).logcumsumexp(dim=1).flip(1)  # flipped, because A runs from i to the end
+    log_b = pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)  # and B stops before i
     log_a, log_b, log_p = merge(r, Sums(log_a, log_b, log_p))
 
     # log(A - B) where A > B; elsewhere the mean is spent, its log is -inf, or NaN from -inf - -inf where A is 0.

@@ -66,7 +66,7 @@ def chunked_statistics(
     """
     kept_states, kept_ids = states[mask], ids[mask]
     with torch.no_grad():
-        vocabulary = head(kept_states[:1]).shape[-1]
+        vocabulary = head(kept_states[:1]).shape[-1]  # any callable can be a head, so ask it
     size = max(1, logits_at_once // vocabulary)
     chunks = list(zip(kept_states.split(size), kept_ids.split(size), strict=True))
     entropies: list[Tensor] = []

@@ -79,7 +79,7 @@ def render(instruction: Instruction) -> str:
     )
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=65_536)  # a prompt comes once for each of its completions
 def parse(prompt: str) -> Instruction:
     """Read an instruction back from its prompt: the inverse of `render`.
 

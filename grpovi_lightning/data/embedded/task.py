@@ -116,7 +116,7 @@ def write_task(
     partial.mkdir(parents=True)
     try:
         _write_files(partial, parameters, size, counts)
-        partial.rename(folder)
+        partial.rename(folder)  # only now, so that an interrupted run leaves no half of a task
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -101,7 +101,7 @@ def _affordable_moves(
         plan.clauses[i : i + 1] = [_Clause(part, direct=len(part) > 1) for part in (phrases[:cut], phrases[cut:])]
 
     def add_object() -> None:
-        plan.clauses[-1].phrases.append(Topic(pool.draw(lexicon.nouns)))
+        add_phrase()
         plan.clauses[-1].direct = True
 
     def make_indirect() -> None:
