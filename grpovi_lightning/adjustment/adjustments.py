@@ -41,7 +41,7 @@ class Increase:
 
 
 class Adjusted(NamedTuple):
-    """What an adjustment returns.
+    """Result of an adjustment.
 
     Attributes:
         rewards: [P, G] adjusted, to compute advantages from.

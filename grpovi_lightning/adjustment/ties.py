@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 
 class Sums(NamedTuple):
-    """What the closed form reads for each completion, in descending order of reward, [P, G] each.
+    """Terms of the closed form for each completion, in descending order of reward, [P, G] each.
 
     Attributes:
         log_below: log of A, the share of the mean that lies at and below it.

@@ -1,17 +1,17 @@
 """How much each completion of a group counts: the p_i of the variance increase, as unnormalised logs.
 
-One prompt with two completions, to which the reference gives probabilities of 0.25 (two tokens of 0.5 each) and 0.5:
+One prompt with two completions, to which the reference gives probabilities of 0.25 (two tokens of 0.5 each) and 0.75:
 
 >>> from grpovi_lightning.structures import PromptBatch
 >>> ids, mask = torch.ones(2, 2, dtype=torch.long), torch.tensor([[True, True], [True, False]])
->>> logprobs = torch.tensor([[0.5, 0.5], [0.5, 1.0]]).log()
+>>> logprobs = torch.tensor([[0.5, 0.5], [0.75, 1.0]]).log()
 >>> rollout = Rollout(PromptBatch(["a prompt"], torch.tensor([0]), {}), 2, 0, ids[:1], mask[:1], ids, mask,
 ...                   logprobs, ~mask[:, 0], ["one", "two"], ref_logprobs=logprobs)
 >>> for weights in (SequenceWeights(), SequenceWeights(temperature=2.0), TokenMeanWeights(), UniformWeights()):
 ...     print([round(p, 3) for p in weights(rollout)[0].softmax(dim=0).tolist()])
-[0.333, 0.667]
-[0.414, 0.586]
-[0.5, 0.5]
+[0.25, 0.75]
+[0.366, 0.634]
+[0.4, 0.6]
 [0.5, 0.5]
 """
 

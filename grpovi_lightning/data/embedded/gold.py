@@ -83,7 +83,7 @@ class GoldScore:
 
     @property
     def reward(self) -> float:
-        """The gold reward."""
+        """The gold reward, content times form."""
         return self.content * self.form
 
 

@@ -38,7 +38,7 @@ FEWEST_TOKENS = 4
 
 @dataclass(frozen=True)
 class NoisyWriter:
-    """Writes texts of a chosen noise.
+    """A writer of texts of any noise from 0 to 1.
 
     Attributes:
         size: sizes of the task; no text is longer than its `max_completion_length` less the end token.
@@ -57,7 +57,7 @@ class NoisyWriter:
             rng: source of randomness.
 
         Returns:
-            The words, of which the last is the full stop unless it was lost or cut off.
+            the words, of which the last is the full stop unless it was lost or cut off.
         """
         words = write(self._misread(instruction, noise, rng), self.lexicon, rng)
         return self._fit(self._slip(words, noise, rng))

@@ -55,7 +55,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Instruction:
-    """What one prompt asks for.
+    """Contents of one prompt: topics, tone and length of the text to write.
 
     Attributes:
         topics: the things to mention, nouns and adjectives all different.

@@ -13,7 +13,7 @@ from grpovi_lightning.data.embedded.lexicon import (
 )
 from grpovi_lightning.errors import UserError
 
-# A text should hold one tone word for each stretch of so many words, the last one included.
+# A text should hold one tone word, and one more for each full stretch of so many words.
 WORDS_PER_TONE_WORD = 16
 
 
