@@ -12,15 +12,15 @@ from torch import Tensor
 
 from grpovi_lightning.errors import UserError
 
-# First word of the key: streams for different uses never meet.
+# First word of the key: without it, two uses with the same numbers would draw the same stream.
 _SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS = 0, 1, 2, 3, 4, 5
 
 HELD_OUT_STEP = 1 << 40
-"""The step that held-out sampling passes: one stream for every evaluation, far from any training step."""
+"""The step that held-out sampling passes: every evaluation draws the same numbers, and no training step does."""
 
 
 def resolve_seed(seed: int | None) -> int:
-    """Returns `seed`, or the run's global seed as set by `lightning.seed_everything`.
+    """Return `seed`, or the run's global seed as set by `lightning.seed_everything`.
 
     Raises:
         UserError: neither is set. A comparison without a seed cannot be repeated.
@@ -34,10 +34,10 @@ def resolve_seed(seed: int | None) -> int:
 
 
 def sampling_uniforms(seed: int, step: int, prompt_indices: Tensor, group_size: int, length: int) -> Tensor:
-    """One uniform number per token position of every completion.
+    """Draw one uniform number for each token position of every completion.
 
-    The stream of a completion is seeded by (seed, step, prompt index, completion index), and a longer
-    `length` extends it without changing its beginning.
+    The stream of a completion is seeded by (seed, step, prompt index, completion index). A larger `length` makes it
+    longer and does not change its beginning.
 
     Args:
         seed: the run's seed.
@@ -50,15 +50,15 @@ def sampling_uniforms(seed: int, step: int, prompt_indices: Tensor, group_size: 
         [P * G, T] float64 in [0, 1), group-major, on the CPU.
     """
     rows = [
-        np.random.Generator(np.random.Philox(np.random.SeedSequence([_SAMPLING, seed, step, prompt, member])))
+        _generator(_SAMPLING, seed, step, prompt, member).random(length)
         for prompt in prompt_indices.tolist()
         for member in range(group_size)
     ]
-    return torch.from_numpy(np.stack([row.random(length) for row in rows]))
+    return torch.from_numpy(np.stack(rows))
 
 
 def step_indices(seed: int, step: int, n_rows: int, rows_per_step: int) -> list[int]:
-    """The rows that form step `step`: a fresh permutation of all rows each pass, no row twice in a pass.
+    """Return the rows that form step `step`: every pass over the data is a new permutation of all rows.
 
     Rows left over at the end of a pass (`n_rows % rows_per_step`) are skipped in that pass.
 
@@ -72,19 +72,17 @@ def step_indices(seed: int, step: int, n_rows: int, rows_per_step: int) -> list[
             "add rows or lower the batch size"
         )
     which_pass, position = divmod(step, steps_per_pass)
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_ORDER, seed, which_pass])))
-    order = generator.permutation(n_rows)
+    order = _generator(_ORDER, seed, which_pass).permutation(n_rows)
     return order[position * rows_per_step : (position + 1) * rows_per_step].tolist()
 
 
 def minibatch_order(seed: int, step: int, iteration: int, num_minibatches: int) -> list[int]:
-    """The order of the minibatches of a rollout, a permutation for each pass over it."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_MINIBATCHES, seed, step, iteration])))
-    return generator.permutation(num_minibatches).tolist()
+    """Return the order of a rollout's minibatches, another permutation for each pass (`iteration`) over it."""
+    return _generator(_MINIBATCHES, seed, step, iteration).permutation(num_minibatches).tolist()
 
 
 def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: int) -> list[int]:
-    """Further rows of step `step`, different from each other and from those taken.
+    """Return further rows of step `step`, different from each other and from those taken.
 
     Raises:
         UserError: there are not that many rows.
@@ -94,7 +92,7 @@ def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: 
             f"too few rows: got {n_rows}, expected at least the {len(taken)} of one step and {n_spare} spare ones; "
             "add rows or lower the numbers"
         )
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_SPARE, seed, step])))
+    generator = _generator(_SPARE, seed, step)
     used, found = set(taken), []
     while len(found) < n_spare:
         row = int(generator.integers(n_rows))
@@ -105,11 +103,15 @@ def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: 
 
 
 def selection_generator(seed: int, step: int) -> np.random.Generator:
-    """What the choice of comparisons at a step draws from."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([_SELECTION, seed, step])))
+    """Return the generator from which a step chooses the comparisons to label."""
+    return _generator(_SELECTION, seed, step)
 
 
 def label_uniforms(seed: int, step: int, n_questions: int) -> list[float]:
-    """One uniform number in [0, 1) for the simulated answer to each question of a step."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([_LABELS, seed, step])))
-    return generator.random(n_questions).tolist()
+    """Draw a uniform number in [0, 1) for the simulated answer to each question of a step."""
+    return _generator(_LABELS, seed, step).random(n_questions).tolist()
+
+
+def _generator(*key: int) -> np.random.Generator:
+    # Philox by name: NumPy may change which generator `default_rng` stands for, and with it every run.
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

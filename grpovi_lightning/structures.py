@@ -18,19 +18,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def _move(value: Any, device: torch.device | str) -> Any:
-    return value.to(device) if isinstance(value, Tensor | PromptBatch) else value
-
-
 @dataclass(frozen=True)
 class PromptBatch:
     """Prompts as text, with the columns that reward functions read.
 
     Attributes:
         texts: P prompts.
-        indices: [P] stable number of each prompt; it seeds the prompt's random numbers.
+        indices: [P] int64 stable number of each prompt; it seeds the prompt's random numbers.
         columns: name -> P values, handed to reward functions as keyword arguments.
-        spare: further prompts of a training step, for a module that may want to replace some; or None.
+        spare: further prompts of a training step, for a module that replaces some; or None.
     """
 
     texts: Sequence[str]
@@ -42,7 +38,7 @@ class PromptBatch:
         return len(self.texts)
 
     def select(self, prompts: Sequence[int]) -> Self:
-        """The prompts at these places, without spare ones."""
+        """Return the prompts at these places, without spare ones."""
         return replace(
             self,
             texts=[self.texts[p] for p in prompts],
@@ -53,7 +49,7 @@ class PromptBatch:
 
     @staticmethod
     def concatenate(parts: Sequence["PromptBatch"]) -> "PromptBatch":
-        """Several batches with the same columns as one, without spare prompts."""
+        """Return batches with the same columns as one, without spare prompts."""
         return PromptBatch(
             texts=[text for part in parts for text in part.texts],
             indices=torch.cat([part.indices for part in parts]),
@@ -61,7 +57,7 @@ class PromptBatch:
         )
 
     def to(self, device: torch.device | str, **_: Any) -> Self:
-        """Moves the tensors; Lightning calls this for every batch."""
+        """Move the tensors to `device`; Lightning calls this for every batch."""
         spare = None if self.spare is None else self.spare.to(device)
         return replace(self, indices=self.indices.to(device), spare=spare)
 
@@ -80,7 +76,7 @@ class Rollout:
         completion_mask: [B, T] bool, true up to and including the first end token.
         old_logprobs: [B, T] float32 log-probabilities of the sampling policy (temperature applied, before
             top-k and the like), 0 where masked.
-        truncated: [B] bool, no end token within `max_completion_length`.
+        truncated: [B] bool, whether there is no end token within `max_completion_length`.
         texts: B decoded completions without special tokens.
         ref_logprobs: [B, T] float32 of the reference policy, 0 where masked, or None.
     """
@@ -106,20 +102,20 @@ class Rollout:
 
     @property
     def lengths(self) -> Tensor:
-        """[B] completion tokens, the end token included."""
+        """[B] numbers of completion tokens, the end token included."""
         return self.completion_mask.sum(dim=1)
 
     def grouped(self, values: Tensor) -> Tensor:
-        """[B, ...] -> [P, G, ...]."""
+        """Reshape [B, ...] to [P, G, ...]."""
         return values.unflatten(0, (len(self.prompts), self.group_size))
 
     def rows(self, prompts: Sequence[int]) -> Tensor:
-        """[p * G] places of the completions of these prompts among the B."""
+        """Return the places [p * G] of these p prompts' completions among the B rows."""
         first = torch.tensor(prompts, dtype=torch.long, device=self.completion_ids.device) * self.group_size
         return (first[:, None] + torch.arange(self.group_size, device=first.device)).flatten()
 
     def select(self, prompts: Sequence[int]) -> Self:
-        """Some prompts with their groups, without the padding that only the others needed."""
+        """Return some prompts with their groups, without the padding that only the others needed."""
         rows = self.rows(prompts)
         width = int(self.prompt_mask[list(prompts)].sum(dim=1).max())
         length = int(self.lengths[rows].max())
@@ -138,7 +134,7 @@ class Rollout:
 
     @staticmethod
     def concatenate(parts: Sequence["Rollout"]) -> "Rollout":
-        """Rollouts of the same step and group size as one; the padding grows to that of the largest."""
+        """Return rollouts of the same step and group size as one, all padded to the longest."""
         width = max(part.prompt_ids.shape[1] for part in parts)
         length = max(part.completion_ids.shape[1] for part in parts)
 
@@ -164,26 +160,26 @@ class Rollout:
         )
 
     def with_reference(self, ref_logprobs: Tensor) -> Self:
-        """The same rollout with the reference policy's log-probabilities [B, T]."""
+        """Return the rollout with the reference policy's log-probabilities [B, T]."""
         return replace(self, ref_logprobs=ref_logprobs)
 
     def to(self, device: torch.device | str) -> Self:
-        """Moves every tensor to `device`."""
-        return replace(self, **{field.name: _move(getattr(self, field.name), device) for field in fields(self)})
+        """Move every tensor to `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | PromptBatch)})
 
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout, judged: what the policy learns from.
+    """A rollout with its advantages: what the policy learns from.
 
     Attributes:
         rollout: the completions.
         advantages: [B].
-        loss_mask: [B, T] bool, the tokens that are trained on: those of the completions but for completions that are
-            left out as a whole.
-        old_logprobs: [B, T] of the policy before the first update on this rollout, 0 where masked; None: they are
-            those of the forward pass of the update itself.
-        sampling_weights: [B, T] corrections for what samples differently from how it trains, or None.
+        loss_mask: [B, T] bool, the tokens that are trained on; all false for completions that are left out.
+        old_logprobs: [B, T] of the policy before the first update on this rollout, 0 where masked; None: those of
+            the update's own forward pass.
+        sampling_weights: [B, T] factors that correct for a sampler that differs from the trained policy, or None.
     """
 
     rollout: Rollout
@@ -198,7 +194,7 @@ class Experience:
         return self.rollout.grouped(trained.abs()).amax(dim=1) > 0
 
     def select(self, prompts: Sequence[int]) -> Self:
-        """Some prompts with their groups."""
+        """Return some prompts with their groups, cut as `Rollout.select` cuts them."""
         part, rows = self.rollout.select(prompts), self.rollout.rows(prompts)
         length = part.completion_ids.shape[1]
 

@@ -1,4 +1,4 @@
-"""What the training loop calls between the rewards and the advantages."""
+"""Adjustments: what the training loop calls between the rewards and the advantages."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from grpovi_lightning.structures import Rollout
 
 @dataclass(frozen=True)
 class Increase:
-    """One batch of the paper's model (3) and its solution.
+    """One batch of the paper's model (3) and its solution; a completion that was not scored has the reward NaN.
 
     Attributes:
-        rewards: [P, G] as the range let them through: raw, or moved into it; NaN where a completion was not scored.
-        adjusted: [P, G], the solution; NaN there, too.
-        log_weights: [P, G] float64, unnormalised; -inf for completions that were not scored.
-        lower: [P, 1].
-        upper: [P, 1].
+        rewards: [P, G] as the range returned them, raw or moved; NaN where not scored.
+        adjusted: [P, G] the solution; NaN where not scored.
+        log_weights: [P, G] float64 natural logs, unnormalised; -inf where not scored.
+        lower: [P, 1] lower bound m, in units of the reward.
+        upper: [P, 1] upper bound M.
     """
 
     rewards: Tensor
@@ -36,16 +36,16 @@ class Increase:
 
     @property
     def scored(self) -> Tensor:
-        """[P, G] bool, the completions that have a reward: the members of the problem."""
+        """[P, G] bool, the completions that have a reward."""
         return ~self.rewards.isnan()
 
 
 class Adjusted(NamedTuple):
-    """Rewards to train on, and what variance increase did on the way.
+    """Result of an adjustment.
 
     Attributes:
-        rewards: [P, G] adjusted.
-        increase: the batch's variance increase, where the adjustment made one.
+        rewards: [P, G] adjusted, to compute advantages from.
+        increase: the problem and its solution, for diagnostics; None where the adjustment solves none.
     """
 
     rewards: Tensor
@@ -53,7 +53,10 @@ class Adjusted(NamedTuple):
 
 
 class Adjustment(nn.Module):
-    """Rewards of each group -> adjusted rewards. An `nn.Module`, so that its state is checkpointed."""
+    """Rewards of each group -> adjusted rewards.
+
+    It is an `nn.Module`, so that the state of a range is part of the checkpoint.
+    """
 
     adjusts: bool = True
     """Whether adjusted rewards can differ from raw ones; False is GRPO."""
@@ -64,13 +67,18 @@ class Adjustment(nn.Module):
 
     @abstractmethod
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Adjusts raw rewards [P, G]; the argument is never written to.
+        """Adjust the rewards of every group, in a new tensor.
 
-        A reward of NaN is that of a completion that could not be scored. It stays NaN and moves no other.
+        Args:
+            rewards: [P, G] raw; NaN where a completion could not be scored.
+            rollout: the completions that were scored.
+
+        Returns:
+            the adjusted rewards [P, G]; NaN stays NaN and moves no other reward.
         """
 
     def reward_changed(self) -> None:
-        """The reward is another one from here on; a range that was taken from rewards starts anew."""
+        """Forget what was learned from earlier rewards: the reward is another one from here on."""
 
 
 class IdentityAdjustment(Adjustment):
@@ -79,18 +87,21 @@ class IdentityAdjustment(Adjustment):
     adjusts = False
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Returns the rewards unchanged."""
         return Adjusted(rewards)
 
 
 class RangeOnly(Adjustment):
     """The rewards moved into a range, and nothing more: the control for a range that clips or bends them.
 
-    A `VarianceIncrease` with such a range makes two changes to GRPO; beside this one it differs by the increase.
+    `VarianceIncrease` with such a range changes GRPO twice: it moves the rewards and increases their variance. This
+    adjustment does the first alone, so the difference between the two runs is the effect of the second.
     """
 
     def __init__(self, range: RewardRange) -> None:
-        """Takes the range of the `VarianceIncrease` to compare with.
+        """Compose the control.
+
+        Args:
+            range: that of the `VarianceIncrease` to compare with.
 
         Raises:
             UserError: the range leaves rewards as they are, so that this would be `IdentityAdjustment`.
@@ -104,11 +115,9 @@ class RangeOnly(Adjustment):
         self.range = range
 
     def reward_changed(self) -> None:
-        """See `Adjustment`."""
         self.range.reward_changed()
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Returns the rewards in the range."""
         bounded, _, _ = self.range(rewards)
         return Adjusted(bounded.to(rewards.dtype))
 
@@ -116,10 +125,19 @@ class RangeOnly(Adjustment):
 class VarianceIncrease(Adjustment):
     """GRPOVI: the largest weighted variance within order, mean and range (arXiv 2505.23247, Algorithm 3).
 
-    Degenerate cases: rewards that already sit at the two ends of the range (0/1 rewards with range
-    [0, 1]) are a fixed point; with two completions and standardised advantages nothing changes.
+    Degenerate cases: rewards that already sit at the two ends of the range (0/1 rewards with range [0, 1]) stay as
+    they are; with two completions and standardised advantages nothing changes.
 
-    Choices that the paper leaves open or that depart from it: see `weights`, `range` and `ties`.
+    The default `weights` are the paper's. A learned reward has no given `range`, and `ties` may depart from the paper.
+
+    >>> from grpovi_lightning.adjustment import FixedRange, UniformWeights
+    >>> from grpovi_lightning.structures import PromptBatch
+    >>> ids, mask = torch.ones(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool)
+    >>> rollout = Rollout(PromptBatch(["a prompt"], torch.tensor([0]), {}), 3, 0, ids[:1], mask[:1], ids, mask,
+    ...                   torch.zeros(3, 1), ~mask[:, 0], ["one", "two", "three"])  # P = 1, G = 3, T = 1
+    >>> adjustment = VarianceIncrease(UniformWeights(), FixedRange(lower=0.0, upper=1.0))
+    >>> adjustment(torch.tensor([[0.25, 0.75, 0.5]]), rollout).rewards.tolist()  # the mean stays 0.5
+    [[0.0, 1.0, 0.5]]
     """
 
     changes_pairs = False
@@ -130,7 +148,7 @@ class VarianceIncrease(Adjustment):
         range: RewardRange | None = None,
         ties: Ties | TiesName = "merge",
     ) -> None:
-        """Composes the adjustment.
+        """Compose the adjustment.
 
         Args:
             weights: the weights p_i; default `SequenceWeights`, the paper's.
@@ -144,25 +162,21 @@ class VarianceIncrease(Adjustment):
         self.needs_reference = self.weights.needs_reference
 
     def reward_changed(self) -> None:
-        """See `Adjustment`."""
         self.range.reward_changed()
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Adjusts [P, G] rewards."""
         increase = self.increase(rewards, rollout)
         return Adjusted(increase.adjusted, increase)
 
     def increase(self, rewards: Tensor, rollout: Rollout) -> Increase:
-        """Poses and solves model (3) for raw rewards [P, G], of the completions that have one.
-
-        The others stand in it with weight 0 beside their group's smallest reward, where they change nothing.
-        """
+        """Pose and solve model (3) for raw rewards [P, G]; NaN where a completion could not be scored."""
         log_weights = self.weights(rollout)
         bounded, lower, upper = self.range(rewards)
         unscored = rewards.isnan()
         if not bool(unscored.any()):
             adjusted = increase_variance(bounded, log_weights, lower=lower, upper=upper, ties=self.ties)
             return Increase(bounded, adjusted.to(rewards.dtype), log_weights, lower, upper)
+        # With weight 0 and their group's smallest reward, unscored completions change no other value.
         log_weights = log_weights.masked_fill(unscored, -torch.inf)
         some = ~unscored.all(dim=1, keepdim=True)
         smallest = torch.where(some, masked_extremes(bounded, ~unscored)[0], lower)

@@ -1,4 +1,4 @@
-"""What a variance increase did to a batch, in numbers."""
+"""Scalars that show what a variance increase did to a batch."""
 
 import torch
 from torch import Tensor
@@ -15,17 +15,23 @@ CHANGED = 1e-6
 
 
 def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Tensor) -> dict[str, Tensor]:
-    """Scalars of one batch, means over its groups where nothing else is said in `metric_keys`.
+    """Return the scalars of one batch: means over its groups, unless `metric_keys` says otherwise.
 
-    Only scored completions are members of a group, and groups without any are left out.
+    Completions that were not scored do not count, nor do groups in which none was.
+
+    >>> rewards, adjusted, zeros = torch.tensor([[0.75, 0.25]]), torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+    >>> increase = Increase(rewards, adjusted, zeros, torch.zeros(1, 1), torch.ones(1, 1))
+    >>> metrics = increase_metrics(increase, rewards - 0.5, adjusted - 0.5)
+    >>> metrics["adjustment/variance_before"].item(), metrics["adjustment/variance_after"].item()
+    (0.0625, 0.25)
 
     Args:
         increase: the problem and its solution.
-        raw_advantages: [P, G] from the rewards as they were scored; 0 where one was not.
-        advantages: [P, G] from the increased ones; 0 there, too.
+        raw_advantages: [P, G] of the raw rewards; 0 where a completion was not scored.
+        advantages: [P, G] of the adjusted rewards; 0 where a completion was not scored.
 
     Returns:
-        name -> scalar tensor in float64; NaN where no completion was scored, but for cosine and residuals.
+        name -> float64 scalar. Where no completion was scored, cosine and residuals are numbers, the rest NaN.
     """
     groups = increase.scored.any(dim=1)
     scored = increase.scored[groups]
@@ -54,29 +60,29 @@ def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Ten
 
 
 def _filled(values: Tensor, scored: Tensor) -> Tensor:
-    """Puts the group's smallest scored value where nothing was scored: with weight 0 it changes no statistic."""
+    """Put the group's smallest scored value where nothing was scored: with weight 0 it changes no statistic."""
     return torch.where(scored, values, masked_extremes(values, scored)[0])
 
 
 def _in_order(rewards: Tensor, adjusted: Tensor, scored: Tensor) -> Tensor:
-    """The adjusted rewards in descending order of the raw ones; those that were not scored last, between no others."""
+    """Return the adjusted rewards [P, G] in descending order of the raw ones, those that were not scored last."""
     order = rewards.masked_fill(~scored, -torch.inf).argsort(dim=1, descending=True, stable=True)
     return adjusted.gather(1, order)
 
 
 def _largest(violations: Tensor) -> Tensor:
-    """The worst of some violations; what is negative is none."""
+    """Return the largest violation, a scalar; 0 where none is positive."""
     return violations.amax().clamp(min=0.0) if violations.numel() else violations.new_zeros(())
 
 
 def weighted_variance(values: Tensor, weights: Tensor) -> Tensor:
-    """Variance of each group under its weights, [P, G] -> [P]."""
+    """Return the variance of each group under its weights, which sum to 1: [P, G] -> [P]."""
     mean = (weights * values).sum(dim=1, keepdim=True)
     return (weights * (values - mean).square()).sum(dim=1)
 
 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine over the whole batch; 1 where the two are equal, also when both are zero."""
+    """Return the cosine of the angle over the whole batch; 1 where the two are equal, also when both are zero."""
     if torch.equal(first, second):
         return torch.ones((), dtype=first.dtype, device=first.device)
     return cosine_similarity(first.flatten(), second.flatten(), dim=0)

@@ -11,30 +11,38 @@ from grpovi_lightning.ops.masked import masked_extremes, masked_sum
 
 
 class RewardRange(nn.Module):
-    """Rewards [P, G] -> (rewards to adjust [P, G], lower [P, 1], upper [P, 1]).
+    """Rewards -> rewards to adjust, and the bounds for each prompt.
 
-    A reward of NaN is that of a completion that could not be scored: no range takes notice of it, and it stays NaN.
+    A reward of NaN is that of a completion that could not be scored: it stays NaN and moves no bound.
     """
 
     moves_rewards: bool = False
-    """Whether the rewards to adjust can be others than those given."""
+    """Whether the rewards to adjust can differ from those given."""
 
     @abstractmethod
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The rewards, moved into the range only where the YAML says so, and the bounds."""
+        """Return (rewards to adjust [P, G], lower [P, 1], upper [P, 1]) for raw rewards [P, G]."""
 
     def reward_changed(self) -> None:
-        """The reward is another one from here on: forgets what was seen of the one before. Given bounds stay."""
+        """Forget the rewards seen so far: the reward is another one from here on. Bounds set in the YAML stay."""
 
 
 class FixedRange(RewardRange):
     """Known bounds, the paper's case: the range of the reward.
 
-    A reward outside is an error that names it, or is clipped when `clip` says so.
+    >>> rewards, lower, upper = FixedRange(lower=0.0, upper=1.0, clip=True)(torch.tensor([[1.5, 0.5]]))
+    >>> rewards.tolist(), lower.tolist(), upper.tolist()
+    ([[1.0, 0.5]], [[0.0]], [[1.0]])
     """
 
     def __init__(self, lower: float, upper: float, clip: bool = False) -> None:
-        """Takes the bounds in units of the reward, and whether rewards outside are clipped to them."""
+        """Set the range.
+
+        Args:
+            lower: the bound m, in units of the reward.
+            upper: the bound M.
+            clip: whether a reward outside is moved to the bound; otherwise it is an error that names it.
+        """
         super().__init__()
         if not -torch.inf < lower < upper < torch.inf:
             raise UserError(f"reward range: got lower {lower}, upper {upper}; expected finite numbers, lower < upper")
@@ -42,7 +50,6 @@ class FixedRange(RewardRange):
         self.moves_rewards = clip
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The fixed bounds for every prompt."""
         outside = (rewards < self.lower) | (rewards > self.upper)
         if self.clip:
             rewards = rewards.clamp(self.lower, self.upper)
@@ -57,11 +64,15 @@ class FixedRange(RewardRange):
 
 
 class GroupRange(RewardRange):
-    """Each group's own smallest and largest reward: the extremes stay, what lies between moves outwards."""
+    """Each group's own smallest and largest reward: the extremes stay, what lies between moves outwards.
+
+    >>> _, lower, upper = GroupRange()(torch.tensor([[0.5, 2.0, 1.0], [3.0, 3.0, 3.0]]))
+    >>> lower.tolist(), upper.tolist()  # around equal rewards any range will do
+    ([[0.5], [2.0]], [[2.0], [4.0]])
+    """
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The group's bounds; a group of equal rewards gets a range around its value, which changes nothing."""
-        values = rewards.double()  # in which 1 more or less is another number
+        values = rewards.double()  # in float32, a large reward plus 1 can be the same number
         lower, upper = masked_extremes(values, ~values.isnan())
         empty = lower > upper  # no member is scored
         lower, upper = torch.where(empty, 0.0, lower), torch.where(empty, 0.0, upper)
@@ -72,28 +83,31 @@ class GroupRange(RewardRange):
 class RunningRange(RewardRange):
     """Smallest and largest reward seen so far in the run, over all ranks: it only ever widens.
 
-    For a learned reward model, whose range is not known beforehand, this stands for the paper's [m, M]. Where the model
-    learns while the policy does, the range starts anew after each of its rounds: what the model before would have said
-    bounds nothing.
-    It is part of the checkpoint, so that a resumed run goes on with the same range.
+    It stands for the paper's [m, M] where a learned reward model has no known range. Where that model itself learns
+    during the run, the range starts anew after each of its rounds, because rewards of the model before bound nothing.
+    The range is part of the checkpoint, so that a resumed run goes on with it.
+
+    >>> reward_range = RunningRange()
+    >>> _ = reward_range(torch.tensor([[0.5, 2.0]]))
+    >>> _, lower, upper = reward_range(torch.tensor([[-1.0, 1.0]]))
+    >>> lower.tolist(), upper.tolist()
+    ([[-1.0]], [[2.0]])
     """
 
     lower: Tensor
     upper: Tensor
 
     def __init__(self) -> None:
-        """Starts empty: the first batch sets the range."""
         super().__init__()
         self.register_buffer("lower", torch.tensor(torch.inf, dtype=torch.float64))
         self.register_buffer("upper", torch.tensor(-torch.inf, dtype=torch.float64))
 
     def reward_changed(self) -> None:
-        """The next batch sets the range."""
         self.lower.fill_(torch.inf)
         self.upper.fill_(-torch.inf)
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Widens the range by this batch, then returns it for every prompt."""
+        # The smallest as the largest of the negated: one maximum, and one collective over the ranks, for both.
         both = torch.stack([-rewards, rewards]).double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         negated, highest = max_over_ranks(both.amax(dim=(1, 2))).tolist()
         before = self.lower.item(), self.upper.item()
@@ -113,11 +127,15 @@ class SigmoidRange(RewardRange):
     """Rewards bent into (0, 1) by 1 / (1 + exp(-(r - centre) / scale)): bounds for a reward that has none.
 
     A departure from the paper, which adjusts the reward itself. The bend keeps the order but not the differences,
-    so against a run on raw rewards it is a second change: compare with `RangeOnly` of the same range to tell the
+    so it is a second change against a run on raw rewards: compare with `RangeOnly` of the same range to tell the
     two apart. Rewards more than some 36 scales above the centre are all 1 in float64, and then equal.
 
-    Centre and scale are fitted once, as mean and standard deviation of the first training batch over all ranks that
-    has any spread, and stay; where the reward learns, until it changes. They are part of the checkpoint.
+    Centre and scale are fitted once: mean and standard deviation over all ranks of the first training batch whose
+    rewards differ. A reward that learns is fitted again after each change. Both are part of the checkpoint.
+
+    >>> rewards, lower, upper = SigmoidRange(centre=1.0, scale=2.0)(torch.tensor([[1.0, 3.0, -1.0]]))
+    >>> [round(reward, 3) for reward in rewards[0].tolist()]
+    [0.5, 0.731, 0.269]
     """
 
     moves_rewards = True
@@ -125,7 +143,12 @@ class SigmoidRange(RewardRange):
     scale: Tensor
 
     def __init__(self, centre: float | None = None, scale: float | None = None) -> None:
-        """Takes both numbers, in units of the reward, or none, to fit them."""
+        """Set both numbers, or leave out both to fit them.
+
+        Args:
+            centre: the reward that becomes 0.5.
+            scale: how far from the centre a reward becomes 0.73 or 0.27, in units of the reward.
+        """
         super().__init__()
         if (centre is None) != (scale is None):
             raise UserError(f"sigmoid range: got centre {centre}, scale {scale}; give both, or none to fit them")
@@ -134,30 +157,27 @@ class SigmoidRange(RewardRange):
                 f"sigmoid range: got centre {centre}, scale {scale}; expected finite numbers, scale above 0"
             )
         self.is_given = centre is not None
-        fitted = (torch.nan, torch.nan) if centre is None or scale is None else (centre, scale)
-        self.register_buffer("centre", torch.tensor(fitted[0], dtype=torch.float64))
-        self.register_buffer("scale", torch.tensor(fitted[1], dtype=torch.float64))
+        self.register_buffer("centre", torch.tensor(torch.nan if centre is None else centre, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(torch.nan if scale is None else scale, dtype=torch.float64))
 
     def reward_changed(self) -> None:
-        """The next batch is fitted; numbers that were given stay."""
         if not self.is_given:
             self.centre.fill_(torch.nan)
             self.scale.fill_(torch.nan)
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The bent rewards, [P, G] float64, and the bounds 0 and 1."""
         values = rewards.double()
         if bool(self.scale.isnan()):
             self._fit(values)
-        bent = torch.where(values.isnan(), values, 0.5) if bool(self.scale.isnan()) else self._bend(values)
+        if bool(self.scale.isnan()):  # all rewards so far are equal, and stay so in the middle
+            bent = torch.where(values.isnan(), values, 0.5)
+        else:
+            bent = ((values - self.centre) / self.scale).sigmoid()
         lower = torch.zeros_like(bent[:, :1])
         return bent, lower, torch.ones_like(lower)
 
-    def _bend(self, values: Tensor) -> Tensor:
-        return ((values - self.centre) / self.scale).sigmoid()
-
     def _fit(self, values: Tensor) -> None:
-        """Mean and standard deviation over all ranks; left open while every reward so far is equal."""
+        """Fit mean and standard deviation over all ranks, unless every reward of the batch is equal."""
         scored = ~values.isnan()
         count, total = sum_over_ranks(torch.stack([scored.sum().to(values), masked_sum(values, scored)]))
         mean = total / count

@@ -1,19 +1,23 @@
-"""The paper's Algorithms 1 and 2 as they stand, in NumPy: slow, readable, to test the closed form against."""
+"""The paper's Algorithms 1 and 2 word for word, in NumPy: slow and readable, to test the closed form against."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
 def enumeration_search(rewards: ArrayLike, weights: ArrayLike, lower: float, upper: float) -> tuple[NDArray, float]:
-    """Algorithm 1 of arXiv 2505.23247: the best of all feasible extreme points, O(n^2) of them.
+    """Return the best of all O(n^2) feasible extreme points: Algorithm 1 of arXiv 2505.23247.
 
     An extreme point has the k largest rewards at `upper`, the next l - k at one value alpha, the rest at `lower`.
+
+    >>> adjusted, objective = enumeration_search([0.75, 0.5, 0.25], [1.0, 1.0, 2.0], lower=0.0, upper=1.0)
+    >>> adjusted.tolist(), objective  # 1/4 * 1 + 1/4 * 0.75^2
+    ([1.0, 0.75, 0.0], 0.390625)
 
     Args:
         rewards: [n], within [lower, upper].
         weights: [n], positive; normalised here.
-        lower: m.
-        upper: M.
+        lower: the bound m.
+        upper: the bound M.
 
     Returns:
         (adjusted [n] in the caller's order, objective sum p_i z_i^2).
@@ -29,18 +33,14 @@ def enumeration_search(rewards: ArrayLike, weights: ArrayLike, lower: float, upp
 
 
 def one_pass_search(rewards: ArrayLike, weights: ArrayLike, lower: float, upper: float) -> tuple[NDArray, float]:
-    """Algorithm 2 of arXiv 2505.23247: from one middle block, move its top up or its bottom down while that helps.
+    """Shrink one middle block from its top or bottom while a move is feasible: Algorithm 2 of arXiv 2505.23247.
 
-    Of two feasible moves the one with the larger objective is taken; each feasible move raises it (Lemma 5).
+    Each feasible move raises the objective (Lemma 5); of two the better is taken. Arguments and result are those of
+    `enumeration_search`.
 
-    Args:
-        rewards: [n], within [lower, upper].
-        weights: [n], positive; normalised here.
-        lower: m.
-        upper: M.
-
-    Returns:
-        (adjusted [n] in the caller's order, objective sum p_i z_i^2).
+    >>> adjusted, objective = one_pass_search([0.75, 0.5, 0.25], [1.0, 1.0, 2.0], lower=0.0, upper=1.0)
+    >>> adjusted.tolist(), objective
+    ([1.0, 0.75, 0.0], 0.390625)
     """
     r, p, order = _sorted(rewards, weights)
     k, last = 0, len(r)
@@ -59,7 +59,7 @@ def one_pass_search(rewards: ArrayLike, weights: ArrayLike, lower: float, upper:
 
 
 def _extreme_point(r: NDArray, p: NDArray, k: int, last: int, lower: float, upper: float) -> NDArray | None:
-    """The point with k entries at upper, then entries up to `last` at alpha, the rest at lower; None if infeasible."""
+    """Return the point with k entries at upper, those up to `last` at alpha, the rest at lower; None if infeasible."""
     rest = p @ r - upper * p[:k].sum() - lower * p[last:].sum()
     tolerance = 1e-12 * max(abs(lower), abs(upper), 1.0)
     point = np.concatenate([np.full(k, upper), np.zeros(last - k), np.full(len(r) - last, lower)])

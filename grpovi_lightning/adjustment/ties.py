@@ -1,4 +1,4 @@
-"""What happens to equal rewards of a group."""
+"""How equal rewards of a group are adjusted: with one value for all, or each with its own."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 
 class Sums(NamedTuple):
-    """What the closed form reads for each completion, in descending order of reward, [P, G] each.
+    """Terms of the closed form for each completion, in descending order of reward, [P, G] each.
 
     Attributes:
         log_below: log of A, the share of the mean that lies at and below it.
@@ -27,25 +27,32 @@ class Ties(ABC):
 
     @abstractmethod
     def __call__(self, rewards: Tensor, sums: Sums) -> Sums:
-        """Takes rewards [P, G] in descending order, and the sums that go with them."""
+        """Return the sums of each completion's atom, for rewards [P, G] in descending order and their own sums."""
 
 
 class SplitTies(Ties):
     """The paper's model: every completion is its own, so two equal rewards may get different values.
 
     Among equal rewards the one that was sampled first gets the higher value.
+
+    >>> from grpovi_lightning.adjustment import increase_variance
+    >>> increase_variance(torch.tensor([[0.5, 0.5, 0.25, 0.25]]), lower=0.0, upper=1.0, ties="split").tolist()
+    [[1.0, 0.5, 0.0, 0.0]]
     """
 
     def __call__(self, rewards: Tensor, sums: Sums) -> Sums:
-        """The sums as they are."""
         return sums
 
 
 class MergeTies(Ties):
-    """Equal rewards are one atom with the summed weight, and get one value. A departure from the paper."""
+    """Equal rewards are one atom with the summed weight, and get one value. A departure from the paper.
+
+    >>> from grpovi_lightning.adjustment import increase_variance
+    >>> increase_variance(torch.tensor([[0.5, 0.5, 0.25, 0.25]]), lower=0.0, upper=1.0, ties="merge").tolist()
+    [[0.75, 0.75, 0.0, 0.0]]
+    """
 
     def __call__(self, rewards: Tensor, sums: Sums) -> Sums:
-        """Gives every member of a run of equal rewards the sums at the run's start and the run's weight."""
         differ = rewards[:, 1:] != rewards[:, :-1]
         if bool(differ.all()):
             return sums
@@ -54,6 +61,7 @@ class MergeTies(Ties):
         positions = torch.arange(rewards.shape[1], device=rewards.device).expand_as(run)
         first = torch.where(starts, positions, 0).cummax(dim=1).values
 
+        # Every member gets the sums at the start of its run, and the summed weight (a log-sum-exp by segments).
         log_weight = sums.log_weight
         largest = torch.full_like(log_weight, -torch.inf).scatter_reduce(1, run, log_weight, "amax")
         shift = largest.gather(1, run).nan_to_num(neginf=0.0)
@@ -68,7 +76,7 @@ _BY_NAME: dict[str, type[Ties]] = {"merge": MergeTies, "split": SplitTies}
 
 
 def ties_of(ties: Ties | str) -> Ties:
-    """The object that a short name stands for.
+    """Return the object that a short name stands for.
 
     Raises:
         ValueError: there is no such name.

@@ -15,23 +15,29 @@ def increase_variance(
     upper: float | Tensor,
     ties: Ties | TiesName = "merge",
 ) -> Tensor:
-    """Raises the weighted reward variance of each group as far as order, mean and bounds allow.
+    """Raise the weighted reward variance of each group as far as order, mean and bounds allow.
+
+    >>> rewards = torch.tensor([[0.25, 0.75, 0.5]])
+    >>> increase_variance(rewards, lower=0.0, upper=1.0).tolist()  # the mean stays 0.5
+    [[0.0, 1.0, 0.5]]
+    >>> weights = torch.tensor([[2.0, 1.0, 1.0]])  # the first completion is twice as likely
+    >>> increase_variance(rewards, weights.log(), lower=0.0, upper=1.0).tolist()  # the weighted mean stays 0.4375
+    [[0.0, 1.0, 0.75]]
 
     For one group with rewards r and normalised weights p it solves
 
         maximise sum p_i z_i^2   subject to   lower <= z_i <= upper,  sum p_i z_i = sum p_i r_i,
                                               z ordered as r.
 
-    The paper scans extreme points in one pass (its Algorithm 2). The scan ends with at most one value
-    strictly between the bounds, so the optimum fills the top of the range until the mean is spent. With
-    s = (r - lower) / (upper - lower), in descending order of reward,
+    The paper scans extreme points (its Algorithm 2) and ends with at most one value strictly between the
+    bounds. So the optimum gives `upper` to the largest rewards until the mean is spent, and has a closed form:
+    with s = (r - lower) / (upper - lower), in descending order of reward,
 
         f_i = clip((A_i - B_i) / p_i, 0, 1),   A_i = sum_{j >= i} p_j s_j,   B_i = sum_{j < i} p_j (1 - s_j),
         z_i = lower + (upper - lower) f_i.
 
     Both sums have non-negative terms and are accumulated as cumulative log-sum-exps, so weights may span
-    hundreds of orders of magnitude. Solved in float64; a group whose rewards are all equal is returned
-    as it is.
+    hundreds of orders of magnitude. Solved in float64. A group whose rewards are all equal stays as it is.
 
     Departure from the paper: with `ties="merge"` (default) equal rewards are one atom with the summed
     weight and keep one value; the paper's model (`ties="split"`) may send two equal rewards to different
@@ -40,8 +46,8 @@ def increase_variance(
     Args:
         rewards: [P, G], any float dtype.
         log_weights: [P, G] natural logs of the weights, unnormalised; None is uniform; -inf is a weight of 0.
-        lower: lower bound of the range, a number or [P, 1].
-        upper: upper bound of the range, a number or [P, 1].
+        lower: the bound m of the range, a number or [P, 1].
+        upper: the bound M of the range, a number or [P, 1].
         ties: "merge" or "split", or the object that stands for it.
 
     Returns:
@@ -59,8 +65,8 @@ def increase_variance(
     # 1 - s is taken from the rewards, not from the rounded s: it must be exact also where s is nearly 1.
     log_s, log_rest = (torch.stack([r - low, high - r]) / (high - low)).log()
 
-    log_a = (log_p + log_s).flip(1).logcumsumexp(dim=1).flip(1)
-    log_b = pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)
+    log_a = (log_p + log_s).flip(1).logcumsumexp(dim=1).flip(1)  # flipped, because A runs from i to the end
+    log_b = pad((log_p + log_rest).logcumsumexp(dim=1)[:, :-1], (1, 0), value=-torch.inf)  # and B stops before i
     log_a, log_b, log_p = merge(r, Sums(log_a, log_b, log_p))
 
     # log(A - B) where A > B; elsewhere the mean is spent, its log is -inf, or NaN from -inf - -inf where A is 0.
@@ -76,7 +82,11 @@ def increase_variance(
 def _checked(
     rewards: Tensor, log_weights: Tensor | None, lower: float | Tensor, upper: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards, normalised log weights [P, G] and bounds [P, 1] in float64, or a ValueError that names the culprit."""
+    """Return rewards and normalised log weights [P, G] and both bounds [P, 1], in float64.
+
+    Raises:
+        ValueError: an argument is wrong; the message names the first number that is.
+    """
     if rewards.ndim != 2 or rewards.shape[1] == 0 or not rewards.is_floating_point():
         raise ValueError(f"rewards: got {rewards.dtype} {list(rewards.shape)}, expected a float tensor [P, G], G >= 1")
     r = rewards.detach().double()
@@ -94,7 +104,7 @@ def _checked(
 
 
 def _explain(r: Tensor, weights: Tensor, low: Tensor, high: Tensor) -> None:
-    """Raises the ValueError for the first thing that is wrong with the arguments."""
+    """Raise the ValueError for the first thing that is wrong with the arguments."""
     _refuse(~r.isfinite(), r, "rewards", "a finite number")
     _refuse(~low.isfinite(), low, "lower", "a finite number")
     _refuse(~high.isfinite(), high, "upper", "a finite number")

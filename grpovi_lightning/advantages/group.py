@@ -19,12 +19,23 @@ class GroupAdvantage(Advantage):
     ranks, or `none` (no division, as Dr. GRPO, arXiv 2503.20783, proposes). Standard deviations use
     Bessel's correction and include groups of equal rewards, whose advantages are exactly 0.
 
-    Mean and standard deviations are those of the completions that have a reward. A group with fewer than two has
-    advantages of exactly 0.
+    Mean and standard deviations are those of the completions that have a reward. A group with fewer than two of them
+    has advantages of exactly 0.
+
+    >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # mean 0.25, standard deviation 0.5
+    >>> GroupAdvantage(scale_rewards="none")(rewards).tolist()
+    [[0.75, -0.25, -0.25, -0.25]]
+    >>> [round(advantage, 3) for advantage in GroupAdvantage()(rewards)[0].tolist()]
+    [1.5, -0.5, -0.5, -0.5]
     """
 
     def __init__(self, scale_rewards: ScaleRewards = "group", eps: float = 1e-4) -> None:
-        """Takes the scaling and the number added to the standard deviation, which keeps equal rewards from 0 / 0."""
+        """Choose the scaling.
+
+        Args:
+            scale_rewards: "group", "batch" or "none".
+            eps: added to the standard deviation, because that of equal rewards is 0.
+        """
         if not 0.0 < eps < float("inf"):
             raise UserError(f"advantage eps: got {eps}, expected a finite number above 0")
         if scale_rewards not in get_args(ScaleRewards):
@@ -36,11 +47,9 @@ class GroupAdvantage(Advantage):
 
     @property
     def standardised(self) -> bool:
-        """True where each group is divided by its own standard deviation."""
         return self.scale_rewards == "group"
 
     def advantages(self, rewards: Tensor, scored: Tensor) -> Tensor:
-        """Centres each group, and scales it."""
         match self.scale_rewards:
             case "group":
                 scale = masked_moments(rewards, scored)[1] + self.eps

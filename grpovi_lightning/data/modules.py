@@ -17,13 +17,13 @@ from grpovi_lightning.structures import PromptBatch
 from grpovi_lightning.trainer_state import batches_begun
 
 TextPairs = dict[str, list[str]]
-"""Column name -> texts, as SFT and reward modelling take them."""
+"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text a row."""
 
 
 class StepSampler(Sampler[list[int]]):
-    """The rows of each training step, a pure function of (seed, step), from `first_step` to `last_step`.
+    """The rows of each training step, a pure function of (seed, step).
 
-    Over several ranks each takes its own part of every step, and then of the step's spare rows.
+    Each rank gets its own part of every step's rows, followed by its part of the step's spare rows.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class StepSampler(Sampler[list[int]]):
         world_size: int,
         spare_per_step: int = 0,
     ) -> None:
-        """Describes the steps; `last_step` is exclusive."""
+        """Describe the steps `first_step` to `last_step` - 1; rows and spare rows per step are those of all ranks."""
         self.n_rows, self.rows_per_step, self.seed = n_rows, rows_per_step, seed
         self.first_step, self.last_step = first_step, last_step
         self.rank, self.world_size = rank, world_size
         self.spare_per_step = spare_per_step
 
     def __len__(self) -> int:
-        # Of the whole run: Lightning adds the batches done before a resume to those fetched since.
+        # The whole run counts: Lightning adds the batches done before a resume to those fetched since.
         return self.last_step
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -59,7 +59,7 @@ class StepSampler(Sampler[list[int]]):
 
 
 class TextDataModule(L.LightningDataModule):
-    """A training table and an optional held-out table, read from disk."""
+    """A training table, and optional tables for validation and test, read from disk in `setup`."""
 
     def __init__(
         self,
@@ -70,7 +70,6 @@ class TextDataModule(L.LightningDataModule):
         validation_batch_size: int,
         seed: int | None,
     ) -> None:
-        """Takes file names; the files are read in `setup`."""
         super().__init__()
         for name, value in (("batch_size", batch_size), ("validation_batch_size", validation_batch_size)):
             if value < 1:
@@ -82,13 +81,13 @@ class TextDataModule(L.LightningDataModule):
 
     @abstractmethod
     def required_columns(self) -> list[str]:
-        """Columns that both tables must have."""
+        """Return the columns that every table must have."""
 
     def check(self, world_size: int) -> None:
-        """Reads the tables and checks that each step has its rows.
+        """Read the tables and check that they hold the rows of a step.
 
         Raises:
-            UserError: a table is wrong, or a step's rows do not divide over the processes, or are too few.
+            UserError: a table is wrong or has too few rows, or a step's rows do not divide over the processes.
         """
         self.setup("fit")
         for name, count in (("rows", self.batch_size), ("spare rows", self.spare_per_step)):
@@ -107,14 +106,14 @@ class TextDataModule(L.LightningDataModule):
 
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> Any:
-        """Rows -> a batch. Each row carries its number as `_row`."""
+        """Return the batch made of these rows; the number of each is its column `_row`."""
 
     def collate_training(self, rows: list[dict[str, Any]]) -> Any:
-        """Rows of a training step -> a batch; spare rows come last."""
+        """Return the batch of a training step; its spare rows come last."""
         return self.collate(rows)
 
     def setup(self, stage: str) -> None:
-        """Reads the tables once."""
+        """Read the tables, once for all stages."""
         for name, path in self.paths.items():
             if path is not None and name not in self.tables:
                 table = read_table(path, self.required_columns())
@@ -123,7 +122,7 @@ class TextDataModule(L.LightningDataModule):
                 self.tables[name] = table.add_column("_row", list(range(len(table))))  # type: ignore[call-arg]
 
     def train_dataloader(self) -> DataLoader:
-        """Batches for each step, from where the run stands on."""
+        """Return a batch for each training step that is still to do."""
         trainer, table = self.trainer, self.tables["train"]
         assert trainer is not None
         self.check(trainer.world_size)
@@ -147,11 +146,11 @@ class TextDataModule(L.LightningDataModule):
         return DataLoader(table, batch_sampler=sampler, collate_fn=self.collate_training)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """The held-out table in order; each rank takes every n-th row."""
+        """Return the validation table in order, dealt out to the ranks row by row; nothing where there is none."""
         return self._in_order("validation")
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
-        """The test table in order; each rank takes every n-th row.
+        """Return the test table in order, dealt out to the ranks row by row.
 
         Raises:
             UserError: no test table is named.
@@ -185,18 +184,18 @@ class PromptDataModule(TextDataModule):
         spare_prompts_per_step: int = 0,
         seed: int | None = None,
     ) -> None:
-        """Names the tables.
+        """Name the tables.
 
         Args:
             train: JSONL, CSV or Parquet file of training prompts.
-            validation: held-out prompts; none: no held-out evaluation.
+            validation: held-out prompts; None: no held-out evaluation.
             test: prompts for `grpovi test`.
             prompts_per_step: P, over all processes.
             validation_batch_size: held-out prompts sampled at once.
             prompt_column: the column that holds the prompt.
             columns: columns handed to reward functions; None: every column but the prompt's.
             spare_prompts_per_step: further prompts handed out with each step, over all processes, for
-                `DynamicResampling`; which prompts a step trains on otherwise stays the same.
+                `DynamicResampling`; they do not change which prompts a step starts with.
             seed: orders the prompts; None: the run's `seed_everything`.
         """
         super().__init__(train, validation, test, prompts_per_step, validation_batch_size, seed)
@@ -206,11 +205,9 @@ class PromptDataModule(TextDataModule):
         self.spare_per_step = spare_prompts_per_step
 
     def required_columns(self) -> list[str]:
-        """The prompt column and those named for the reward functions."""
         return [self.prompt_column, *(self.columns or [])]
 
     def collate(self, rows: list[dict[str, Any]]) -> PromptBatch:
-        """P rows -> prompts with their numbers and columns."""
         names = self.columns
         if names is None:
             names = [name for name in rows[0] if name not in (self.prompt_column, "_row")]
@@ -221,15 +218,27 @@ class PromptDataModule(TextDataModule):
         )
 
     def collate_training(self, rows: list[dict[str, Any]]) -> PromptBatch:
-        """The prompts of a step, and the spare ones beside them."""
         spare = len(rows) * self.spare_per_step // (self.batch_size + self.spare_per_step)
         if spare == 0:
             return self.collate(rows)
         return replace(self.collate(rows[:-spare]), spare=self.collate(rows[-spare:]))
 
 
-class DemonstrationDataModule(TextDataModule):
-    """Prompts with completions to imitate."""
+class TextTupleDataModule(TextDataModule):
+    """Rows of which each is a few texts with different roles, and nothing else."""
+
+    names: dict[str, str]
+    """Role of a text in a batch -> its column in the tables."""
+
+    def required_columns(self) -> list[str]:
+        return list(self.names.values())
+
+    def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
+        return {role: _texts(rows, column) for role, column in self.names.items()}
+
+
+class DemonstrationDataModule(TextTupleDataModule):
+    """Prompts with completions to imitate; a batch has the roles "prompt" and "completion"."""
 
     def __init__(
         self,
@@ -242,21 +251,13 @@ class DemonstrationDataModule(TextDataModule):
         completion_column: str = "completion",
         seed: int | None = None,
     ) -> None:
-        """Names the tables and their columns; `batch_size` counts rows over all processes."""
+        """Name the tables and their columns; `batch_size` counts rows over all processes."""
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
         self.names = {"prompt": prompt_column, "completion": completion_column}
 
-    def required_columns(self) -> list[str]:
-        """Prompt and completion."""
-        return list(self.names.values())
 
-    def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
-        """Rows -> {"prompt": [...], "completion": [...]}."""
-        return {name: _texts(rows, column) for name, column in self.names.items()}
-
-
-class PreferenceDataModule(TextDataModule):
-    """Prompts with a chosen and a rejected completion."""
+class PreferenceDataModule(TextTupleDataModule):
+    """Prompts with a preferred and another completion; a batch has the roles "prompt", "chosen" and "rejected"."""
 
     def __init__(
         self,
@@ -270,17 +271,9 @@ class PreferenceDataModule(TextDataModule):
         rejected_column: str = "rejected",
         seed: int | None = None,
     ) -> None:
-        """Names the tables and their columns; `batch_size` counts pairs over all processes."""
+        """Name the tables and their columns; `batch_size` counts pairs over all processes."""
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
         self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
-
-    def required_columns(self) -> list[str]:
-        """Prompt, chosen and rejected."""
-        return list(self.names.values())
-
-    def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
-        """Rows -> {"prompt": [...], "chosen": [...], "rejected": [...]}."""
-        return {name: _texts(rows, column) for name, column in self.names.items()}
 
 
 def _texts(rows: list[dict[str, Any]], column: str) -> list[str]:

@@ -13,7 +13,7 @@ _READERS = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
 
 
 def read_table(path: str, required: list[str]) -> Dataset:
-    """Reads a JSONL, CSV or Parquet file, or a folder written by `Dataset.save_to_disk`.
+    """Read a JSONL, CSV or Parquet file, or a folder written by `Dataset.save_to_disk`.
 
     Args:
         path: the file or folder.
@@ -27,7 +27,7 @@ def read_table(path: str, required: list[str]) -> Dataset:
         raise UserError(f"data file {path}: no such file; expected JSONL, CSV, Parquet or a saved `datasets` folder")
     try:
         table = _read(file)
-    except UserError:
+    except UserError:  # a ValueError, too
         raise
     except (OSError, ValueError, pa.ArrowException, DatasetsError) as error:  # what the readers raise for bad content
         raise UserError(f"data file {path}: cannot be read: {_cause(error)}") from error
@@ -50,7 +50,7 @@ def _read(file: Path) -> Dataset:
         return table
     if file.suffix in (".jsonl", ".json"):
         rows = _json_lines(file)
-        # `from_list` takes the columns of the first row only.
+        # Not `from_list`, which takes the columns of the first row only.
         names = dict.fromkeys(name for row in rows for name in row)
         return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     if file.suffix not in _READERS:
@@ -61,7 +61,7 @@ def _read(file: Path) -> Dataset:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost message: what the file's own reader said, not that a data set could not be generated."""
+    """Return the innermost message: the file's own reader knows more than "the data set could not be generated"."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())

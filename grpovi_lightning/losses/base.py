@@ -1,4 +1,4 @@
-"""The contract of a policy loss, and everything that does not depend on which one it is."""
+"""What all policy losses share: the contract, the checks, the KL penalty and the denominator."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from grpovi_lightning.ops import masked_mean, masked_sum
 class LossOutput(NamedTuple):
     """The loss to differentiate, and detached scalar tensors to log.
 
-    The metrics are means over the tokens of this call, where a loss says nothing else, and 0 where there are none; to
-    join several calls, weight them by their token counts.
+    Metrics are means over the tokens of this call unless a loss says otherwise, and 0 where there are no tokens. To
+    join several calls, weight each by its number of tokens.
     """
 
     loss: Tensor
@@ -24,7 +24,7 @@ class LossOutput(NamedTuple):
 
 
 class Surrogate(NamedTuple):
-    """Per token, what is minimised to raise the advantage, [B, T]; and scalars to log about it."""
+    """The loss of each token [B, T] before the KL penalty, and scalars to log about it."""
 
     token_loss: Tensor
     metrics: dict[str, Tensor]
@@ -35,15 +35,15 @@ class PolicyLoss(ABC):
 
         total( surrogate * sampling_weight + beta * kl ) / denominator
 
-    A new loss is a file with a subclass: it says what the `surrogate` of a token is and, if it differs from the mean
-    over tokens, how token losses are added up (`total`) and what the sum is divided by (`denominator`).
+    A new loss is a file with a subclass that defines the `surrogate` of a token. Unless it is a mean over tokens, it
+    also defines how token losses are added up (`total`) and what the sum is divided by (`denominator`).
 
-    The denominator is apart from the sum so that micro-batches and ranks can share that of the whole batch. It is
-    therefore a plain count: one that is added over ranks, and that may be 0.
+    The denominator is computed apart from the sum, so that micro-batches and ranks can share that of the whole batch.
+    It is therefore a plain count, which can be added over ranks and may be 0.
     """
 
     def __init__(self, beta: float = 0.0, kl: KLEstimator | None = None) -> None:
-        """Takes the KL penalty.
+        """Set the KL penalty.
 
         Args:
             beta: its coefficient, at least 0; 0 needs no reference model.
@@ -61,7 +61,7 @@ class PolicyLoss(ABC):
 
     @abstractmethod
     def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
-        """The loss of each token, before the KL penalty.
+        """Return the loss of each token, before the KL penalty.
 
         Args:
             logprobs: [B, T] of the current policy, with gradient; 0 where masked.
@@ -71,20 +71,20 @@ class PolicyLoss(ABC):
         """
 
     def total(self, token_loss: Tensor, mask: Tensor) -> Tensor:
-        """What the denominator divides, a scalar; here the sum over tokens. Both arguments [B, T]."""
+        """Add up the token losses [B, T] to a scalar, the numerator of the loss; here where `mask` is true."""
         return masked_sum(token_loss, mask)
 
     def denominator(self, completion_mask: Tensor, rollout_mask: Tensor | None = None) -> Tensor:
-        """What the total is divided by; here the mean number of tokens in as many sequences of the rollout.
+        """Return what the total is divided by; here the rollout's mean number of tokens in as many sequences.
 
         Args:
             completion_mask: [B, T] bool, the sequences of one optimiser step.
             rollout_mask: [B', T'] bool, all sequences that were sampled together with them. Where several optimiser
                 steps share a rollout, each counts its share of the rollout's tokens, so that a token weighs the same
-                in all of them. None: these are all.
+                in all of them. None: there are no others.
 
         Returns:
-            a float32 scalar; 0 where nothing is to be counted.
+            a float32 scalar; 0 where there is nothing to count.
         """
         if rollout_mask is None or len(rollout_mask) == 0:
             return completion_mask.sum().float()
@@ -100,9 +100,9 @@ class PolicyLoss(ABC):
         denominator: Tensor | float | None = None,
         sampling_weights: Tensor | None = None,
     ) -> LossOutput:
-        """Computes the loss of some of the sequences of a batch, in float32 or better.
+        """Compute the loss of some of the sequences of a batch, in float32 or better.
 
-        Only `logprobs` gets a gradient. What stands at masked positions is never read.
+        Only `logprobs` gets a gradient. Values at masked positions are never read.
 
         Args:
             logprobs: [B, T] of the current policy, with gradient.
@@ -110,17 +110,24 @@ class PolicyLoss(ABC):
             advantages: [B].
             completion_mask: [B, T] bool.
             ref_logprobs: [B, T] of the reference policy; needed when beta > 0.
-            denominator: what the total is divided by; pass the whole batch's when these are only a part of it, so
+            denominator: a scalar that divides the total; pass the whole batch's when these are only a part of it, so
                 that splitting does not change the gradient. None: that of these sequences.
             sampling_weights: [B, T], factors of the surrogate (not of the KL penalty) that correct for samples
                 from a slightly different policy than `old_logprobs`. None: 1.
 
         Raises:
-            ValueError: shapes that differ, or no reference where one is needed.
+            ValueError: shapes differ, or there is no reference where beta needs one.
         """
         if self.beta > 0 and ref_logprobs is None:
             raise ValueError(f"ref_logprobs: got None, expected [B, T] because beta is {self.beta}")
-        _check_shapes(logprobs, old_logprobs, advantages, completion_mask, ref_logprobs, sampling_weights)
+        _check_shapes(
+            logprobs,
+            advantages,
+            old_logprobs=old_logprobs,
+            completion_mask=completion_mask,
+            ref_logprobs=ref_logprobs,
+            sampling_weights=sampling_weights,
+        )
         mask = completion_mask.bool()
         dtype = torch.promote_types(logprobs.dtype, torch.float32)
 
@@ -142,27 +149,14 @@ class PolicyLoss(ABC):
             raise ValueError(f"denominator: got shape {list(count.shape)}, expected a scalar")
         total = self.total(token_loss, mask)
         count = count.to(total)
-        # Nothing to count is nothing to add: 0 / 1.
+        # Where the count is 0 the total is 0, too: 0 / 1 has a gradient of 0, and 0 / 0 would be NaN.
         return LossOutput(total / torch.where(count == 0, 1.0, count), metrics)
 
 
-def _check_shapes(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    completion_mask: Tensor,
-    ref_logprobs: Tensor | None,
-    sampling_weights: Tensor | None,
-) -> None:
-    """Nothing is broadcast: a [B, 1] where [B, T] is meant would be a silent error."""
+def _check_shapes(logprobs: Tensor, advantages: Tensor, **per_token: Tensor | None) -> None:
+    """Refuse shapes that differ: broadcasting a [B, 1] where [B, T] is meant would hide the mistake."""
     if logprobs.ndim != 2:
         raise ValueError(f"logprobs: got shape {list(logprobs.shape)}, expected [B, T]")
-    per_token = {
-        "old_logprobs": old_logprobs,
-        "completion_mask": completion_mask,
-        "ref_logprobs": ref_logprobs,
-        "sampling_weights": sampling_weights,
-    }
     for name, tensor in per_token.items():
         if tensor is not None and tensor.shape != logprobs.shape:
             raise ValueError(

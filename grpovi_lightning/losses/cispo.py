@@ -15,10 +15,16 @@ class CISPOLoss(PolicyLoss):
         -min(rho, epsilon_high) A logprob, with no gradient through rho
 
     No token loses its gradient, however far its ratio has moved.
+
+    >>> import torch
+    >>> logprobs, old = torch.full((2, 2), -1.0), torch.full((2, 2), -4.0)  # a ratio of exp(3) = 20
+    >>> mask = torch.tensor([[True, True], [True, False]])
+    >>> CISPOLoss()(logprobs, old, torch.tensor([4.0, -2.0]), mask).loss.item()  # 5 * (4 + 4 - 2) / 3 tokens
+    10.0
     """
 
     def __init__(self, beta: float = 0.0, epsilon_high: float = 5.0, kl: KLEstimator | None = None) -> None:
-        """Takes TRL's hyper-parameters.
+        """Set the hyper-parameters, named as in TRL.
 
         Args:
             beta: coefficient of the KL penalty; 0 needs no reference model.
@@ -36,9 +42,8 @@ class CISPOLoss(PolicyLoss):
         self.epsilon_high = epsilon_high
 
     def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
-        """See `PolicyLoss`."""
         ratio = log_ratio.detach().exp()
-        # TRL's count; the cap itself holds for advantages of either sign.
+        # Counted as in TRL, for comparison; the cap itself holds for advantages of either sign.
         capped = (ratio > self.epsilon_high) & (advantages > 0)
         return Surrogate(
             -ratio.clamp(max=self.epsilon_high) * advantages * logprobs,

@@ -15,8 +15,15 @@ class ClippedLoss(PolicyLoss):
 
     With one update per rollout rho is 1 and the gradient is that of -A log pi.
 
-    The clip holds back good tokens that grew and bad ones that shrank. A bad token that grew is not clipped, and
-    rho can be anything there; `delta` caps it (two-sided clipping: INTELLECT-2, arXiv 2505.07291).
+    The clip stops the gradient where A > 0 and rho is above its range, or A < 0 and rho below it. Where A < 0, a large
+    rho is not clipped, but `delta` can cap it (two-sided clipping: INTELLECT-2, arXiv 2505.07291).
+
+    >>> old, logprobs = torch.tensor([[0.1, 0.1]]).log(), torch.tensor([[0.4, 0.1]]).log()  # ratios 4 and 1
+    >>> def mean_loss(advantage, **settings):
+    ...     mask = torch.ones(1, 2, dtype=torch.bool)
+    ...     return round(ClippedLoss(**settings)(logprobs, old, torch.tensor([advantage]), mask).loss.item(), 3)
+    >>> mean_loss(1.0), mean_loss(-1.0), mean_loss(-1.0, delta=3.0)  # -(1.2 + 1) / 2, (4 + 1) / 2, (3 + 1) / 2
+    (-1.1, 2.5, 2.0)
     """
 
     def __init__(
@@ -27,7 +34,7 @@ class ClippedLoss(PolicyLoss):
         delta: float | None = None,
         kl: KLEstimator | None = None,
     ) -> None:
-        """Takes TRL's hyper-parameters.
+        """Set the hyper-parameters, named as in TRL.
 
         Args:
             beta: coefficient of the KL penalty; 0 needs no reference model.
@@ -51,15 +58,15 @@ class ClippedLoss(PolicyLoss):
         self.epsilon, self.epsilon_high, self.delta = epsilon, high, delta
 
     def importance(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        """The log ratios that are clipped, [B, T]; here each token's own."""
+        """Return the log ratios that are clipped, [B, T]; here each token's own."""
         return log_ratio
 
     def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
-        """See `PolicyLoss`. Clip ratios as TRL counts them: of what `delta` caps, nothing."""
         ratio = self.importance(log_ratio, mask).exp()
         lower, upper = 1.0 - self.epsilon, 1.0 + self.epsilon_high
         raw = ratio if self.delta is None else ratio.clamp(max=self.delta)
         token_loss = -torch.minimum(raw * advantages, ratio.clamp(lower, upper) * advantages)
+        # Counted as in TRL: tokens that `delta` caps are not among them.
         low, high = (ratio < lower) & (advantages < 0), (ratio > upper) & (advantages > 0)
         metrics = {
             keys.CLIP_RATIO_LOW_MEAN: masked_mean(low.float(), mask),

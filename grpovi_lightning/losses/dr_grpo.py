@@ -13,6 +13,11 @@ class DrGRPOLoss(ClippedLoss):
 
     Neither the length of a completion nor the number of tokens in the batch changes the weight of a token. The paper
     also leaves the advantages unscaled: combine with `GroupAdvantage(scale_rewards="none")`.
+
+    >>> logprobs, mask = torch.zeros(2, 2), torch.tensor([[True, True], [True, False]])
+    >>> loss = DrGRPOLoss(max_completion_length=4)(logprobs, logprobs, torch.tensor([4.0, -2.0]), mask).loss
+    >>> loss.item()  # (-4 - 4 + 2) / (2 sequences * 4 tokens)
+    -0.75
     """
 
     def __init__(
@@ -24,7 +29,7 @@ class DrGRPOLoss(ClippedLoss):
         delta: float | None = None,
         kl: KLEstimator | None = None,
     ) -> None:
-        """Takes the constant, in tokens, and the hyper-parameters of `ClippedLoss`.
+        """Set the constant, in tokens, and the hyper-parameters of `ClippedLoss`.
 
         The constant is the `max_completion_length` of the sampling; another one only scales the loss.
         """
@@ -34,5 +39,5 @@ class DrGRPOLoss(ClippedLoss):
         self.max_completion_length = max_completion_length
 
     def denominator(self, completion_mask: Tensor, rollout_mask: Tensor | None = None) -> Tensor:
-        """The tokens that as many sequences could have at most."""
+        """Return the largest number of tokens that these sequences could have."""
         return torch.tensor(float(len(completion_mask) * self.max_completion_length), device=completion_mask.device)

@@ -12,23 +12,34 @@ class ImportanceSampling(ABC):
 
     @abstractmethod
     def __call__(self, log_ratio: Tensor) -> Tensor:
-        """Log-probability in the trainer minus that in the sampler, [B, T], 0 where masked -> factors [B, T]."""
+        """Return the factors [B, T] of the tokens.
+
+        Args:
+            log_ratio: [B, T] log-probability in the trainer minus that in the sampler; 0 where masked.
+        """
 
 
 class TruncatedImportanceSampling(ImportanceSampling):
-    """min(pi_trainer / pi_sampler, cap) for each token, as TRL's token truncation.
+    """min(pi_trainer / pi_sampler, cap) for each token: TRL's token truncation.
 
     Sampling in lower precision, or with another implementation of the model, draws from a slightly different policy.
     Without a correction the gradient is biased by that difference; without the cap single tokens could dominate it
     (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
+
+    >>> import torch
+    >>> TruncatedImportanceSampling(cap=2.0)(torch.tensor([[0.0, 3.0]])).tolist()
+    [[1.0, 2.0]]
     """
 
     def __init__(self, cap: float = 2.0) -> None:
-        """Takes the largest factor, at least 1."""
+        """Set the cap.
+
+        Args:
+            cap: the largest factor, at least 1.
+        """
         if not 1.0 <= cap < float("inf"):
             raise UserError(f"importance sampling cap: got {cap}, expected a finite number of at least 1")
         self.cap = cap
 
     def __call__(self, log_ratio: Tensor) -> Tensor:
-        """See `ImportanceSampling`."""
         return log_ratio.exp().clamp(max=self.cap)

@@ -18,12 +18,15 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenStatistics:
-    """Log-probability of each id under softmax(logits / temperature), and that softmax's entropy, in nats.
+    """Return the log-probability of each id under softmax(logits / temperature), and that softmax's entropy, in nats.
 
-    Computed in float32 whatever the dtype of the logits.
+    >>> logits = torch.tensor([[0.25, 0.75]]).log()  # one token, a vocabulary of two
+    >>> found = token_statistics(logits, ids=torch.tensor([1]))
+    >>> round(found.logprobs.item(), 4), round(found.entropies.item(), 4)  # log 0.75, -sum p log p
+    (-0.2877, 0.5623)
 
     Args:
-        logits: [..., V].
+        logits: [..., V], of any float dtype; the computation is in float32.
         ids: [...] int64.
         temperature: the sampling temperature.
 
@@ -45,32 +48,32 @@ def chunked_statistics(
     temperature: float = 1.0,
     logits_at_once: int = _LOGITS_AT_ONCE,
 ) -> TokenStatistics:
-    """The same for logits = head(states), which never exist for all tokens at once: [B, T, V] outgrows all else.
+    """Return `token_statistics` of logits = head(states) without the logits [B, T, V] of all tokens at once.
 
-    The head sees the tokens that the mask keeps, chunk by chunk. Where there are several chunks, the logits of each
-    are computed again in the backward pass and not kept.
+    The head sees only tokens where the mask is true, chunk by chunk. Where there are several chunks, the logits of each
+    are not kept but computed again in the backward pass.
 
     Args:
-        states: [B, T, D], what the head reads.
+        states: [B, T, D], the inputs of the head.
         head: [n, D] -> logits [n, V].
         ids: [B, T] int64.
         mask: [B, T] bool.
         temperature: the sampling temperature.
-        logits_at_once: size of a chunk; the default is 16 MiB in float32.
+        logits_at_once: numbers in a chunk of logits; the default is 16 MiB in float32.
 
     Returns:
         two [B, T] float32 tensors, 0 where masked; only the log-probabilities carry gradient.
     """
     kept_states, kept_ids = states[mask], ids[mask]
     with torch.no_grad():
-        vocabulary = head(kept_states[:1]).shape[-1]
+        vocabulary = head(kept_states[:1]).shape[-1]  # any callable can be a head, so ask it
     size = max(1, logits_at_once // vocabulary)
     chunks = list(zip(kept_states.split(size), kept_ids.split(size), strict=True))
     entropies: list[Tensor] = []
 
     def logprobs_of(some_states: Tensor, some_ids: Tensor) -> Tensor:
         found = token_statistics(head(some_states), some_ids, temperature)
-        if len(entropies) < len(chunks):  # not when it is computed again
+        if len(entropies) < len(chunks):  # the backward pass calls this once more for each chunk
             entropies.append(found.entropies)
         return found.logprobs
 
@@ -82,5 +85,5 @@ def chunked_statistics(
 
 
 def _scattered(values: Tensor, mask: Tensor) -> Tensor:
-    """[n] values of the kept tokens -> their places in [B, T], 0 elsewhere."""
+    """Put the values [n] of the kept tokens to their places in [B, T], with 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Sum of `values` where `mask` is true, over `dim` or over everything.
+    """Sum `values` where `mask` is true, over `dim` or over everything.
+
+    >>> masked_sum(torch.tensor([1.0, 2.0, torch.inf]), torch.tensor([True, True, False])).item()
+    3.0
 
     Args:
         values: any shape.
@@ -17,15 +20,23 @@ def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of `values` where `mask` is true; 0 where nothing is."""
+    """Return the mean of `values` where `mask` is true; 0 where nothing is.
+
+    >>> masked_mean(torch.tensor([1.0, 2.0, torch.inf]), torch.tensor([True, True, False])).item()
+    1.5
+    """
     count = mask.sum() if dim is None else mask.sum(dim=dim)
     return masked_sum(values, mask, dim) / count.clamp(min=1)
 
 
 def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (Bessel) of each row where `mask` is true.
+    """Return mean and standard deviation (Bessel) of each row where `mask` is true.
 
     A mask that is true everywhere gives torch's own `mean` and `std`, to the last bit.
+
+    >>> mean, std = masked_moments(torch.tensor([[0.0, 0.0, 0.0, 1.0]]), torch.ones(1, 4, dtype=torch.bool))
+    >>> mean.tolist(), std.tolist()
+    ([[0.25]], [[0.5]])
 
     Args:
         values: [P, G], float.
@@ -43,12 +54,12 @@ def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def masked_extremes(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each row where `mask` is true, [P, G] -> two of [P, 1]; inf and -inf of nothing."""
+    """Return each row's smallest and largest value where `mask` is true, [P, G] -> two [P, 1]; inf, -inf of nothing."""
     lowest = values.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
     return lowest, values.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
 
 
 def differs(values: Tensor, mask: Tensor) -> Tensor:
-    """Whether a row has two different values where `mask` is true, [P, G] -> [P, 1] bool."""
+    """Return whether a row has two different values where `mask` is true, [P, G] -> [P, 1] bool."""
     lowest, highest = masked_extremes(values, mask)
     return lowest < highest

@@ -7,7 +7,15 @@ from torch import Tensor
 
 
 def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Token lists -> (ids [B, L] int64, mask [B, L] bool), padded at the end with `fill`."""
+    """Pad token lists at the end with `fill`.
+
+    >>> ids, mask = pad_right([[5, 6], [7]], fill=0)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6], [7, 0]], [[True, True], [True, False]])
+
+    Returns:
+        (ids [B, L] int64, mask [B, L] bool), with L the length of the longest list.
+    """
     length = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), length), fill, dtype=torch.long)
     mask = torch.zeros((len(rows), length), dtype=torch.bool)
@@ -18,13 +26,16 @@ def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]
 
 
 def pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Token lists -> (ids [B, L] int64, mask [B, L] bool), padded at the beginning with `fill`."""
+    """Pad token lists at the beginning with `fill`; otherwise as `pad_right`."""
     ids, mask = pad_right([list(reversed(row)) for row in rows], fill)
     return ids.flip(1), mask.flip(1)
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """Position of each token among the unmasked ones, so that padding shifts nothing.
+    """Return the position of each token among the unmasked ones, so that padding shifts nothing.
+
+    >>> position_ids(torch.tensor([[False, False, True, True]])).tolist()
+    [[0, 0, 0, 1]]
 
     Args:
         mask: [B, L] bool.

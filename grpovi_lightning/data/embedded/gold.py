@@ -1,4 +1,4 @@
-"""The gold reward: what a text is worth for the instruction it answers.
+"""The gold reward: how well a text answers its instruction.
 
 Every part lies in [0, 1], and so does the reward::
 
@@ -18,8 +18,8 @@ Every part lies in [0, 1], and so does the reward::
               words of which at least one is a content word
     ending  = 1 if the text ends with its only full stop, else 0; an empty text has form 0
 
-The product makes well-formed text worth nothing unless it answers its own prompt, so one constant text
-earns little, and the smooth parts leave few ties within a group.
+The reward is a product so that well-formed text earns nothing unless it answers its own prompt: no constant text
+earns much. Its parts are smooth, so that rewards of a group are seldom equal.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from grpovi_lightning.data.embedded.prompts import Instruction, Topic, parse
 from grpovi_lightning.data.embedded.size import wanted_tone_words
 from grpovi_lightning.errors import UserError
 
-#: Smallest and largest gold reward that there can be.
+# Smallest and largest gold reward that there can be.
 GOLD_RANGE = (0.0, 1.0)
 TOPICS_WEIGHT, TONE_WEIGHT, LENGTH_WEIGHT = 0.45, 0.2, 0.35
 GRAMMAR_WEIGHT, NOVELTY_WEIGHT, ENDING_WEIGHT = 0.25, 0.5, 0.25
@@ -43,8 +43,8 @@ _AFTER_PREDICATE = frozenset({WordClass.PREPOSITION, WordClass.TONE, WordClass.C
 _AFTER_TONE = frozenset({WordClass.PREPOSITION, WordClass.CONJUNCTION, WordClass.STOP})
 _VERBS = frozenset({WordClass.INTRANSITIVE, WordClass.TRANSITIVE})
 _DETERMINER_ONLY = frozenset({WordClass.DETERMINER})
-#: (class of the token before, does the clause have its verb) -> classes that may follow. None: start of the text.
-#: After a missing pair nothing may follow.
+# (class of the token before, does the clause have its verb) -> classes that may follow. None: start of the text.
+# After a missing pair nothing may follow.
 GRAMMAR: dict[tuple[WordClass | None, bool], frozenset[WordClass]] = {
     (None, False): _DETERMINER_ONLY,
     (WordClass.CONJUNCTION, False): _DETERMINER_ONLY,
@@ -83,26 +83,23 @@ class GoldScore:
 
     @property
     def reward(self) -> float:
-        """The gold reward."""
+        """The gold reward, content times form."""
         return self.content * self.form
 
 
-def gold_reward(
-    prompts: Sequence[str], completions: Sequence[str], completion_ids: Any = None, **columns: Any
-) -> list[float]:
-    """Gold rewards with TRL's reward-function signature: a pure function of prompt and completion texts.
+def gold_reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """Return gold rewards: a pure function of prompt and completion texts, with the signature of TRL's rewards.
 
     Args:
         prompts: B prompt texts of the embedded task.
         completions: B completion texts, decoded without special tokens.
-        completion_ids: Not used; part of the signature.
-        columns: Not used; part of the signature.
+        columns: what else TRL passes; not read.
 
     Returns:
-        B rewards in ``GOLD_RANGE``.
+        B rewards in `GOLD_RANGE`.
 
     Raises:
-        UserError: A prompt is none of the embedded task, or there is not one completion for each prompt.
+        UserError: a prompt is none of the embedded task, or the numbers of prompts and completions differ.
     """
     if len(prompts) != len(completions):
         raise UserError(
@@ -113,11 +110,11 @@ def gold_reward(
 
 
 def score(instruction: Instruction, words: Sequence[str]) -> GoldScore:
-    """The parts of the gold reward of one text.
+    """Return the parts of the gold reward of one text.
 
     Args:
-        instruction: What was asked for.
-        words: The text as words, full stops included.
+        instruction: what was asked for.
+        words: the text as words, full stops included.
     """
     if not words:
         return GoldScore(0.0, 0.0, _length_part(instruction.length, 0), 0.0, 0.0, 0.0)

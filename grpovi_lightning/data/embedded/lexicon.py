@@ -1,8 +1,7 @@
-"""The words of the little language and the class each of them belongs to.
+"""The words of the embedded task's language, and the class of each.
 
-The first words of every class are written by hand; beyond them, words are made of syllables with an
-ending that is particular to their class, so a lexicon of any size is a prefix of one endless list and
-the class of a word never depends on the size of the lexicon it came from.
+The first words of every class are written by hand. Further words are made of syllables and an ending that no
+other class has. So a lexicon of any size is a prefix of one endless list, and a word has the same class in all.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,12 +60,12 @@ _TEENS = _spaced("""
 _TENS = _spaced("""
     twenty thirty forty fifty sixty seventy eighty ninety
 """)
-#: Number words: ``NUMBER_WORDS[n - 1]`` spells n, for n from 1 to 99.
+# Number words: `NUMBER_WORDS[n - 1]` spells n, for n from 1 to 99.
 NUMBER_WORDS = (*_ONES, *_TEENS, *chain.from_iterable((ten, *(f"{ten}-{one}" for one in _ONES)) for ten in _TENS))
 
 
 class WordClass(Enum):
-    """What the grammar knows of a word."""
+    """Class of a word in the grammar."""
 
     DETERMINER = "determiner"
     ADJECTIVE = "adjective"
@@ -80,7 +79,7 @@ class WordClass(Enum):
     OTHER = "word with no place in a text"
 
 
-#: Classes whose words carry meaning: the ones that should not be said twice.
+# Classes whose words carry meaning: the ones that should not be said twice.
 CONTENT_CLASSES = frozenset(
     {WordClass.NOUN, WordClass.ADJECTIVE, WordClass.INTRANSITIVE, WordClass.TRANSITIVE, WordClass.TONE, WordClass.OTHER}
 )
@@ -91,11 +90,11 @@ class Lexicon:
     """The words a task of one size draws from.
 
     Attributes:
-        nouns: The things a text can be about.
-        adjectives: What a thing can be.
-        intransitive: Verbs without an object.
-        transitive: Verbs that need an object.
-        tone_words: For each tone the words that carry it.
+        nouns: the things a text can be about.
+        adjectives: what a thing can be.
+        intransitive: verbs without an object.
+        transitive: verbs that need an object.
+        tone_words: for each tone the words that carry it.
     """
 
     nouns: tuple[str, ...]
@@ -105,13 +104,13 @@ class Lexicon:
     tone_words: Mapping[str, tuple[str, ...]]
 
     def text_words(self) -> tuple[str, ...]:
-        """Every word type that a completion may hold, the full stop included."""
+        """Return every word type that a completion may hold, the full stop included."""
         open_words = chain(self.nouns, self.adjectives, self.intransitive, self.transitive, *self.tone_words.values())
         return (STOP, *DETERMINERS, *PREPOSITIONS, *CONJUNCTIONS, *open_words)
 
 
 def _invented(ending: str) -> Iterator[str]:
-    """Words of two or more consonant-vowel syllables and an ending without a vowel.
+    """Yield words of two or more consonant-vowel syllables and an ending without a vowel.
 
     A stem ends in a vowel and an ending holds none, so words with different endings differ.
     """
@@ -130,13 +129,13 @@ def build_lexicon(n_nouns: int, n_adjectives: int, n_verbs: int, n_tone_words: i
     """Take the first words of every class.
 
     Args:
-        n_nouns: Number of nouns, at most ``MAX_NOUNS``.
-        n_adjectives: Number of adjectives, at most ``MAX_ADJECTIVES``.
-        n_verbs: Number of verbs, half of them (rounded up) intransitive; at most ``MAX_VERBS``.
-        n_tone_words: Number of words for each tone, at most ``MAX_TONE_WORDS``.
+        n_nouns: number of nouns, at most `MAX_NOUNS`.
+        n_adjectives: number of adjectives, at most `MAX_ADJECTIVES`.
+        n_verbs: number of verbs, at most `MAX_VERBS`; half of them (rounded up) are intransitive.
+        n_tone_words: number of words for each tone, at most `MAX_TONE_WORDS`.
 
     Returns:
-        The lexicon; a larger one begins with the words of a smaller one.
+        the lexicon; a larger one begins with the words of a smaller one.
     """
     n_intransitive = (n_verbs + 1) // 2
     return Lexicon(
@@ -152,13 +151,13 @@ def build_lexicon(n_nouns: int, n_adjectives: int, n_verbs: int, n_tone_words: i
 
 @cache
 def largest_lexicon() -> Lexicon:
-    """The lexicon that holds every word of every smaller one."""
+    """Return the lexicon that holds every word of every smaller one."""
     return build_lexicon(MAX_NOUNS, MAX_ADJECTIVES, MAX_VERBS, MAX_TONE_WORDS)
 
 
 @cache
 def word_classes() -> Mapping[str, WordClass]:
-    """The class of every word that a text may hold."""
+    """Return the class of every word that a text may hold."""
     lexicon = largest_lexicon()
     members = {
         WordClass.DETERMINER: DETERMINERS,
@@ -176,6 +175,6 @@ def word_classes() -> Mapping[str, WordClass]:
 
 @cache
 def word_tones() -> Mapping[str, str]:
-    """The tone that each tone word carries."""
+    """Return the tone that each tone word carries."""
     words = largest_lexicon().tone_words
     return MappingProxyType({word: tone for tone, members in words.items() for word in members})

@@ -1,4 +1,4 @@
-"""Imperfect texts: the noisy writer, mild mutations of a text, and texts that are bad on purpose.
+"""Imperfect texts: noisy ones, mild mutations, and texts that are bad on purpose.
 
 A text of noise q in [0, 1] is the reference writer's text for a misread instruction, with slips:
 
@@ -32,48 +32,47 @@ from grpovi_lightning.data.embedded.prompts import Instruction, Topic, sample_in
 from grpovi_lightning.data.embedded.size import TaskSize
 from grpovi_lightning.data.embedded.writer import write
 
-#: Fewest tokens of a text, the end token not counted.
+# Fewest tokens of a text, the end token not counted.
 FEWEST_TOKENS = 4
 
 
 @dataclass(frozen=True)
 class NoisyWriter:
-    """Writes texts of a chosen noise.
+    """A writer of texts of any noise from 0 to 1.
 
     Attributes:
-        size: Sizes of the task; no text is longer than its ``max_completion_length`` less the end token.
-        lexicon: The words of that size.
+        size: sizes of the task; no text is longer than its `max_completion_length` less the end token.
+        lexicon: the words of that size.
     """
 
     size: TaskSize
     lexicon: Lexicon
 
     def write(self, instruction: Instruction, noise: float, rng: random.Random) -> list[str]:
-        """Write a text; the module's docstring lists what goes wrong how often.
+        """Write a text with the faults that the module's docstring lists.
 
         Args:
-            instruction: What was asked for.
+            instruction: what was asked for.
             noise: 0 for the reference writer, 1 for the worst.
-            rng: Source of randomness.
+            rng: source of randomness.
 
         Returns:
-            The words, of which the last is the full stop unless it was lost or cut off.
+            the words, of which the last is the full stop unless it was lost or cut off.
         """
         words = write(self._misread(instruction, noise, rng), self.lexicon, rng)
         return self._fit(self._slip(words, noise, rng))
 
     def contrast(self, words: list[str], instruction: Instruction, noise: float, rng: random.Random) -> list[str]:
-        """Make the text differ in one respect that takes reading the prompt, and in as little else as can be.
+        """Change one thing about the text that only a reader of the prompt can judge, and as little else as possible.
 
-        The asked topics are exchanged for others where they stand; or the tone words are; or a
-        topic is said once more, in the place of a noun that was not asked for; or the text is written anew for
-        another length.
+        One of four: the asked topics are exchanged for others in their places; the tone words are; a topic replaces a
+        noun that was not asked for; or the text is written anew for another length.
 
         Args:
-            words: The text.
-            instruction: What was asked for.
-            noise: Noise of the text, used where it has to be written anew.
-            rng: Source of randomness.
+            words: the text.
+            instruction: what was asked for.
+            noise: noise of the text, used where it has to be written anew.
+            rng: source of randomness.
         """
         contrasts = (self._exchange_topics, self._exchange_tone, self._echo)
         change = rng.choices((*contrasts, None), weights=(0.35, 0.25, 0.3, 0.1))[0]
@@ -103,7 +102,7 @@ class NoisyWriter:
         return self.write(instruction, 0.5, rng)
 
     def degenerate(self, instruction: Instruction, rng: random.Random) -> list[str]:
-        """Write a text of a kind that a policy may drift to: see the kinds below."""
+        """Write a text of one of the degenerate kinds below, to which a policy may drift."""
         kinds: tuple[Callable[[Instruction, random.Random], list[str]], ...] = (
             self._shortest,
             self._rambling,
@@ -165,7 +164,7 @@ class NoisyWriter:
         return [rng.choice(tone_words) if word in word_tones() else word for word in words]
 
     def _echo(self, words: list[str], instruction: Instruction, rng: random.Random) -> list[str]:
-        """Say a topic in the place of a noun that was not asked for, or else at the end."""
+        """Put a topic in the place of a noun that was not asked for, or at the end where there is none."""
         topic = rng.choice(instruction.topics)
         asked = {topic.noun for topic in instruction.topics}
         places = [i for i in _places(words, WordClass.NOUN) if words[i] not in asked]
@@ -237,16 +236,16 @@ class NoisyWriter:
         return write(replace(instruction, topics=(topic,), length=FEWEST_TOKENS), self.lexicon, rng)
 
     def _rambling(self, instruction: Instruction, rng: random.Random) -> list[str]:
-        """The right topics in a text that is too long and cut off before its end."""
+        """Write about the right topics, too long, so that the text is cut off before its end."""
         return write(replace(instruction, length=2 * self.size.max_completion_length), self.lexicon, rng)
 
     def _list_of_topics(self, instruction: Instruction, rng: random.Random) -> list[str]:
-        """The topics without any verb, once or several times."""
+        """List the topics without any verb, once or several times."""
         phrases = [f"the {topic}" for topic in instruction.topics] * rng.randint(1, 4)
         return [*" and ".join(phrases).split(), rng.choice(self.lexicon.tone_words[instruction.tone]), STOP]
 
     def _loop(self, instruction: Instruction, rng: random.Random) -> list[str]:
-        """One good clause again and again, about as long as asked or up to the limit."""
+        """Repeat one good clause, about as long as asked or up to the limit."""
         clause = write(replace(instruction, length=FEWEST_TOKENS), self.lexicon, rng)[:-1]
         n_words = instruction.length if rng.random() < 0.5 else self.size.max_completion_length
         n_times = max(2, round(n_words / (len(clause) + 1)))
@@ -257,7 +256,7 @@ class NoisyWriter:
         return [*rng.sample(words[:-1], len(words) - 1), STOP]
 
     def _off_topic(self, instruction: Instruction, rng: random.Random) -> list[str]:
-        """A perfect text for another instruction."""
+        """Write a perfect text for another instruction."""
         return write(sample_instruction(self.size, self.lexicon, rng), self.lexicon, rng)
 
     def _word_salad(self, instruction: Instruction, rng: random.Random) -> list[str]:
@@ -265,7 +264,7 @@ class NoisyWriter:
         return [rng.choice(self.lexicon.text_words()) for _ in range(n_words)]
 
     def _topics_then_rambling(self, instruction: Instruction, rng: random.Random) -> list[str]:
-        """A perfect text that goes on after its full stop."""
+        """Write a perfect text that goes on after its full stop."""
         return [*write(instruction, self.lexicon, rng), *self._off_topic(instruction, rng)]
 
 
@@ -275,7 +274,7 @@ def _places(words: list[str], kind: WordClass) -> list[int]:
 
 
 def _repeat_span(words: list[str], instruction: Instruction | None, rng: random.Random) -> list[str]:
-    """Say a span of two to five words again, right after it or at the end."""
+    """Repeat a span of two to five words, right after it or at the end."""
     body = len(words) - 1
     start = rng.randrange(0, max(1, body - 2))
     span = words[start : min(start + rng.randint(2, 5), body)]

@@ -1,4 +1,4 @@
-"""Instructions and the prompts that state them: "write about the red fox and the boat , happy , ten words :"."""
+"""Instructions, and the prompts that state them: "write about the red fox and the boat , happy , ten words :"."""
 
 import random
 import re
@@ -17,7 +17,7 @@ from grpovi_lightning.data.embedded.lexicon import (
 from grpovi_lightning.data.embedded.size import TaskSize, fewest_words
 from grpovi_lightning.errors import UserError
 
-#: The ways of asking. ``{length}`` is a number word.
+# The ways of asking. `{length}` is a number word.
 TEMPLATES = (
     "write about {topics} , {tone} , {length} words :",
     "write {length} words about {topics} , {tone} :",
@@ -42,27 +42,26 @@ class Topic:
     """A thing to write about.
 
     Attributes:
-        noun: The thing.
-        adjective: The word to put right before it, or None.
+        noun: the thing.
+        adjective: the word to put right before it, or None.
     """
 
     noun: str
     adjective: str | None = None
 
     def __str__(self) -> str:
-        """The topic as the prompt names it, without its determiner."""
         return self.noun if self.adjective is None else f"{self.adjective} {self.noun}"
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """What one prompt asks for.
+    """Contents of one prompt: topics, tone and length of the text to write.
 
     Attributes:
-        topics: The things to mention, nouns and adjectives all different.
-        tone: One of ``TONES``.
-        length: Number of words, without the full stop.
-        template: Index into ``TEMPLATES``.
+        topics: the things to mention, nouns and adjectives all different.
+        tone: one of `TONES`.
+        length: number of words, without the full stop.
+        template: index into `TEMPLATES`.
     """
 
     topics: tuple[Topic, ...]
@@ -72,7 +71,7 @@ class Instruction:
 
 
 def render(instruction: Instruction) -> str:
-    """The prompt that states an instruction, from its first word to the separator."""
+    """Return the prompt that states an instruction, from its first word to the separator."""
     return TEMPLATES[instruction.template].format(
         topics=" and ".join(f"the {topic}" for topic in instruction.topics),
         tone=instruction.tone,
@@ -80,18 +79,18 @@ def render(instruction: Instruction) -> str:
     )
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=65_536)  # a prompt comes once for each of its completions
 def parse(prompt: str) -> Instruction:
-    """Read an instruction back from its prompt: the inverse of ``render``.
+    """Read an instruction back from its prompt: the inverse of `render`.
 
     Args:
-        prompt: Text of a prompt, words separated by single spaces.
+        prompt: text of a prompt, words separated by single spaces.
 
     Returns:
-        The instruction.
+        the instruction.
 
     Raises:
-        UserError: The text is no prompt of this language.
+        UserError: the text is no prompt of this language.
     """
     for template, pattern in enumerate(_PATTERNS):
         match = pattern.fullmatch(prompt)
@@ -121,7 +120,7 @@ def _parse_topic(phrase: str) -> Topic | None:
 
 
 def prompt_words(size: TaskSize) -> tuple[str, ...]:
-    """Every word type that a prompt of this size may hold; some occur in completions too."""
+    """Return every word type that a prompt of this size may hold; some occur in completions, too."""
     lexicon = size.lexicon()
     fixed = dict.fromkeys(word for template in TEMPLATES for word in template.split() if not word.startswith("{"))
     lengths = NUMBER_WORDS[size.min_words - 1 : size.max_words]
@@ -132,13 +131,13 @@ def prompt_words(size: TaskSize) -> tuple[str, ...]:
 def sample_instruction(size: TaskSize, lexicon: Lexicon, rng: random.Random) -> Instruction:
     """Draw an instruction that can be fulfilled.
 
-    The number of topics is uniform, each topic has an adjective with probability one half, and the length is
+    The number of topics is uniform. Each topic has an adjective with probability `_ADJECTIVE_SHARE`. The length is
     uniform over those at which everything fits.
 
     Args:
-        size: Ranges of the number of topics and of the length.
-        lexicon: Words to draw from.
-        rng: Source of randomness.
+        size: ranges of the number of topics and of the length.
+        lexicon: words to draw from.
+        rng: source of randomness.
     """
     nouns = rng.sample(lexicon.nouns, rng.randint(1, size.max_topics))
     described = [rng.random() < _ADJECTIVE_SHARE for _ in nouns]
@@ -151,10 +150,7 @@ def sample_instruction(size: TaskSize, lexicon: Lexicon, rng: random.Random) -> 
 
 
 def count_prompts(size: TaskSize) -> int:
-    """Number of different prompts that ``sample_instruction`` can give.
-
-    Prompts are different as texts: ``parse`` inverts ``render``, so different instructions never share a prompt.
-    """
+    """Count the instructions that `sample_instruction` can give: as many prompts, because `parse` inverts `render`."""
     total = 0
     for n_topics in range(1, size.max_topics + 1):
         for n_adjectives in range(n_topics + 1):

@@ -11,16 +11,16 @@ from grpovi_lightning.data.embedded.lexicon import STOP
 from grpovi_lightning.data.embedded.noise import FEWEST_TOKENS, NoisyWriter
 from grpovi_lightning.data.embedded.prompts import Instruction
 
-#: Noise of a demonstration is uniform in this range.
+# Noise of a demonstration is uniform in this range.
 DEMONSTRATION_NOISE = (0.2, 0.9)
-#: A demonstrator rambles: this many times the asked number of words, and mostly no full stop.
+# A demonstrator rambles: this many times the asked number of words, and mostly no full stop.
 DEMONSTRATION_LENGTH = 1.5
 DEMONSTRATION_STOP_LOST = 0.8
-#: Share of pairs in which one answer is a demonstrator's, so that a reward model knows where a policy starts.
+# Share of pairs in which one answer is a demonstrator's, so that a reward model knows where a policy starts.
 DEMONSTRATED_SHARE = 0.4
-#: Noise of a text in a preference pair is uniform in this range.
+# Noise of a text in a preference pair is uniform in this range.
 PAIR_NOISE = (0.0, 1.0)
-#: How the two texts of a pair are drawn, and how often.
+# How the two texts of a pair are drawn, and how often.
 PAIR_KINDS = {"independent": 0.4, "contrast": 0.3, "mutation": 0.15, "degenerate": 0.15}
 
 
@@ -29,9 +29,9 @@ class Demonstration:
     """One imperfect answer.
 
     Attributes:
-        instruction: What was asked for.
-        text: The answer.
-        gold: Parts of its gold reward.
+        instruction: what was asked for.
+        text: the answer.
+        gold: parts of its gold reward.
     """
 
     instruction: Instruction
@@ -44,11 +44,11 @@ class Pair:
     """Two answers to one instruction and which of them was preferred.
 
     Attributes:
-        instruction: What was asked for.
-        chosen: The preferred answer.
-        rejected: The other one.
-        chosen_gold: Gold reward of the preferred answer.
-        rejected_gold: Gold reward of the other one.
+        instruction: what was asked for.
+        chosen: the preferred answer.
+        rejected: the other one.
+        chosen_gold: gold reward of the preferred answer.
+        rejected_gold: gold reward of the other one.
     """
 
     instruction: Instruction
@@ -59,7 +59,7 @@ class Pair:
 
 
 def preference_probability(gold: float, other: float, scale: float) -> float:
-    """Bradley-Terry: the probability, 1 / (1 + exp(-scale * (gold - other))), that the first answer is preferred."""
+    """Return 1 / (1 + exp(-scale * (gold - other))), the Bradley-Terry probability that the first is preferred."""
     return 1.0 / (1.0 + exp(-scale * (gold - other)))
 
 
@@ -82,17 +82,17 @@ def _ramble(instruction: Instruction, writer: NoisyWriter, rng: random.Random) -
 def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: random.Random) -> Pair:
     """Draw two different answers and a preference between them.
 
-    An answer of noise q, or a demonstrator's (``DEMONSTRATED_SHARE``), is paired with another of independently drawn
-    noise, with itself changed in one respect that takes reading the prompt, with a mild mutation of itself (one to
-    three changes), or with an answer that is bad on purpose: see ``PAIR_KINDS``.
+    The first answer is a noisy one, or a demonstrator's with probability `DEMONSTRATED_SHARE`. The second is one of
+    four `PAIR_KINDS`: another noisy answer, `NoisyWriter.contrast` of the first, one to three of its mutations, or an
+    answer that is bad on purpose.
 
     Args:
-        instruction: What was asked for.
-        writer: Source of answers.
-        scale: Bradley-Terry scale: how many nats of preference a gold reward of 1 is worth.
-        rng: Source of randomness.
+        instruction: what was asked for.
+        writer: source of answers.
+        scale: Bradley-Terry scale, how many nats of preference a gold reward of 1 is worth.
+        rng: source of randomness.
     """
-    # The square makes good answers more frequent, in which a single fault is easier to learn from.
+    # The square makes good answers more frequent: a single fault in a good answer is easier to learn from.
     noise = rng.uniform(*PAIR_NOISE) ** 2
     demonstrated = rng.random() < DEMONSTRATED_SHARE
     first = _ramble(instruction, writer, rng) if demonstrated else writer.write(instruction, noise, rng)
@@ -121,7 +121,7 @@ def _counterpart(
 
 
 def gold_statistics(golds: Sequence[GoldScore]) -> dict[str, float]:
-    """Mean and population standard deviation of gold rewards, their deciles, and the means of their parts."""
+    """Return mean, population standard deviation and quantiles of gold rewards, and the means of their parts."""
     rewards = sorted(gold.reward for gold in golds)
     parts = ("topics", "tone", "length", "grammar", "novelty", "ending")
     return {
@@ -137,10 +137,10 @@ def gold_statistics(golds: Sequence[GoldScore]) -> dict[str, float]:
 
 
 def pair_statistics(pairs: Sequence[Pair], scale: float) -> dict[str, float]:
-    """What is known of preference labels.
+    """Return how well gold rewards predict the preference labels, and means of gold rewards.
 
-    ``bayes_accuracy`` is the expected accuracy of always naming the answer of larger gold reward: no reward model can
-    expect more. ``label_accuracy`` is that accuracy on these very labels.
+    `bayes_accuracy` is the expected accuracy of a judge that always names the answer of larger gold reward: no reward
+    model can expect more. `label_accuracy` is the judge's accuracy on these labels.
     """
     gaps = [pair.chosen_gold - pair.rejected_gold for pair in pairs]
     return {

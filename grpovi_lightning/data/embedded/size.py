@@ -1,4 +1,4 @@
-"""How large and how hard an embedded task is."""
+"""Sizes of an embedded task, which also make it easier or harder."""
 
 from dataclasses import dataclass, fields
 
@@ -13,20 +13,20 @@ from grpovi_lightning.data.embedded.lexicon import (
 )
 from grpovi_lightning.errors import UserError
 
-#: A text of ``length`` words should hold one tone word for every started stretch of so many words.
+# A text should hold one tone word, and one more for each full stretch of so many words.
 WORDS_PER_TONE_WORD = 16
 
 
 def wanted_tone_words(length: int) -> int:
-    """Number of tone words that a text of the asked length should hold."""
+    """Return how many tone words a text of the asked length should hold."""
     return 1 + length // WORDS_PER_TONE_WORD
 
 
 def fewest_words(n_topics: int, n_adjectives: int) -> int:
-    """The shortest asked length, in words, at which everything asked for can be said grammatically.
+    """Return the shortest length, in words, at which everything asked for can be said grammatically.
 
-    The tightest text is "the N1 V the N2 near the N3 ... T": two words a topic, one an adjective, one a
-    link between topics (a lone topic needs a verb all the same), and the wanted tone words.
+    The shortest text is "the N1 V the N2 near the N3 ... T": two words a topic, one an adjective, one a
+    link between topics (a single topic needs a verb, too), and the wanted tone words.
     """
     without_tone = 2 * n_topics + n_adjectives + max(1, n_topics - 1)
     length = without_tone + 1
@@ -40,17 +40,17 @@ class TaskSize:
     """The sizes of the language, checked together.
 
     Attributes:
-        n_nouns: Number of nouns.
-        n_adjectives: Number of adjectives.
-        n_verbs: Number of verbs, half of them intransitive.
-        n_tone_words: Number of words for each of the four tones.
-        max_topics: Largest number of topics in one prompt.
-        min_words: Smallest asked length, in words.
-        max_words: Largest asked length, in words.
-        max_completion_length: Longest completion in tokens, full stop and end token included.
+        n_nouns: number of nouns.
+        n_adjectives: number of adjectives.
+        n_verbs: number of verbs, half of them intransitive.
+        n_tone_words: number of words for each of the four tones.
+        max_topics: largest number of topics in one prompt.
+        min_words: smallest asked length, in words.
+        max_words: largest asked length, in words.
+        max_completion_length: longest completion in tokens, full stop and end token included.
 
     Raises:
-        UserError: A size is out of its range, or two of them do not fit together.
+        UserError: a size is out of its range, or two of them do not fit together.
     """
 
     n_nouns: int = 16
@@ -63,7 +63,6 @@ class TaskSize:
     max_completion_length: int = 24
 
     def __post_init__(self) -> None:
-        """Check every size and how they fit together."""
         ranges = {
             "n_nouns": (8, MAX_NOUNS),
             "n_adjectives": (4, MAX_ADJECTIVES),
@@ -103,5 +102,5 @@ class TaskSize:
                 )
 
     def lexicon(self) -> Lexicon:
-        """The words of a task of this size."""
+        """Return the words of a task of this size."""
         return build_lexicon(self.n_nouns, self.n_adjectives, self.n_verbs, self.n_tone_words)

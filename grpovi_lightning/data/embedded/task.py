@@ -19,7 +19,7 @@ from grpovi_lightning.data.embedded.tokenizer import build_tokenizer, word_types
 from grpovi_lightning.errors import UserError
 
 TASK_FILE = "task.json"
-#: Raised whenever the same parameters give other files, so that an old folder is not taken for a new one.
+# To raise whenever the same parameters give other files, so that an old folder is not taken for a new one.
 GENERATOR_VERSION = 1
 
 
@@ -66,30 +66,30 @@ def write_task(
     The folder appears whole or not at all. A folder that holds the same task already is left as it is.
 
     Args:
-        output: Folder to write; it must not exist, be empty, or hold this very task.
-        seed: Seed of everything that is drawn; the same seed and sizes give the same bytes.
-        n_train: Number of prompts to train a policy on.
-        n_validation: Number of prompts to evaluate on while training.
-        n_test: Number of prompts kept for the end.
-        n_demonstrations: Number of demonstrations to fine-tune on.
-        n_validation_demonstrations: Number of held-out demonstrations.
-        n_pairs: Number of preference pairs to train a reward model on.
-        n_validation_pairs: Number of held-out preference pairs.
+        output: folder to write; it must not exist, be empty, or hold this very task.
+        seed: seed of everything that is drawn; the same seed and sizes give the same bytes.
+        n_train: number of prompts to train a policy on.
+        n_validation: number of prompts to evaluate on while training.
+        n_test: number of prompts kept for the end.
+        n_demonstrations: number of demonstrations to fine-tune on.
+        n_validation_demonstrations: number of held-out demonstrations.
+        n_pairs: number of preference pairs to train a reward model on.
+        n_validation_pairs: number of held-out preference pairs.
         preference_scale: Bradley-Terry scale: a preference has probability sigmoid(scale * gold difference).
-        n_nouns: Number of nouns.
-        n_adjectives: Number of adjectives.
-        n_verbs: Number of verbs, half of them intransitive.
-        n_tone_words: Number of words for each of the four tones.
-        max_topics: Largest number of topics in one prompt.
-        min_words: Smallest asked length, in words.
-        max_words: Largest asked length, in words.
-        max_completion_length: Longest completion in tokens, full stop and end token included.
+        n_nouns: number of nouns.
+        n_adjectives: number of adjectives.
+        n_verbs: number of verbs, half of them intransitive.
+        n_tone_words: number of words for each of the four tones.
+        max_topics: largest number of topics in one prompt.
+        min_words: smallest asked length, in words.
+        max_words: largest asked length, in words.
+        max_completion_length: longest completion in tokens, full stop and end token included.
 
     Returns:
-        The folder.
+        the folder.
 
     Raises:
-        UserError: A parameter is out of its range, or the folder holds something else.
+        UserError: a parameter is out of its range, or the folder holds something else.
     """
     size = TaskSize(
         n_nouns, n_adjectives, n_verbs, n_tone_words, max_topics, min_words, max_words, max_completion_length
@@ -116,14 +116,14 @@ def write_task(
     partial.mkdir(parents=True)
     try:
         _write_files(partial, parameters, size, counts)
-        partial.rename(folder)
+        partial.rename(folder)  # only now, so that an interrupted run leaves no half of a task
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def _holds(folder: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this task; a UserError if it holds anything else."""
+    """Return whether the folder holds this task; raise a UserError if it holds anything else."""
     remedy = "give another output folder, or remove this one first"
     if not folder.exists():
         return False
@@ -205,7 +205,7 @@ def _write_files(folder: Path, parameters: Mapping[str, Any], size: TaskSize, co
 
 
 def _distinct_instructions(size: TaskSize, rng: random.Random) -> Iterator[Instruction]:
-    """Endless instructions of which no two have the same prompt."""
+    """Yield instructions without end, no two with the same prompt."""
     lexicon, seen = size.lexicon(), set[Instruction]()
     while True:
         instruction = sample_instruction(size, lexicon, rng)

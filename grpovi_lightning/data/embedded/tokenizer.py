@@ -12,7 +12,7 @@ PAD_TOKEN, END_TOKEN, UNKNOWN_TOKEN = "<pad>", "<eos>", "<unk>"
 
 
 def word_types(size: TaskSize) -> tuple[str, ...]:
-    """Every word type of prompts and completions, without special tokens, in a fixed order."""
+    """Return every word type of prompts and completions, without special tokens, in a fixed order."""
     return tuple(dict.fromkeys((*prompt_words(size), *size.lexicon().text_words())))
 
 

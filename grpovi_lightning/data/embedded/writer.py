@@ -1,4 +1,4 @@
-"""The reference writer: it does exactly what an instruction asks, so its texts earn the largest gold reward."""
+"""The reference writer: its texts do exactly what an instruction asks, and so earn a gold reward of 1."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ _DEFINITE_SHARE = 0.7
 
 @dataclass
 class _Clause:
-    """A subject, a verb and what follows; ``direct``: a transitive verb takes the second phrase as its object."""
+    """A subject, a verb and what follows; `direct`: the verb is transitive, and the second phrase its object."""
 
     phrases: list[Topic]
     direct: bool
@@ -23,13 +23,13 @@ class _Clause:
         return n_phrase_words + len(self.phrases) - 1 + (not self.direct)
 
     def tone_places(self) -> list[int]:
-        """Places for a tone word: 0 before the verb, 1 after an intransitive verb, i >= 2 after the i-th phrase."""
+        """Return places for a tone word: 0 before the verb, 1 after an intransitive one, i >= 2 after phrase i."""
         return [0, *([] if self.direct else [1]), *range(2, len(self.phrases) + 1)]
 
 
 @dataclass
 class _Plan:
-    """What a text will hold, before its function words, verbs and tone words are drawn."""
+    """Clauses of a text, before its function words, verbs and tone words are drawn."""
 
     clauses: list[_Clause]
     n_tone_words: int
@@ -38,13 +38,13 @@ class _Plan:
         return sum(clause.n_words() for clause in self.clauses) + len(self.clauses) - 1 + self.n_tone_words
 
     def tone_places(self) -> list[tuple[int, int]]:
-        """(index of the clause, place in the clause) of every place for a tone word."""
+        """Return (index of the clause, place in the clause) of every place for a tone word."""
         return [(i, place) for i, clause in enumerate(self.clauses) for place in clause.tone_places()]
 
 
 @dataclass
 class _Pool:
-    """Draws words that the text has not used yet; falls back on used ones when there are no others."""
+    """Words that the text has not used yet; used ones only when there are no others."""
 
     rng: random.Random
     used: set[str] = field(default_factory=set)
@@ -58,18 +58,18 @@ class _Pool:
 
 
 def write(instruction: Instruction, lexicon: Lexicon, rng: random.Random) -> list[str]:
-    """Write a text of gold reward 1: topics, tone, length, no repetition, grammar.
+    """Write a text of gold reward 1.
 
-    The topics come first, in any order; what fills the text up comes after them.
+    The topics come first, in any order; words that fill the text up come after them.
 
     Args:
-        instruction: What to write.
-        lexicon: Words to fill up with.
-        rng: Source of randomness.
+        instruction: what to write.
+        lexicon: words to draw from.
+        rng: source of randomness.
 
     Returns:
-        The words and a full stop. A text gets longer than asked only where the topics do not fit into the asked
-        length (``fewest_words``), and repeats words only where the lexicon has too few.
+        the words and a full stop. A text gets longer than asked only where the topics do not fit into the asked
+        length (`fewest_words`), and repeats words only where the lexicon has too few.
     """
     pool = _Pool(rng, {word for topic in instruction.topics for word in str(topic).split()})
     topics = rng.sample(instruction.topics, len(instruction.topics))
@@ -85,7 +85,7 @@ def write(instruction: Instruction, lexicon: Lexicon, rng: random.Random) -> lis
 def _affordable_moves(
     plan: _Plan, asked: Sequence[Topic], room: int, lexicon: Lexicon, pool: _Pool
 ) -> list[tuple[float, Callable[[], None]]]:
-    """Changes that make the plan longer by at most ``room`` words, each with its weight."""
+    """Return the changes that make the plan longer by at most `room` words, each with its weight."""
     rng = pool.rng
 
     def add_clause() -> None:
@@ -101,7 +101,7 @@ def _affordable_moves(
         plan.clauses[i : i + 1] = [_Clause(part, direct=len(part) > 1) for part in (phrases[:cut], phrases[cut:])]
 
     def add_object() -> None:
-        plan.clauses[-1].phrases.append(Topic(pool.draw(lexicon.nouns)))
+        add_phrase()
         plan.clauses[-1].direct = True
 
     def make_indirect() -> None:
@@ -128,7 +128,7 @@ def _affordable_moves(
         (1, any_bare, 2.0, add_adjective),
     ]
     affordable = [(weight, move) for cost, possible, weight, move in moves if possible and cost <= room]
-    # More tone words than wanted only where nothing else fits: then at most two, and every clause has two places.
+    # A surplus tone word only where nothing else fits: at most two are needed, and every clause has two places.
     return affordable or [(1.0, add_tone_word)]
 
 
