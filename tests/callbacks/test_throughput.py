@@ -291,9 +291,8 @@ def worked(**changes):
 def outcome_of_rollout(rollout):
     rewards = torch.zeros(len(rollout.prompts), rollout.group_size)
     scored = ScoredRollout(rollout, {}, rewards, rollout.lengths.sum())
-    return StepOutcome(
-        rollout, scored, Adjusted(rewards), rewards, experience_of(rollout), [], RewardUpdate(), "IdentityAdjustment", False
-    )
+    values = (Adjusted(rewards), rewards, experience_of(rollout), [], RewardUpdate())
+    return StepOutcome(rollout, scored, *values, "IdentityAdjustment", False)
 
 
 # The first group reads 3 + (1 + 0) tokens and predicts 2 + 1, the second reads 5 + (3 + 2) and predicts 4 + 3; in
