@@ -59,6 +59,8 @@ class Adjustment(nn.Module):
     """Whether the rollout must carry the reference policy's log-probabilities."""
     changes_pairs: bool = True
     """Whether the standardised advantages of a group of two can differ from those of the raw rewards."""
+    adjusts: bool = True
+    """Whether adjusted rewards can differ from the raw ones at all; recorded with the run, for the report."""
 
     @abstractmethod
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
@@ -73,6 +75,8 @@ class Adjustment(nn.Module):
 
 class IdentityAdjustment(Adjustment):
     """GRPO: the rewards as they are."""
+
+    adjusts = False
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         """Returns the rewards unchanged."""

@@ -27,7 +27,7 @@ class RewardWatch(L.Callback):
 
     def _reset(self) -> None:
         self._steps = self._groups = self._flat = self._changed = self._completions = self._unscored = 0
-        self._adjustment = "IdentityAdjustment"
+        self._adjustment, self._adjusts = "", False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,6 +49,7 @@ class RewardWatch(L.Callback):
         self._flat += int((~differs(rewards, scored)).sum())
         self._changed += int(changed.sum())
         self._adjustment = outputs["adjustment"]
+        self._adjusts = pl_module.adjustment.adjusts
         if self._steps >= self.window:
             self._judge(trainer)
 
@@ -74,7 +75,7 @@ class RewardWatch(L.Callback):
                 f"{self._flat} of {self._groups} groups had {kind} over {self._steps} steps; they carry no "
                 "gradient. Use prompts of middling difficulty, a larger group or a finer reward",
             )
-        elif self._adjustment != "IdentityAdjustment" and self._changed == 0:
+        elif self._adjusts and self._changed == 0:
             self._warn(
                 trainer,
                 "adjustment without effect",
