@@ -14,8 +14,8 @@ from analysis.diagnostics import (
     adjustment_means,
     config_differences,
     environment,
-    first_rollouts,
     rises,
+    rollouts_by_seed,
     spread_key,
 )
 from analysis.efficiency import Comparison, table_of
@@ -26,8 +26,8 @@ from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
 from analysis.tables import rows_where
+from grpovi_lightning.run_record import REPORT_FOLDER
 
-REPORT_FOLDER = "report"
 TEMPLATE = "report.html.jinja"
 
 
@@ -205,7 +205,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         adjustment_columns=list(adjustment.columns),
         rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
         spread_key=spread_key(analysis.settings.metric),
-        first_rollouts=first_rollouts(status),
+        first_rollouts=rollouts_by_seed(status),
         differences=differences(analysis),
         environment=environment(analysis.path, status),
         runs=status.to_dict("records"),

@@ -4,9 +4,10 @@ import math
 
 import pandas as pd
 
-from analysis.loading import ARMS_FOLDER, status_table
+from analysis.loading import status_table
 from analysis.settings import Settings
 from analysis.tables import groups, rows_where
+from grpovi_lightning.run_record import STUDY_FILE, run_folder
 
 
 def status_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -23,8 +24,8 @@ def with_planned_runs(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     if not missing:
         return status
     rows = [
-        {"arm": arm, "seed": seed, "run": f"{ARMS_FOLDER}/{arm}/seed_{seed}", "state": "missing"}
-        | {"problem": "planned in study.yaml, but there is no such run"}
+        {"arm": arm, "seed": seed, "run": run_folder(arm, seed), "state": "missing"}
+        | {"problem": f"planned in {STUDY_FILE}, but there is no such run"}
         for arm, seed in missing
     ]
     return pd.concat([status, status_table(rows)], ignore_index=True)
