@@ -204,9 +204,7 @@ def _threads(content: Mapping[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _report(
-    value: Any, prepare: tuple[Stage[str], ...], arms: tuple[Arm[str], ...], where: str
-) -> dict[str, Any]:
+def _report(value: Any, prepare: tuple[Stage[str], ...], arms: tuple[Arm[str], ...], where: str) -> dict[str, Any]:
     settings = check_mapping({} if value is None else value, where)
     check_keys(settings, REPORT_KEYS, where)
     metric = settings.get("metric", "")
@@ -234,7 +232,9 @@ def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
         for name in pair:
             if name not in arms:
                 hint = close_matches(str(name), arms)
-                raise RecordError(f"{where}: contrast {pair!r}: {name!r} is no arm{hint}; expected of {', '.join(arms)}")
+                raise RecordError(
+                    f"{where}: contrast {pair!r}: {name!r} is no arm{hint}; expected of {', '.join(arms)}"
+                )
 
 
 def check_mapping(value: Any, where: str) -> dict[str, Any]:

@@ -56,7 +56,9 @@ class Run:
     @property
     def log(self) -> Path:
         """File of everything that the process prints. Beside the folder of the task, which wants its folder to itself."""
-        return self.folder / LOG_FILE if self.command == "fit" else self.folder.with_name(f"{self.folder.name}.{LOG_FILE}")
+        return (
+            self.folder / LOG_FILE if self.command == "fit" else self.folder.with_name(f"{self.folder.name}.{LOG_FILE}")
+        )
 
 
 class Stoppable(Protocol):

@@ -115,7 +115,9 @@ def write_study_yaml(
         "name": root.name,
         "seeds": list(seeds),
         "prepare": {"reward_model": {"configs": ["reward_model.yaml"]}},
-        "arms": {arm: {"configs": ["arm.yaml"]} | ({"baseline": baselines[arm]} if arm in baselines else {}) for arm in arms},
+        "arms": {
+            arm: {"configs": ["arm.yaml"]} | ({"baseline": baselines[arm]} if arm in baselines else {}) for arm in arms
+        },
         "report": {"metric": GOLD, "target_fraction": 0.9} | report,
     }
     (root / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")

@@ -110,6 +110,19 @@ def test_a_study_file_that_cannot_be_used_gives_one_line(tmp_path: Path, content
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"target_fraction": 0.0}, "target_fraction must be above 0 and at most 1, got 0.0"),
+        ({"baselines": {"a": "a"}}, "arm a is its own baseline; name another arm"),
+        ({"baselines": {"a": "b", "b": "c"}}, "arm a is compared with b, which is itself compared with c; a baseline"),
+    ],
+)
+def test_settings_that_come_as_arguments_are_checked_too(wrong: dict, said: str):
+    with pytest.raises(ReportError, match=said):
+        Settings("study", GOLD, "it was asked for", **wrong)
+
+
 def test_a_training_metric_can_be_compared(tmp_path: Path):
     write_events(tmp_path / "a", {"reward": line(0, 1), GOLD: line(0, 1)})
     write_status(tmp_path / "a")

@@ -41,7 +41,13 @@ def test_a_whole_run_is_finished_and_says_what_it_was(policy_folder, tmp_path):
 
     found = status(tmp_path)
     expected = {"state": "finished", "seed": 7, "step": 3, "max_steps": 3, "error": None, "warnings": []}
-    expected |= {"stage": "GRPOModule", "adjustment": "VarianceIncrease", "adjusts": True, "device": "cpu", "pid": os.getpid()}
+    expected |= {
+        "stage": "GRPOModule",
+        "adjustment": "VarianceIncrease",
+        "adjusts": True,
+        "device": "cpu",
+        "pid": os.getpid(),
+    }
     assert {name: found[name] for name in expected} == expected
     first = recorded.outputs[0]
     assert found["first_rollout"] == rollout_digest(first["completion_ids"], first["completion_mask"])
