@@ -13,7 +13,9 @@ from analysis.curves import curves_of
 from analysis.events import event_files, read_scalars
 from analysis.tables import groups, rows_where
 from grpovi_lightning import metric_keys
-from grpovi_lightning.run_record import FirstRollouts, RecordError, RunRecord, first_rollouts, require_status
+from grpovi_lightning.run_record.layout import RecordError
+from grpovi_lightning.run_record.pairing import FirstRollouts, first_rollouts
+from grpovi_lightning.run_record.status import RunRecord, require_status
 
 PAIR_ACCURACY = metric_keys.held_out(metric_keys.PAIR_ACCURACY)
 ADJUSTMENT_COLUMNS = {
@@ -35,7 +37,7 @@ _FACTS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer
 
 
 def adjustment_means(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each run's mean over training of the scalars of variance increase, applied or not.
+    """Average the scalars of variance increase, applied or not, over each run's training and then over seeds.
 
     Args:
         runs: Rows of the runs that count.
@@ -99,13 +101,17 @@ class Rise:
 
 
 def spread_key(metric: str) -> str | None:
-    """The tag of the per-completion standard deviation that belongs to a `rewards/<name>/mean`, else None."""
+    """Return the tag of the per-completion standard deviation that belongs to a `rewards/<name>/mean`, else None.
+
+    >>> spread_key("eval/rewards/gold/mean"), spread_key("eval/reward")
+    ('eval/rewards/gold/std', None)
+    """
     is_component = metric.removeprefix(metric_keys.EVAL_PREFIX).startswith("rewards/")
     return f"{metric.removesuffix('/mean')}/std" if is_component and metric.endswith("/mean") else None
 
 
 def rises(runs: pd.DataFrame, metric: str) -> list[Rise]:
-    """The rise of every run that counts and logged its initial spread; empty where the metric has none."""
+    """Return the rise of every run that counts and logged its initial spread; none where the metric has no spread."""
     std_key = spread_key(metric)
     if std_key is None:
         return []
@@ -128,7 +134,7 @@ def rollouts_by_seed(status: pd.DataFrame) -> list[FirstRollouts]:
 
 
 def read_config(folder: Path) -> dict[str, str]:
-    """A run's config.yaml, flattened to dotted keys; empty where there is none or it is no plain YAML mapping."""
+    """Return a run's config.yaml, flattened to dotted keys; empty where it is missing or no plain YAML mapping."""
     file = folder / "config.yaml"
     if not file.is_file():
         return {}
@@ -154,11 +160,7 @@ def _flatten(value: object, prefix: str = "") -> dict[str, str]:
 
 
 def config_differences(arm: Path, baseline: Path) -> list[tuple[str, str, str]] | None:
-    """What two runs were configured differently in.
-
-    Args:
-        arm: A run directory.
-        baseline: Another one.
+    """Compare the configurations of two run directories.
 
     Returns:
         (key, arm's value, baseline's value), "" where one has no such key; without keys that only say where the run
@@ -177,12 +179,12 @@ def config_differences(arm: Path, baseline: Path) -> list[tuple[str, str, str]] 
 
 
 def _placeless(value: str, folder: Path) -> str:
-    """`value` without the part of a path that names the run: its folder and the one above."""
+    """Return `value` without the part of a path that names the run: its folder and the one above."""
     return value.replace(f"{folder.parent.name}/{folder.name}", "<run>").replace(str(folder), "<run>")
 
 
 def environment(study_dir: Path, status: pd.DataFrame) -> dict[str, str]:
-    """Facts about the machine and the trainer from status.json and config.yaml: the distinct values over all runs."""
+    """Return facts about machine and trainer from status.json and config.yaml: the distinct values over all runs."""
     values: dict[str, set[str]] = {}
     for run in status["run"]:
         record = _record_of(study_dir / run)

@@ -10,21 +10,15 @@ import pandas as pd
 from analysis.errors import ReportError
 from analysis.events import RunScalars, Scalar, event_files, read_scalars
 from analysis.tables import groups, rows_where
-from grpovi_lightning.run_record import (
+from grpovi_lightning.run_record.layout import (
     ARMS_FOLDER,
-    FAILED,
-    INTERRUPTED,
     PREPARE_FOLDER,
-    RUNNING,
-    STATES,
     STATUS_FILE,
     STUDY_FILE,
-    UNKNOWN,
     RecordError,
-    RunRecord,
     folder_seed,
-    require_status,
 )
+from grpovi_lightning.run_record.status import UNKNOWN, RunRecord, State, require_status
 
 RUN_COLUMNS = {
     "arm": "str",
@@ -190,14 +184,14 @@ def _status_row(folder: RunFolder, scalars: RunScalars) -> dict[str, Any]:
 
 def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str | None:
     progress = f"at step {_or_unknown(row['step'])} of {_or_unknown(row['max_steps'])}"
-    if row["state"] == FAILED:
+    if row["state"] == State.FAILED:
         return f"failed {progress}: {row['error'] or 'no error was recorded'}"
-    if row["state"] == RUNNING:
+    if row["state"] == State.RUNNING:
         return f"not finished: running, {progress}"
-    if row["state"] == INTERRUPTED:
+    if row["state"] == State.INTERRUPTED:
         return f"interrupted {progress}"
     if row["state"] == UNKNOWN:
-        return f"{STATUS_FILE} names no state out of {', '.join(STATES)}"
+        return f"{STATUS_FILE} names no state out of {', '.join(State)}"
     if scalars.damage is not None:
         return f"damaged event file {scalars.damage}"
     if scalars.torn_tail is not None:

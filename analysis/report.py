@@ -26,7 +26,7 @@ from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
 from analysis.tables import rows_where
-from grpovi_lightning.run_record import REPORT_FOLDER
+from grpovi_lightning.run_record.layout import REPORT_FOLDER
 
 TEMPLATE = "report.html.jinja"
 

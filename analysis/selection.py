@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.loading import status_table
 from analysis.settings import Settings
 from analysis.tables import groups, rows_where
-from grpovi_lightning.run_record import STUDY_FILE, run_folder
+from grpovi_lightning.run_record.layout import STUDY_FILE, run_folder
 
 
 def status_of(runs: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,8 @@ import yaml
 
 from analysis.errors import ReportError
 from grpovi_lightning import metric_keys
-from grpovi_lightning.run_record import STUDY_FILE, RecordError, parse_study
+from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError
+from grpovi_lightning.run_record.study import parse_study
 
 DEFAULT_TARGET_FRACTION = 0.9
 

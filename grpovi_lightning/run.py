@@ -20,7 +20,8 @@ from grpovi_lightning.callbacks import (
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules.policy_update import PolicyUpdates
 from grpovi_lightning.parser_messages import one_line
-from grpovi_lightning.run_record import STATUS_FILE, RecordError, read_status
+from grpovi_lightning.run_record.layout import STATUS_FILE, RecordError
+from grpovi_lightning.run_record.status import read_status
 
 _TRAINER_DEFAULTS = {
     "max_epochs": -1,  # one epoch is the whole run; `max_steps` says how long it is
@@ -155,8 +156,8 @@ class RunCLI(LightningCLI):
             raise UserError(str(error)) from error
         if self.training and (self.folder / STATUS_FILE).exists() and ckpt_path is None:
             raise UserError(
-                f"run folder {self.folder} holds a {status.state if status else 'damaged'} run already; choose another trainer.default_root_dir, or "
-                f"continue it with --ckpt_path {self.folder}/checkpoints/last.ckpt"
+                f"run folder {self.folder} holds a {status.state if status else 'damaged'} run already; choose another "
+                f"trainer.default_root_dir, or continue it with --ckpt_path {self.folder}/checkpoints/last.ckpt"
             )
         if ckpt_path is not None and not Path(ckpt_path).exists():
             raise UserError(f"checkpoint {ckpt_path}: no such file; expected one of <run>/checkpoints/*.ckpt")

@@ -10,24 +10,18 @@ import yaml
 
 from analysis import ReportError, load_runs, load_status
 from analysis.settings import read_settings
-from grpovi_lightning import run_record
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record import (
-    SCHEMA,
-    RecordError,
+from grpovi_lightning.run_record.layout import SCHEMA, RecordError, folder_seed, replace_file, run_folder
+from grpovi_lightning.run_record.pairing import first_rollouts
+from grpovi_lightning.run_record.status import (
     RunRecord,
     UnreadableError,
-    first_rollouts,
-    folder_seed,
-    parse_study,
     read_status,
-    replace_file,
     require_status,
-    run_folder,
     settle_status,
-    study_mapping,
     write_status,
 )
+from grpovi_lightning.run_record.study import StudyRecord, parse_study, study_mapping
 from grpovi_lightning.study import load_study
 
 WHOLE = RunRecord(
@@ -208,7 +202,7 @@ class TestStudy:
         assert study == replace(parse_study(STUDY, "study.yaml", resolved=False), files=files)
 
     def test_what_is_not_in_the_file_keeps_its_default(self):
-        assert parse_study({}, "study.yaml", resolved=True) == run_record.StudyRecord()
+        assert parse_study({}, "study.yaml", resolved=True) == StudyRecord()
 
     @pytest.mark.parametrize("key", ["schema", "files"])
     def test_a_person_does_not_write_what_only_a_record_has(self, key):

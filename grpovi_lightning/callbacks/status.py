@@ -12,16 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from grpovi_lightning.run_record import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    RUNNING,
-    RunRecord,
-    read_status,
-    timestamp,
-    write_status,
-)
+from grpovi_lightning.run_record.status import RunRecord, State, read_status, timestamp, write_status
 
 _SECONDS_BETWEEN_WRITES = 1.0
 
@@ -64,7 +55,7 @@ class RunStatus(L.Callback):
             "torch": torch.__version__,
             "pid": os.getpid(),
         }
-        self._write(trainer, RUNNING)
+        self._write(trainer, State.RUNNING)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,7 +70,7 @@ class RunStatus(L.Callback):
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Show that a run lives during a long evaluation, too."""
         if trainer.state.fn == "fit" and time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
-            self._write(trainer, RUNNING)
+            self._write(trainer, State.RUNNING)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the scalars first: a run continued from this checkpoint does not log its earlier steps again."""
@@ -88,7 +79,7 @@ class RunStatus(L.Callback):
                 logger.experiment.flush()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, FINISHED)
+        self._write(trainer, State.FINISHED)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note what ended the run; an evaluation of a finished run leaves its record alone."""
@@ -98,7 +89,7 @@ class RunStatus(L.Callback):
         message = " ".join(str(exception).split()) or type(exception).__name__
         if not stopped:
             self.content["error"] = f"{type(exception).__name__}: {message}"
-        self._write(trainer, INTERRUPTED if stopped else FAILED)
+        self._write(trainer, State.INTERRUPTED if stopped else State.FAILED)
 
     def _write(self, trainer: L.Trainer, state: str) -> None:
         self._written = time.monotonic()

@@ -4,14 +4,24 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from grpovi_lightning.run_record.layout import SCHEMA, STATUS_FILE, RecordError, check_schema, replace_file
 
-RUNNING, FINISHED, FAILED, INTERRUPTED = STATES = ("running", "finished", "failed", "interrupted")
+
+class State(StrEnum):
+    """How a run stands, as it said last: a killed run still says that it is running."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
 UNKNOWN = "unknown"
-"""Stands for a state that is none of `STATES`; never written."""
+"""Stands for a state that is none of `State`; never written."""
 
 _PLAIN_IN_LAYOUT_1 = re.compile(r"(^|\.)IdentityAdjustment$")
 
@@ -30,7 +40,7 @@ class RunRecord:
     """The content of status.json: what a run says of itself. None stands for what it did not say."""
 
     state: str = UNKNOWN
-    """One of `STATES` as last written, so that a killed run still says `running`; else `UNKNOWN`."""
+    """One of `State`, else `UNKNOWN`."""
     seed: int | None = None
     step: int | None = None
     max_steps: int | None = None
@@ -73,7 +83,7 @@ def require_status(folder: Path) -> RunRecord:
         raise UnreadableError(f"{STATUS_FILE} cannot be read: expected an object, got {type(content).__name__}")
     schema = check_schema(content, str(path))
     record = RunRecord(**{item.name: _READ[item.type](content.get(item.name)) for item in fields(RunRecord)})
-    if record.state not in STATES:
+    if record.state not in tuple(State):
         record = replace(record, state=UNKNOWN)
     if schema == 1 and record.adjustment is not None:
         record = replace(record, adjusts=_PLAIN_IN_LAYOUT_1.search(record.adjustment) is None)

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record import FAILED, FINISHED, INTERRUPTED, RecordError, read_status
+from grpovi_lightning.run_record.layout import RecordError
+from grpovi_lightning.run_record.status import State, read_status
 from grpovi_lightning.study.fairness import check_first_rollouts
 from grpovi_lightning.study.interruption import Interruption
 from grpovi_lightning.study.plan import plan_arms, plan_prepare
@@ -102,7 +103,7 @@ def _check_configurations(study: Study, folder: Path, preflight: Callable[[list[
 
 def _is_finished(run: Run) -> bool:
     status = read_status(run.folder)
-    return status is not None and status.state == FINISHED
+    return status is not None and status.state == State.FINISHED
 
 
 def _run(study: Study, folder: Path, settings: Settings) -> int | None:
@@ -116,7 +117,7 @@ def _run(study: Study, folder: Path, settings: Settings) -> int | None:
             runner.adopt(runs)
             for stage in stages:
                 runner.work([stage], 1)
-                if stage.state != FINISHED:
+                if stage.state != State.FINISHED:
                     break
             else:
                 runner.work(arms, settings.jobs)
@@ -124,9 +125,9 @@ def _run(study: Study, folder: Path, settings: Settings) -> int | None:
             _complain(f"stopped: {states(runs)}; run the same command again to go on")
             return interruption.exit_status
     for progress in runs:
-        if progress.state in (FAILED, INTERRUPTED):
+        if progress.state in (State.FAILED, State.INTERRUPTED):
             _complain(_failure(progress))
-    if any(stage.state != FINISHED for stage in stages):
+    if any(stage.state != State.FINISHED for stage in stages):
         _complain("nothing that needs this stage was started; mend it and run the same command again")
         return 1
     return None

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from grpovi_lightning.run_record import FINISHED, first_rollouts, read_status
+from grpovi_lightning.run_record.pairing import first_rollouts
+from grpovi_lightning.run_record.status import State, read_status
 from grpovi_lightning.study.process import Run
 
 
@@ -21,7 +22,7 @@ def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     for run in runs:
         status = read_status(run.folder)
         # A run that finished has sampled whatever it samples; one that did not may have ended before.
-        if run.seed is not None and status and (status.first_rollout is not None or status.state == FINISHED):
+        if run.seed is not None and status and (status.first_rollout is not None or status.state == State.FINISHED):
             begun.append((run.seed, run.owner, status.first_rollout))
     errors, notes = [], []
     for check in first_rollouts(begun):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from grpovi_lightning.run_record import PREPARE_FOLDER, run_folder
+from grpovi_lightning.run_record.layout import PREPARE_FOLDER, run_folder
 from grpovi_lightning.study.process import Run
 from grpovi_lightning.study.specification import ConfigFile, Stage, Study
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record import CHECKPOINTS_FOLDER, LOG_FILE
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE
 from grpovi_lightning.study.specification import ConfigFile
 
 TERMINATE_SECONDS = 5.0
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """File of everything that the process prints. Beside the folder of the task, which wants its folder to itself."""
+        """File of all that the process prints. Beside the folder of the task, which wants its folder to itself."""
         return (
             self.folder / LOG_FILE if self.command == "fit" else self.folder.with_name(f"{self.folder.name}.{LOG_FILE}")
         )

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from grpovi_lightning.run_record import FAILED, FINISHED, INTERRUPTED, RUNNING, RunRecord
+from grpovi_lightning.run_record.status import RunRecord, State
 from grpovi_lightning.study.process import Run
 
 LINE_SECONDS = 30.0
@@ -22,8 +22,14 @@ LINE_SECONDS = 30.0
 WAITING = "waiting"
 """State of a run that this `compare` has not started yet, beside the states that a run records."""
 
-_STYLES = {RUNNING: "cyan", FINISHED: "green", FAILED: "bold red", INTERRUPTED: "yellow", WAITING: "dim"}
-_ORDER = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
+_STYLES = {
+    State.RUNNING: "cyan",
+    State.FINISHED: "green",
+    State.FAILED: "bold red",
+    State.INTERRUPTED: "yellow",
+    WAITING: "dim",
+}
+_ORDER = (State.RUNNING, State.FAILED, State.INTERRUPTED, WAITING, State.FINISHED)
 
 
 @dataclass
@@ -50,7 +56,7 @@ class RunProgress:
     @property
     def over(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.state in (FINISHED, FAILED, INTERRUPTED)
+        return self.state in (State.FINISHED, State.FAILED, State.INTERRUPTED)
 
     @property
     def fraction(self) -> float:
@@ -140,7 +146,7 @@ class LineDisplay:
     def refresh(self) -> None:
         if time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            running = ", ".join(f"{run.run.label} {_steps(run)}" for run in self._runs if run.state == RUNNING)
+            running = ", ".join(f"{run.run.label} {_steps(run)}" for run in self._runs if run.state == State.RUNNING)
             self.note(overall(self._runs, self._jobs) + (f": {running}" if running else ""))
 
 
@@ -184,7 +190,7 @@ class LiveDisplay:
         room = max(3, self._console.height - 5)
         table = Table.grid(padding=(0, 2))
         for run in rows[:room]:
-            bar = ProgressBar(total=1.0, completed=run.fraction if run.state != FAILED else 0.0, width=20)
+            bar = ProgressBar(total=1.0, completed=run.fraction if run.state != State.FAILED else 0.0, width=20)
             clock = "" if run.seconds is None else duration(run.seconds)
             state = Text(run.state, style=_STYLES[run.state])
             table.add_row(Text(run.run.label), state, bar, _steps(run), clock, Text(run.error or "", no_wrap=True))
@@ -203,8 +209,12 @@ def overall(runs: Sequence[RunProgress], jobs: int) -> str:
 def states(runs: Sequence[RunProgress]) -> str:
     """Say how many runs are in which state."""
     counts = Counter(run.state for run in runs)
-    parts = [f"{counts[FINISHED]} of {len(runs)} runs finished"]
-    parts += [f"{counts[state]} {state}" for state in (RUNNING, WAITING, FAILED, INTERRUPTED) if counts[state]]
+    parts = [f"{counts[State.FINISHED]} of {len(runs)} runs finished"]
+    parts += [
+        f"{counts[state]} {state}"
+        for state in (State.RUNNING, WAITING, State.FAILED, State.INTERRUPTED)
+        if counts[state]
+    ]
     return ", ".join(parts)
 
 
@@ -227,9 +237,9 @@ def _steps(run: RunProgress) -> str:
 
 
 def _happened(run: RunProgress) -> str:
-    if run.state == RUNNING:
+    if run.state == State.RUNNING:
         return f"continues from step {run.began_at_step}" if run.began_at_step else "started"
-    if run.state == FINISHED:
+    if run.state == State.FINISHED:
         return "finished earlier" if run.seconds is None else f"finished in {duration(run.seconds)}"
     where = f" at step {_steps(run)}" if run.max_steps else ""
     return f"{run.state}{where}" + (f": {run.error}" if run.error else "")

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record import kind
+from grpovi_lightning.run_record.study import kind
 
 
 class _NoDuplicates(yaml.SafeLoader):
@@ -49,7 +49,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def close_files(path: Path) -> str:
-    """Return a `(did you mean ...?)` clause for a path that does not exist: YAML files beside it with a similar name."""
+    """Return a `(did you mean ...?)` clause for a path that does not exist: similar YAML files beside it."""
     stems = {other.stem: other for other in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
     matches = difflib.get_close_matches(path.stem, stems, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(str(stems[match])) for match in matches)}?)" if matches else ""

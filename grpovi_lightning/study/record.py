@@ -9,16 +9,8 @@ from pathlib import Path
 import yaml
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record import (
-    STUDY_FILE,
-    Arm,
-    RecordError,
-    Stage,
-    StudyRecord,
-    parse_study,
-    replace_file,
-    study_mapping,
-)
+from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError, replace_file
+from grpovi_lightning.run_record.study import Arm, Stage, StudyRecord, parse_study, study_mapping
 from grpovi_lightning.study.reading import first_difference, read_mapping
 from grpovi_lightning.study.specification import ConfigFile, Study
 

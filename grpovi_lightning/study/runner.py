@@ -7,16 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    RUNNING,
-    STATUS_FILE,
-    RunRecord,
-    read_status,
-    settle_status,
-)
+from grpovi_lightning.run_record.layout import STATUS_FILE
+from grpovi_lightning.run_record.status import RunRecord, State, read_status, settle_status
 from grpovi_lightning.study.interruption import Interruption
 from grpovi_lightning.study.process import Orphan, Run, RunProcess, last_lines, launch, stop, usable_checkpoint
 from grpovi_lightning.study.progress import WAITING, Display, RunProgress
@@ -76,8 +68,8 @@ class Runner:
             status = read_status(progress.run.folder)
             if status is None:
                 continue
-            if status.state == FINISHED:
-                progress.state = FINISHED
+            if status.state == State.FINISHED:
+                progress.state = State.FINISHED
                 progress.follow(status)
                 self._display.changed(progress)
             elif usable_checkpoint(progress.run.folder):
@@ -107,13 +99,13 @@ class Runner:
         run = progress.run
         edits = [edit for edit in map(changed_config, run.configs) if edit]
         if edits:
-            progress.state = FAILED
+            progress.state = State.FAILED
             progress.error = f"{edits[0]} since this compare began; restore it and run the same command again"
             self._display.changed(progress)
             return
         before = _status_version(run)
         process = launch(run, self._settings.launcher)
-        progress.state, progress.began, progress.began_at_step = RUNNING, time.monotonic(), progress.step
+        progress.state, progress.began, progress.began_at_step = State.RUNNING, time.monotonic(), progress.step
         active.append(_Active(progress, process, before))
         self._display.changed(progress)
 
@@ -146,12 +138,12 @@ class Runner:
         progress.ended = time.monotonic()
         if status is not None:
             progress.follow(status)
-        if (status is not None and status.state == FINISHED) or (run.command == "task" and exit_status == 0):
-            progress.state = FINISHED
-        elif stopping or (status is not None and status.state == INTERRUPTED):
-            progress.state = INTERRUPTED
+        if (status is not None and status.state == State.FINISHED) or (run.command == "task" and exit_status == 0):
+            progress.state = State.FINISHED
+        elif stopping or (status is not None and status.state == State.INTERRUPTED):
+            progress.state = State.INTERRUPTED
         else:
-            progress.state, progress.error = FAILED, _reason(entry.process, status)
+            progress.state, progress.error = State.FAILED, _reason(entry.process, status)
         if status is None or status.state != progress.state:
             settle_status(run.folder, progress.state, error=progress.error, seed=run.seed)
         self._display.changed(progress)
@@ -175,7 +167,7 @@ def _status_version(run: Run) -> int | None:
 
 def _reason(process: RunProcess, status: RunRecord | None) -> str:
     """Say in one line why a process ended without finishing its run."""
-    if status is not None and status.state == FAILED and status.error:
+    if status is not None and status.state == State.FAILED and status.error:
         return status.error
     exit_status = process.exit_status
     said = last_lines(process.run.log, 3, process.log_start)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from grpovi_lightning import run_record
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record import STUDY_FILE, RecordError, StudyRecord, parse_seeds, parse_study
+from grpovi_lightning.run_record import study as record
+from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError
+from grpovi_lightning.run_record.study import StudyRecord, parse_seeds, parse_study
 from grpovi_lightning.study.reading import close_files, read_mapping
 
 
@@ -22,8 +23,8 @@ class ConfigFile:
     """The parsed file. Comments and layout are not part of what a study is."""
 
 
-Stage: TypeAlias = run_record.Stage[ConfigFile]
-Arm: TypeAlias = run_record.Arm[ConfigFile]
+Stage: TypeAlias = record.Stage[ConfigFile]
+Arm: TypeAlias = record.Arm[ConfigFile]
 Study: TypeAlias = StudyRecord[ConfigFile]
 
 
