@@ -82,7 +82,7 @@ class Curve:
         return float(trapezoid(values, x=steps) / (last - first))
 
     def smoothed(self) -> "Curve":
-        """Return the running mean over about a tenth of the values: up to size // 20 on each side, fewer at the ends."""
+        """Return the running mean over a tenth of the values: up to size // 20 on each side, fewer at the ends."""
         half = self.values.size // 20
         windows = [self.values[max(0, i - half) : i + half + 1] for i in range(self.values.size)]
         return Curve(self.steps, np.array([window.mean() for window in windows]))

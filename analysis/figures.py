@@ -54,7 +54,7 @@ class Panel:
 
 
 def learning_panels(metric: str) -> list[Panel]:
-    """List the panels: the compared metric first, then proxy reward, KL, length and entropy, held out where the metric is."""
+    """List the compared metric, then proxy reward, KL, length and entropy, held out where the metric is."""
     prefix = metric_keys.EVAL_PREFIX if metric.startswith(metric_keys.EVAL_PREFIX) else ""
     panels = [
         Panel("learning_metric", f"Compared metric: {metric}", metric),
@@ -118,7 +118,7 @@ def learning_figure(
 def labels_figure(
     panel: Panel, curves: Curves, styles: Mapping[str, ArmStyle], levels: Mapping[str, Sequence[float]]
 ) -> Figure:
-    """Draw a quantity against labels, as `learning_figure` does against steps; `levels`: arms without labels, by seed."""
+    """Draw a quantity against labels, as `learning_figure` does against steps; `levels`: of arms without labels."""
     figure, axes = _figure(panel.title, "labels used", panel.metric)
     if panel.logarithmic:
         _logarithmic(axes, np.concatenate([curve.values for seeds in curves.values() for curve in seeds.values()]))

@@ -48,7 +48,7 @@ class Analysis:
 
     @property
     def arms(self) -> list[str]:
-        """All arms, in order."""
+        """Names of all arms, in order."""
         return [comparison.arm for comparison in self.comparisons]
 
 
@@ -60,7 +60,7 @@ def analyse(
     target: float | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Analysis:
-    """Loads a study and computes everything its report says; see `write_report` for the arguments and errors."""
+    """Load a study and compute everything its report says; see `write_report` for the arguments and errors."""
     bootstrap = bootstrap or Bootstrap()
     path = Path(study_dir)
     all_runs, status = load_study(path)
