@@ -23,8 +23,6 @@ class Analysis:
     """The results for one folder.
 
     Attributes:
-        path: The study folder.
-        settings: What was compared.
         runs: Rows of the runs that count.
         status: One row a run, with the `reason` where it does not count.
         curves: The compared metric: arm -> seed -> curve.

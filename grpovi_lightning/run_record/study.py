@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ _FOLDER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 Config = TypeVar("Config")
 """What stands for a config file: its name in study.yaml, or the opened file where a study is run."""
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,23 @@ def parse_study(content: Any, where: str, *, resolved: bool) -> StudyRecord[str]
         threads_per_stage=_threads(content, "threads_per_stage", where),
         files=check_mapping(content.get("files") or {}, f"{where}: files"),
     )
+
+
+def with_configs(
+    study: StudyRecord[Config], turn: Callable[[tuple[Config, ...], str], tuple[Other, ...]]
+) -> StudyRecord[Other]:
+    """Return the study with other things standing for its config files.
+
+    Args:
+        study: stays as it is.
+        turn: from the config files of a stage or arm, and its name in messages, to what stands for them.
+    """
+    stages = [
+        Stage(each.name, turn(each.configs, f"prepare stage {each.name!r}"), each.command) for each in study.prepare
+    ]
+    arms = [Arm(each.name, turn(each.configs, f"arm {each.name!r}"), each.baseline) for each in study.arms]
+    threads = (study.threads_per_run, study.threads_per_stage)
+    return StudyRecord(study.name, study.seeds, tuple(stages), tuple(arms), study.report, *threads, study.files)
 
 
 def study_mapping(study: StudyRecord[str]) -> dict[str, Any]:
@@ -238,7 +256,7 @@ def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
 
 
 def check_mapping(value: Any, where: str) -> dict[str, Any]:
-    """Return `value` when it is a mapping with string keys; `where` begins the error message."""
+    """Return `value` if it is a mapping with string keys; `where` begins the error message."""
     if not isinstance(value, dict):
         raise RecordError(f"{where} is {kind(value)}, expected a mapping of keys to values")
     for key in value:
@@ -248,13 +266,7 @@ def check_mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuse keys that nobody would read.
-
-    Args:
-        mapping: what was written.
-        known: the keys that have a meaning there.
-        where: file and place, for the message.
-    """
+    """Refuse keys that nobody would read; `where` begins the error message."""
     for key in mapping:
         if key not in known:
             hint = close_matches(key, known)

@@ -107,7 +107,7 @@ def _is_finished(run: Run) -> bool:
 
 
 def _run(study: Study, folder: Path, settings: Settings) -> int | None:
-    """Run the prepare stages and the arms; the exit status when there is nothing to conclude after that."""
+    """Run the prepare stages and the arms; return the exit status when there is nothing to conclude after that."""
     stages = [RunProgress(run) for run in plan_prepare(study, folder)]
     arms = [RunProgress(run) for run in plan_arms(study, folder)]
     runs = stages + arms

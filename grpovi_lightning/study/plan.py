@@ -10,12 +10,7 @@ LOCKS = ".locks"
 
 
 def plan_prepare(study: Study, folder: Path) -> list[Run]:
-    """Plan the prepare stages, in order.
-
-    Args:
-        study: what to run.
-        folder: the study's output folder.
-    """
+    """Plan the prepare stages, in order; `folder` is the study's output folder."""
     runs = []
     for stage in study.prepare:
         target = folder / PREPARE_FOLDER / stage.name
@@ -34,13 +29,9 @@ def plan_prepare(study: Study, folder: Path) -> list[Run]:
 
 
 def plan_arms(study: Study, folder: Path) -> list[Run]:
-    """Plan arms x seeds, seed by seed, so that a study stopped halfway holds whole pairs.
-
-    Args:
-        study: what to run.
-        folder: the study's output folder.
-    """
+    """Plan arms x seeds; `folder` is the study's output folder."""
     runs = []
+    # Seed by seed, so that a study stopped halfway holds whole pairs.
     for seed in study.seeds:
         for arm in study.arms:
             target = folder / run_folder(arm.name, seed)

@@ -70,20 +70,13 @@ class Stoppable(Protocol):
 
     def signal(self, signum: int) -> None:
         """Send a signal to it and to its workers; nothing happens when it is gone."""
-        ...
 
 
 class RunProcess:
     """A started run: the process, its group, and the lock that it holds."""
 
     def __init__(self, run: Run, popen: subprocess.Popen[bytes], log_start: int) -> None:
-        """Take charge of a process that leads its own group.
-
-        Args:
-            run: what it runs.
-            popen: the process.
-            log_start: byte of the log at which its output begins.
-        """
+        """Take charge of a process that leads its own group; its output begins at byte `log_start` of the log."""
         self.run = run
         self.log_start = log_start
         self._popen = popen
@@ -128,10 +121,6 @@ class Orphan:
 
 def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
     """Start a run, from its last checkpoint if it has one, else from an empty folder.
-
-    Args:
-        run: what to start.
-        launcher: program and first arguments.
 
     Raises:
         UserError: when another process still works on the run.

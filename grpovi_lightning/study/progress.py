@@ -22,14 +22,8 @@ LINE_SECONDS = 30.0
 WAITING = "waiting"
 """State of a run that this `compare` has not started yet, beside the states that a run records."""
 
-_STYLES = {
-    State.RUNNING: "cyan",
-    State.FINISHED: "green",
-    State.FAILED: "bold red",
-    State.INTERRUPTED: "yellow",
-    WAITING: "dim",
-}
 _ORDER = (State.RUNNING, State.FAILED, State.INTERRUPTED, WAITING, State.FINISHED)
+_STYLES: dict[str, str] = dict(zip(_ORDER, ("cyan", "bold red", "yellow", "dim", "green"), strict=True))
 
 
 @dataclass
@@ -91,27 +85,21 @@ def remaining_seconds(runs: Sequence[RunProgress], jobs: int) -> float | None:
 class Display(Protocol):
     """What the runner tells about."""
 
-    def __enter__(self) -> Self:
-        """Begin to show."""
-        ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the terminal as it was."""
-        ...
 
     def note(self, text: str) -> None:
         """Say something that belongs to no run."""
-        ...
 
     def changed(self, run: RunProgress) -> None:
         """Show that a run started or ended."""
-        ...
 
     def refresh(self) -> None:
         """Show how far everything is by now, when it is time for that."""
-        ...
 
 
 def make_display(runs: Sequence[RunProgress], jobs: int, console: Console) -> Display:

@@ -10,7 +10,7 @@ import yaml
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError, replace_file
-from grpovi_lightning.run_record.study import Arm, Stage, StudyRecord, parse_study, study_mapping
+from grpovi_lightning.run_record.study import StudyRecord, parse_study, study_mapping, with_configs
 from grpovi_lightning.study.reading import first_difference, read_mapping
 from grpovi_lightning.study.specification import ConfigFile, Study
 
@@ -20,16 +20,9 @@ _HEADER = "# Written by `grpovi compare`: the study that this folder holds, with
 
 def resolve(study: Study) -> StudyRecord[str]:
     """Return the study as it is recorded: config files by name, and their contents in `files`."""
-    return StudyRecord(
-        name=study.name,
-        seeds=study.seeds,
-        prepare=tuple(Stage(stage.name, _names(stage.configs), stage.command) for stage in study.prepare),
-        arms=tuple(Arm(arm.name, _names(arm.configs), arm.baseline) for arm in study.arms),
-        report=study.report,
-        threads_per_run=study.threads_per_run,
-        threads_per_stage=study.threads_per_stage,
-        files={config.name: config.content for entry in (*study.prepare, *study.arms) for config in entry.configs},
-    )
+    files = {config.name: config.content for entry in (*study.prepare, *study.arms) for config in entry.configs}
+    named = with_configs(study, lambda configs, _: tuple(config.name for config in configs))
+    return replace(named, files=files)
 
 
 def check_folder(folder: Path, study: Study) -> Study:
@@ -112,10 +105,6 @@ def changed_config(config: ConfigFile) -> str | None:
     except UserError as error:
         return str(error)
     return f"{config.name} was edited: {difference}" if difference else None
-
-
-def _names(configs: tuple[ConfigFile, ...]) -> tuple[str, ...]:
-    return tuple(config.name for config in configs)
 
 
 def _difference(there: StudyRecord[str], here: StudyRecord[str]) -> str | None:

@@ -43,7 +43,7 @@ class _Active:
 
 
 class Runner:
-    """Works through runs. Whatever happens, it returns or raises only when its processes are gone."""
+    """Runs processes. Whatever happens, it returns or raises only when its processes are gone."""
 
     def __init__(self, settings: Settings, display: Display, interruption: Interruption) -> None:
         self._settings, self._display, self._interruption = settings, display, interruption

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record import study as record
 from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError
-from grpovi_lightning.run_record.study import StudyRecord, parse_seeds, parse_study
+from grpovi_lightning.run_record.study import StudyRecord, parse_seeds, parse_study, with_configs
 from grpovi_lightning.study.reading import close_files, read_mapping
 
 
@@ -56,21 +56,7 @@ def load_study(study_file: str | Path, *, seeds: str | Sequence[int] | None = No
         raise UserError(f"{path}: no seeds; add `seeds: [1, 2, 3]` to it or give --seeds 1,2,3")
     if not record.arms:
         raise UserError(f"{path}: no arms; add `arms:` with at least one `<name>: {{configs: [...]}}`")
-    return Study(
-        name=record.name,
-        seeds=record.seeds,
-        prepare=tuple(
-            Stage(stage.name, _open(stage.configs, f"{path}: prepare stage {stage.name!r}", path.parent), stage.command)
-            for stage in record.prepare
-        ),
-        arms=tuple(
-            Arm(arm.name, _open(arm.configs, f"{path}: arm {arm.name!r}", path.parent), arm.baseline)
-            for arm in record.arms
-        ),
-        report=record.report,
-        threads_per_run=record.threads_per_run,
-        threads_per_stage=record.threads_per_stage,
-    )
+    return with_configs(record, lambda names, where: _open(names, f"{path}: {where}", path.parent))
 
 
 def _open(names: tuple[str, ...], where: str, folder: Path) -> tuple[ConfigFile, ...]:
