@@ -49,7 +49,7 @@ class RewardWatch(L.Callback):
         self._flat += int((~differs(rewards, scored)).sum())
         self._changed += int(changed.sum())
         self._adjustment = outputs["adjustment"]
-        self._adjusts = pl_module.adjustment.adjusts
+        self._adjusts = bool(getattr(pl_module.adjustment, "adjusts", True))
         if self._steps >= self.window:
             self._judge(trainer)
 
