@@ -204,7 +204,7 @@ def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str
 
 
 def _mark_duplicates(status: pd.DataFrame) -> pd.DataFrame:
-    """Exclude all of several usable runs of one arm and seed: choosing one of them would be silent."""
+    """Exclude all of several usable runs of one arm and seed: the choice of one would go unseen."""
     usable = rows_where(status, status["problem"].isna())
     for (_, seed), group in groups(usable, "arm", "seed"):
         if len(group) > 1:

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FirstRollouts:
-    """Whether the arms of one seed began with the same completions, as a paired comparison needs.
-
-    Attributes:
-        seed: The seed.
-        hashes: run -> hash of its completions at step 0, for the runs that recorded one.
-        unknown: Runs that recorded none.
-    """
+    """Whether the arms of one seed began with the same completions, as a paired comparison needs."""
 
     seed: int
     hashes: Mapping[str, str]
+    """run -> hash of its completions at step 0, for the runs that recorded one."""
     unknown: tuple[str, ...]
+    """Runs that recorded none."""
 
     @property
     def differs(self) -> bool:
@@ -28,10 +24,7 @@ def first_rollouts(runs: Iterable[tuple[int, str, str | None]]) -> list[FirstRol
     """Compare the completions of step 0 over the runs of each seed.
 
     Args:
-        runs: (seed, name of the run, hash of its completions or None) of each run.
-
-    Returns:
-        One entry a seed, in rising order.
+        runs: (seed, name, hash of the completions or None) of each run; the seeds come back in rising order.
 
     >>> [(check.seed, check.differs) for check in first_rollouts([(2, "a", "x"), (1, "a", "x"), (2, "b", "y")])]
     [(1, False), (2, True)]
