@@ -1,6 +1,6 @@
 """Logged runs -> pandas tables, figures and one HTML report.
 
-Opens runs on a machine without torch: of the training package it imports only the names of the scalars.
+Opens runs on a machine without torch: of the training package it imports `metric_keys` and `run_record` only.
 """
 
 from analysis.efficiency import efficiency_table

@@ -25,7 +25,6 @@ class Curve:
     values: np.ndarray
 
     def __post_init__(self) -> None:
-        """Checks the shapes and the order."""
         assert self.steps.shape == self.values.shape and self.steps.ndim == 1 and self.steps.size, "one value a step"
         assert (np.diff(self.steps) > 0).all(), "steps must rise strictly"
 
@@ -36,7 +35,6 @@ class Curve:
 
     @property
     def last(self) -> float:
-        """Value of the last measurement."""
         return float(self.values[-1])
 
     @property
@@ -45,11 +43,20 @@ class Curve:
         return float(self.values[-max(1, min(FINAL_EVALUATIONS, self.values.size - 1)) :].mean())
 
     def at(self, step: float) -> float:
-        """The value at `step`, interpolated; NaN outside the measured range."""
+        """Return the value at `step`, interpolated; NaN outside the measured range.
+
+        >>> Curve(np.array([0.0, 10.0]), np.array([1.0, 2.0])).at(4)
+        1.4
+        """
         return float(np.interp(step, self.steps, self.values, left=np.nan, right=np.nan))
 
     def first_crossing(self, target: float) -> float:
-        """The first step at which the curve is at or above `target`, interpolated; +inf where it never is."""
+        """Return the first step at which the curve is at or above `target`, interpolated; +inf where it never is.
+
+        >>> curve = Curve(np.array([0.0, 10.0, 20.0]), np.array([1.0, 2.0, 1.5]))
+        >>> curve.first_crossing(1.5), curve.first_crossing(3)
+        (5.0, inf)
+        """
         above = np.flatnonzero(self.values >= target)
         if not above.size:
             return float("inf")
@@ -60,14 +67,12 @@ class Curve:
         return float(self.steps[i - 1] + share * (self.steps[i] - self.steps[i - 1]))
 
     def mean_over(self, first: float, last: float) -> float:
-        """Area under the curve from `first` to `last` by the trapezoid rule, divided by the span: in units of `values`.
+        """Return the mean height of the curve from `first` to `last`: its trapezoid area divided by the span.
 
-        Args:
-            first: Start, inside the measured range.
-            last: End, inside the measured range and above `first`.
+        NaN where the span is empty or not covered.
 
-        Returns:
-            The mean height; NaN where the span is empty or not covered.
+        >>> Curve(np.array([0.0, 10.0, 20.0]), np.array([1.0, 2.0, 2.0])).mean_over(0, 20)
+        1.75
         """
         if not (self.steps[0] <= first < last <= self.steps[-1]):
             return float("nan")
@@ -77,7 +82,7 @@ class Curve:
         return float(trapezoid(values, x=steps) / (last - first))
 
     def smoothed(self) -> "Curve":
-        """The running mean over about a tenth of the values: up to size // 20 on each side, fewer at the ends."""
+        """Return the running mean over a tenth of the values: up to size // 20 on each side, fewer at the ends."""
         half = self.values.size // 20
         windows = [self.values[max(0, i - half) : i + half + 1] for i in range(self.values.size)]
         return Curve(self.steps, np.array([window.mean() for window in windows]))
@@ -88,7 +93,7 @@ Curves = Mapping[str, Mapping[int, Curve]]
 
 
 def curves_of(runs: pd.DataFrame, metric: str) -> dict[str, dict[int, Curve]]:
-    """The curves of `metric`: arm -> seed -> curve. Values that are not finite are left out.
+    """Return the curves of `metric`: arm -> seed -> curve. Values that are not finite are left out.
 
     Args:
         runs: As from `analysis.load_runs`, at most one run an arm and seed.
@@ -107,7 +112,7 @@ def curves_of(runs: pd.DataFrame, metric: str) -> dict[str, dict[int, Curve]]:
 
 
 def common_span(curves: Iterable[Curve]) -> tuple[float, float]:
-    """The step range that all `curves` cover: (first, last). Empty (first >= last) where there is none."""
+    """Return the step range that all `curves` cover: (first, last). Empty (first >= last) where there is none."""
     ranges = [(curve.steps[0], curve.steps[-1]) for curve in curves]
     if not ranges:
         return float("nan"), float("nan")

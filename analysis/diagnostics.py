@@ -1,7 +1,6 @@
 """Tables beside the main one: the adjustment, the reward model, the rise in gold reward, step 0, the configs."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import pandas as pd
 import yaml
 
 from analysis.curves import curves_of
-from analysis.errors import ReportError
 from analysis.events import event_files, read_scalars
-from analysis.loading import STATUS_FILE, read_status
 from analysis.tables import groups, rows_where
 from grpovi_lightning import metric_keys
+from grpovi_lightning.run_record.layout import RecordError
+from grpovi_lightning.run_record.pairing import FirstRollouts, first_rollouts
+from grpovi_lightning.run_record.status import RunRecord, require_status
 
 PAIR_ACCURACY = metric_keys.held_out(metric_keys.PAIR_ACCURACY)
 ADJUSTMENT_COLUMNS = {
@@ -37,7 +37,7 @@ _FACTS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer
 
 
 def adjustment_means(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each run's mean over training of the scalars of variance increase, applied or not.
+    """Average the scalars of variance increase, applied or not, over each run's training and then over seeds.
 
     Args:
         runs: Rows of the runs that count.
@@ -68,18 +68,13 @@ class PairAccuracy:
 
 
 def pair_accuracy(study_dir: Path, run: str) -> PairAccuracy:
-    """The last held-out pair accuracy that `run` logged.
+    """Return the last held-out pair accuracy that `run` logged.
 
     Args:
         study_dir: The study.
-        run: Run directory relative to it.
-
-    Raises:
-        ReportError: `run` points outside the study.
+        run: Run directory relative to it, one of its prepare stages.
     """
     folder = study_dir / run
-    if not folder.resolve().is_relative_to(study_dir.resolve()):
-        raise ReportError(f"report.pair_accuracy is {run!r}; expected a folder inside the study")
     if not event_files(folder):
         return PairAccuracy(run, None, None, "there are no event files in that folder")
     scalars = read_scalars(folder)
@@ -106,13 +101,17 @@ class Rise:
 
 
 def spread_key(metric: str) -> str | None:
-    """The tag of the per-completion standard deviation that belongs to a `rewards/<name>/mean`, else None."""
+    """Return the tag of the per-completion standard deviation that belongs to a `rewards/<name>/mean`, else None.
+
+    >>> spread_key("eval/rewards/gold/mean"), spread_key("eval/reward")
+    ('eval/rewards/gold/std', None)
+    """
     is_component = metric.removeprefix(metric_keys.EVAL_PREFIX).startswith("rewards/")
     return f"{metric.removesuffix('/mean')}/std" if is_component and metric.endswith("/mean") else None
 
 
 def rises(runs: pd.DataFrame, metric: str) -> list[Rise]:
-    """The rise of every run that counts and logged its initial spread; empty where the metric has none."""
+    """Return the rise of every run that counts and logged its initial spread; none where the metric has no spread."""
     std_key = spread_key(metric)
     if std_key is None:
         return []
@@ -125,38 +124,17 @@ def rises(runs: pd.DataFrame, metric: str) -> list[Rise]:
     ]
 
 
-@dataclass(frozen=True)
-class FirstRollout:
-    """Whether the arms of one seed started from the same completions.
-
-    Attributes:
-        seed: The seed.
-        hashes: run -> hash of its completions at step 0, for the runs that recorded one.
-        unknown: Runs that recorded none.
-    """
-
-    seed: int
-    hashes: Mapping[str, str]
-    unknown: tuple[str, ...]
-
-    @property
-    def differs(self) -> bool:
-        """Whether two runs of this seed differ at step 0."""
-        return len(set(self.hashes.values())) > 1
-
-
-def first_rollouts(status: pd.DataFrame) -> list[FirstRollout]:
-    """One entry a seed, over all runs that got as far as recording their seed; see `load_status`."""
-    checks = []
-    for (seed,), group in groups(rows_where(status, status["seed"].notna()), "seed"):
-        hashes = dict(zip(group["run"], group["first_rollout"], strict=True))
-        known = {run: value for run, value in hashes.items() if value is not None}
-        checks.append(FirstRollout(int(seed), known, tuple(run for run in hashes if run not in known)))
-    return checks
+def rollouts_by_seed(status: pd.DataFrame) -> list[FirstRollouts]:
+    """Compare the completions of step 0 over the runs of each seed; `status` as from `load_status`."""
+    known = rows_where(status, status["seed"].notna())
+    return first_rollouts(
+        (int(seed), run, digest)
+        for seed, run, digest in zip(known["seed"], known["run"], known["first_rollout"], strict=True)
+    )
 
 
 def read_config(folder: Path) -> dict[str, str]:
-    """A run's config.yaml, flattened to dotted keys; empty where there is none or it is no plain YAML mapping."""
+    """Return a run's config.yaml, flattened to dotted keys; empty where it is missing or no plain YAML mapping."""
     file = folder / "config.yaml"
     if not file.is_file():
         return {}
@@ -182,11 +160,7 @@ def _flatten(value: object, prefix: str = "") -> dict[str, str]:
 
 
 def config_differences(arm: Path, baseline: Path) -> list[tuple[str, str, str]] | None:
-    """What two runs were configured differently in.
-
-    Args:
-        arm: A run directory.
-        baseline: Another one.
+    """Compare the configurations of two run directories.
 
     Returns:
         (key, arm's value, baseline's value), "" where one has no such key; without keys that only say where the run
@@ -205,19 +179,27 @@ def config_differences(arm: Path, baseline: Path) -> list[tuple[str, str, str]] 
 
 
 def _placeless(value: str, folder: Path) -> str:
-    """`value` without the part of a path that names the run: its folder and the one above."""
+    """Return `value` without the part of a path that names the run: its folder and the one above."""
     return value.replace(f"{folder.parent.name}/{folder.name}", "<run>").replace(str(folder), "<run>")
 
 
 def environment(study_dir: Path, status: pd.DataFrame) -> dict[str, str]:
-    """Facts about the machine and the trainer from status.json and config.yaml: the distinct values over all runs."""
+    """Return facts about machine and trainer from status.json and config.yaml: the distinct values over all runs."""
     values: dict[str, set[str]] = {}
     for run in status["run"]:
-        recorded, _ = read_status(study_dir / run / STATUS_FILE)
+        record = _record_of(study_dir / run)
         for key in _RECORDED:
-            if recorded.get(key) is not None:
-                values.setdefault(key, set()).add(str(recorded[key]))
+            if getattr(record, key) is not None:
+                values.setdefault(key, set()).add(str(getattr(record, key)))
         for key, value in read_config(study_dir / run).items():
             if key in _FACTS or key.startswith("environment."):
                 values.setdefault(key, set()).add(value)
     return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}
+
+
+def _record_of(folder: Path) -> RunRecord:
+    try:
+        return require_status(folder)
+    except RecordError:
+        # The list of runs says what is wrong with the file.
+        return RunRecord()

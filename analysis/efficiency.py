@@ -55,7 +55,6 @@ class Comparison:
     """One arm, with its baseline or (`baseline` None) alone.
 
     Attributes:
-        arm: The arm.
         baseline: The arm it is compared with, or None.
         metric: The tag; higher is better.
         seeds: Seeds of the arm that count.
@@ -95,7 +94,7 @@ class Comparison:
     last_steps: tuple[float, ...] = field(default=())
 
     def row(self) -> dict[str, object]:
-        """The row of the efficiency table; what is infinite or undefined is NaN."""
+        """Return the row of the efficiency table; what is infinite or undefined is NaN."""
         speedup = self.speedup.estimate
         numbers = {
             "target": self.target.value,
@@ -127,7 +126,7 @@ def efficiency_table(
     status: pd.DataFrame | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> pd.DataFrame:
-    """One row an arm: steps, tokens and seconds to a target, final value, area, and paired differences.
+    """Tabulate for each arm: steps, tokens and seconds to a target, final value, area, and paired differences.
 
     - **target**: the baseline's mean first value + `target_fraction` * (its mean final value - mean first value), over
       all its seeds that count; one target for a baseline and the arms compared with it. NaN where it did not rise.
@@ -179,28 +178,25 @@ def efficiency_table(
 
 
 def table_of(comparisons: list[Comparison]) -> pd.DataFrame:
-    """The efficiency table of `comparisons`, in their order."""
+    """Return the efficiency table of `comparisons`, in their order."""
     return pd.DataFrame([comparison.row() for comparison in comparisons], columns=COLUMNS)
 
 
 def compare(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, bootstrap: Bootstrap) -> list[Comparison]:
-    """Compares every arm with its baseline.
+    """Compare every arm with its baseline, in the order of the settings.
 
     Args:
         runs: As from `load_runs`.
         status: As from `with_reasons`: only runs without a reason count.
-        settings: What to compare.
+        settings: Arms, baselines and metric.
         bootstrap: The intervals.
-
-    Returns:
-        One comparison an arm, in the order of the settings.
     """
     arms = settings.order({str(arm) for arm in status["arm"]} | set(settings.baselines))
     return _compare_all([(arm, settings.baselines.get(arm)) for arm in arms], runs, status, settings, bootstrap)
 
 
 def contrast(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, bootstrap: Bootstrap) -> list[Comparison]:
-    """The further comparisons that the settings ask for, each as if its second arm were the baseline; see `compare`."""
+    """Make the further comparisons that the settings ask for, each as if its second arm were the baseline."""
     return _compare_all(settings.contrasts, runs, status, settings, bootstrap)
 
 
@@ -218,7 +214,7 @@ def _compare_all(
 
 
 def cost_keys(metric: str) -> tuple[str, str]:
-    """The tags of the tokens and seconds that belong to the evaluations of `metric`."""
+    """Return the tags of the tokens and seconds that belong to the evaluations of `metric`."""
     keys = (metric_keys.NUM_TOKENS, metric_keys.TRAIN_SECONDS)
     if metric.startswith(metric_keys.EVAL_PREFIX):
         return metric_keys.held_out(keys[0]), metric_keys.held_out(keys[1])
@@ -272,7 +268,7 @@ def _excluded(status: pd.DataFrame, arm: str) -> int:
 
 
 def target_of(baseline: list[Curve], settings: Settings, bootstrap: Bootstrap) -> Target:
-    """The target that the curves of a baseline set."""
+    """Return the target that the curves of a baseline set."""
     if not baseline:
         value = math.nan if settings.target is None else settings.target
         return Target(value, math.nan, math.nan, settings.target is not None, NO_ESTIMATE)
@@ -285,7 +281,7 @@ def target_of(baseline: list[Curve], settings: Settings, bootstrap: Bootstrap) -
 
 
 def _cost_to_target(crossings: Mapping[int, float], costs: Mapping[int, Curve]) -> float:
-    """Median over seeds of the cost at the crossing; inf where not reached, NaN where a seed logged no cost there."""
+    """Return the median cost at the crossing; inf where not reached, NaN where a seed logged no cost there."""
     values = [
         step if math.isinf(step) else costs[seed].at(step) if seed in costs else math.nan
         for seed, step in crossings.items()

@@ -43,12 +43,12 @@ class RunScalars:
 
 
 def event_files(folder: Path) -> list[Path]:
-    """The event files directly in `folder`, oldest first (their names start with the time they were made)."""
+    """Return the event files directly in `folder`, oldest first: their names start with the time they were made."""
     return sorted(path for path in folder.glob("events.out.tfevents.*") if path.is_file())
 
 
 def read_scalars(folder: Path) -> RunScalars:
-    """Reads every scalar of the event files directly in `folder`.
+    """Read every scalar of the event files directly in `folder`.
 
     A resumed run has several files and logs the steps after its last checkpoint again: for one (metric, step) the
     value with the latest wall time counts, and for equal wall times the one written last.
@@ -79,7 +79,7 @@ class DamagedRecordError(ValueError):
 
 
 def is_torn(path: Path) -> bool:
-    """Whether the file ends inside a record, as a process that was killed leaves it.
+    """Tell whether the file ends inside a record, as a process that was killed leaves it.
 
     A record is: length (8 bytes, little-endian), its masked CRC-32C (4), data, the CRC of the data (4).
 

@@ -46,7 +46,7 @@ class Panel:
     logarithmic: bool = False
 
     def curves(self, runs: pd.DataFrame) -> Curves:
-        """What is drawn of `runs`."""
+        """Return what is drawn of `runs`."""
         curves = curves_of(runs, self.metric)
         if not self.noisy:
             return curves
@@ -54,7 +54,7 @@ class Panel:
 
 
 def learning_panels(metric: str) -> list[Panel]:
-    """The compared metric first, then proxy reward, KL, length and entropy, held out where the metric is."""
+    """List the compared metric, then proxy reward, KL, length and entropy, held out where the metric is."""
     prefix = metric_keys.EVAL_PREFIX if metric.startswith(metric_keys.EVAL_PREFIX) else ""
     panels = [
         Panel("learning_metric", f"Compared metric: {metric}", metric),
@@ -68,7 +68,7 @@ def learning_panels(metric: str) -> list[Panel]:
 
 
 def agreement_panels(names: Sequence[str]) -> list[Panel]:
-    """The agreement of the trained-on reward with each of the observed components `names`, in training."""
+    """Return a panel for each observed component: how far the trained-on reward agrees with it in training."""
     return [
         Panel(
             f"learning_agreement_{place}",
@@ -81,7 +81,7 @@ def agreement_panels(names: Sequence[str]) -> list[Panel]:
 
 
 def online_panels(metric: str) -> list[Panel]:
-    """What a reward model that learns meanwhile was worth and what it cost; the compared metric first."""
+    """Return the panels on the worth and cost of a reward model that learns meanwhile; the compared metric first."""
     keys = metric_keys
     return [
         Panel("online_metric", "Compared metric", metric),
@@ -94,7 +94,7 @@ def online_panels(metric: str) -> list[Panel]:
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """The steps that all `curves` cover and their values there: steps [N], values [n seeds, N]; N may be 0."""
+    """Return the steps that all `curves` cover, [N], and their values there, [n seeds, N]; N may be 0."""
     first, last = common_span(curves)
     grid = np.unique(np.concatenate([curve.steps for curve in curves]))
     grid = grid[(grid >= first) & (grid <= last)]
@@ -105,7 +105,7 @@ def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
 def learning_figure(
     title: str, metric: str, curves: Curves, styles: Mapping[str, ArmStyle], targets: Mapping[str, float] | None = None
 ) -> Figure:
-    """One quantity against steps: mean, band and seeds of every arm; dotted: targets in the baseline's colour."""
+    """Draw a quantity against steps: mean, band and seeds of every arm; dotted: targets in the baseline's colour."""
     figure, axes = _figure(title, "policy updates", metric)
     for arm, value in (targets or {}).items():
         axes.axhline(value, color=styles[arm].colour, linestyle=(0, (1, 3)), linewidth=1.0)
@@ -118,7 +118,7 @@ def learning_figure(
 def labels_figure(
     panel: Panel, curves: Curves, styles: Mapping[str, ArmStyle], levels: Mapping[str, Sequence[float]]
 ) -> Figure:
-    """One quantity against labels, as `learning_figure` has it against steps; level: arms without labels, by seed."""
+    """Draw a quantity against labels, as `learning_figure` does against steps; `levels`: of arms without labels."""
     figure, axes = _figure(panel.title, "labels used", panel.metric)
     if panel.logarithmic:
         _logarithmic(axes, np.concatenate([curve.values for seeds in curves.values() for curve in seeds.values()]))
@@ -136,7 +136,7 @@ def labels_figure(
 def difference_figure(
     arm: str, baseline: str, metric: str, curves: Curves, seeds: Sequence[int], style: ArmStyle
 ) -> Figure:
-    """Arm minus baseline against steps, one thin line a paired seed and their mean."""
+    """Draw arm minus baseline against steps: a thin line for each paired seed, and their mean."""
     between = "\n" if max(len(arm), len(baseline)) > LONG_NAME else " "
     figure, axes = _figure(f"{arm}{between}minus {baseline}", "policy updates", f"difference in {metric}")
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
@@ -153,7 +153,7 @@ def difference_figure(
 
 @matplotlib.rc_context(RC)
 def kl_figure(metric: str, curves: Curves, kl: Curves, styles: Mapping[str, ArmStyle]) -> Figure:
-    """The metric against KL at the same steps: thin lines are seeds, bold is the mean of both, step by step."""
+    """Draw the metric against KL at the same steps: thin lines are seeds, bold is the mean of both, step by step."""
     figure, axes = _figure("Reward against KL", f"{kl_key(metric)}, nats a token", metric)
     for arm, style in styles.items():
         both = [seed for seed in curves.get(arm, {}) if seed in kl.get(arm, {})]
@@ -192,7 +192,7 @@ def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _logarithmic(axes: Axes, values: np.ndarray) -> None:
-    """Ticks as plain numbers: matplotlib's own are formulas, which are not set as such here."""
+    # Ticks as plain numbers: matplotlib's own are formulas, which are not set as such here.
     low, high = values.min(), values.max()
     if low > 0:
         axes.set_yscale("log")

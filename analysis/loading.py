@@ -1,9 +1,6 @@
 """Run directories on disk -> two tables: what the runs logged, and how each of them ended."""
 
-import json
-import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,16 @@ import pandas as pd
 from analysis.errors import ReportError
 from analysis.events import RunScalars, Scalar, event_files, read_scalars
 from analysis.tables import groups, rows_where
+from grpovi_lightning.run_record.layout import (
+    ARMS_FOLDER,
+    PREPARE_FOLDER,
+    STATUS_FILE,
+    STUDY_FILE,
+    RecordError,
+    folder_seed,
+)
+from grpovi_lightning.run_record.status import UNKNOWN, RunRecord, State, require_status
 
-STATUS_FILE = "status.json"
-PREPARE_FOLDER = "prepare"
-ARMS_FOLDER = "arms"
 RUN_COLUMNS = {
     "arm": "str",
     "seed": "Int64",
@@ -26,12 +29,11 @@ RUN_COLUMNS = {
     "value": "float64",
     "wall_time": "float64",
 }
-STATUS_COLUMNS = [
-    *("arm", "seed", "run", "state", "step", "max_steps", "wall_seconds", "adjustment", "device"),
-    *("first_rollout", "error", "warnings", "problem"),
-]
-_SEED_FOLDER = re.compile(r"seed_(\d+)")
-_STATES = ("running", "finished", "failed", "interrupted")
+_RECORDED = (
+    *("state", "step", "max_steps", "wall_seconds", "adjustment", "adjusts", "device"),
+    *("first_rollout", "error", "warnings"),
+)
+STATUS_COLUMNS = ["arm", "seed", "run", *_RECORDED, "problem"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class RunFolder:
 
 
 def find_runs(path: str | Path) -> list[RunFolder]:
-    """Finds the run directories below `path`, without those of the prepare stages.
+    """Find the run directories below `path`, without those of the prepare stages.
 
     A run directory holds `status.json` or TensorBoard event files; `arms/<arm>/seed_<k>` counts in any case, so
     that a process which died before it wrote anything is still seen. Folders inside a run belong to that run.
@@ -62,7 +64,7 @@ def find_runs(path: str | Path) -> list[RunFolder]:
     root = Path(path)
     if not root.is_dir():
         raise ReportError(f"{root}: no such folder; expected a study or a folder of runs")
-    studies = [] if (root / "study.yaml").is_file() else sorted(file.parent.name for file in root.glob("*/study.yaml"))
+    studies = [] if (root / STUDY_FILE).is_file() else sorted(file.parent.name for file in root.glob(f"*/{STUDY_FILE}"))
     if studies:
         raise ReportError(f"{root} holds {len(studies)} studies ({', '.join(studies)}); give the folder of one")
     folders = []
@@ -85,22 +87,22 @@ def _is_run(folder: Path, root: Path) -> bool:
     if (folder / STATUS_FILE).is_file() or event_files(folder):
         return True
     parts = folder.relative_to(root).parts
-    return len(parts) == 3 and parts[0] == ARMS_FOLDER and _SEED_FOLDER.fullmatch(parts[2]) is not None
+    return len(parts) == 3 and parts[0] == ARMS_FOLDER and folder_seed(parts[2]) is not None
 
 
 def _run_folder(folder: Path, root: Path) -> RunFolder:
     place = folder.resolve()
-    seed = _SEED_FOLDER.fullmatch(place.name)
+    seed = folder_seed(place.name)
     return RunFolder(
         path=folder,
         run=folder.relative_to(root).as_posix(),
-        arm=place.parent.name if seed else place.name,
-        folder_seed=int(seed.group(1)) if seed else None,
+        arm=place.name if seed is None else place.parent.name,
+        folder_seed=seed,
     )
 
 
 def load_runs(path: str | Path) -> pd.DataFrame:
-    """Loads every scalar that the runs below `path` logged.
+    """Load every scalar that the runs below `path` logged.
 
     Args:
         path: A study folder (`arms/<arm>/seed_<k>`), a folder of runs in any layout, or one run. The arm is the
@@ -120,15 +122,16 @@ def load_runs(path: str | Path) -> pd.DataFrame:
 
 
 def load_status(path: str | Path) -> pd.DataFrame:
-    """Loads how each run below `path` ended, one row a run, none left out.
+    """Load how each run below `path` ended, one row a run, none left out.
 
     Args:
         path: As for `load_runs`.
 
     Returns:
         `arm`, `seed`, `run`, `state` (from status.json, or "unknown"), `step`, `max_steps`, `wall_seconds`,
-        `adjustment`, `device`, `first_rollout`, `error`, `warnings` (a tuple of str), and `problem`: why the run
-        cannot be counted whatever the metric (it did not finish, a file is damaged, ...), or None.
+        `adjustment` (class name), `adjusts` (whether it can change a reward; None where not known), `device`,
+        `first_rollout`, `error`, `warnings` (a tuple of str), and `problem`: why the run cannot be counted whatever
+        the metric (it did not finish, a file is damaged, ...), or None.
 
     Raises:
         ReportError: `path` is no folder, or there is no run in it.
@@ -137,7 +140,7 @@ def load_status(path: str | Path) -> pd.DataFrame:
 
 
 def load_study(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Loads both tables in one pass over the files; see `load_runs` and `load_status`."""
+    """Return the tables of `load_runs` and `load_status`, from one pass over the files."""
     frames = [pd.DataFrame(columns=list(RUN_COLUMNS)).astype(RUN_COLUMNS)]
     status_rows: list[dict[str, Any]] = []
     for folder in find_runs(path):
@@ -154,62 +157,41 @@ def load_study(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def status_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A status table (see `load_status`) from one mapping a run; what a mapping lacks is missing in the table."""
-    texts = ("state", "adjustment", "device", "first_rollout", "error", "problem")
+    """Make a table as of `load_status` from one mapping a run; what a mapping lacks is missing in the table."""
+    objects = ("state", "adjustment", "adjusts", "device", "first_rollout", "error", "problem")
     table = pd.DataFrame({column: pd.Series([row[column] for row in rows], dtype="str") for column in ("arm", "run")})
     for column in ("seed", "step", "max_steps"):
         table[column] = pd.Series([row.get(column) for row in rows], dtype="Int64")
     table["wall_seconds"] = pd.Series([row.get("wall_seconds") for row in rows], dtype="float64")
-    for column in texts:  # object, so that what is missing is None and not NaN, which is true
+    for column in objects:  # not str, so that what is missing is None and not NaN, which is true
         table[column] = pd.Series([row.get(column) for row in rows], dtype="object")
     table["warnings"] = pd.Series([row.get("warnings", ()) for row in rows], dtype="object")
     return table.reindex(columns=STATUS_COLUMNS)
 
 
 def _status_row(folder: RunFolder, scalars: RunScalars) -> dict[str, Any]:
-    content, unreadable = read_status(folder.path / STATUS_FILE)
-    seed = _integer(content.get("seed"))
-    row = {
-        "arm": folder.arm,
-        "seed": folder.folder_seed if seed is None else seed,
-        "run": folder.run,
-        "state": content["state"] if content.get("state") in _STATES else "unknown",
-        "step": _integer(content.get("step")),
-        "max_steps": _integer(content.get("max_steps")),
-        "wall_seconds": _number(content.get("wall_seconds")),
-        "adjustment": _text(content.get("adjustment")),
-        "device": _text(content.get("device")),
-        "first_rollout": _text(content.get("first_rollout")),
-        "error": _text(content.get("error")),
-        "warnings": _lines(content.get("warnings")),
-    }
+    unreadable = None
+    try:
+        record = require_status(folder.path)
+    except RecordError as error:
+        record, unreadable = RunRecord(), str(error)
+    row: dict[str, Any] = {column: getattr(record, column) for column in _RECORDED}
+    row |= {"arm": folder.arm, "run": folder.run}
+    row["seed"] = folder.folder_seed if record.seed is None else record.seed
     row["problem"] = unreadable or _problem(row, folder, scalars)
     return row
 
 
-def read_status(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The content of status.json, or {} and what is wrong with the file."""
-    if not path.is_file():
-        return {}, f"no {STATUS_FILE}: the run never started, or was not started by `grpovi`"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        return {}, f"{STATUS_FILE} cannot be read: {error}"
-    if not isinstance(content, dict):
-        return {}, f"{STATUS_FILE} cannot be read: expected an object, got {type(content).__name__}"
-    return content, None
-
-
 def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str | None:
     progress = f"at step {_or_unknown(row['step'])} of {_or_unknown(row['max_steps'])}"
-    if row["state"] == "failed":
+    if row["state"] == State.FAILED:
         return f"failed {progress}: {row['error'] or 'no error was recorded'}"
-    if row["state"] == "running":
+    if row["state"] == State.RUNNING:
         return f"not finished: running, {progress}"
-    if row["state"] == "interrupted":
+    if row["state"] == State.INTERRUPTED:
         return f"interrupted {progress}"
-    if row["state"] == "unknown":
-        return f"{STATUS_FILE} names no state out of {', '.join(_STATES)}"
+    if row["state"] == UNKNOWN:
+        return f"{STATUS_FILE} names no state out of {', '.join(State)}"
     if scalars.damage is not None:
         return f"damaged event file {scalars.damage}"
     if scalars.torn_tail is not None:
@@ -222,7 +204,7 @@ def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str
 
 
 def _mark_duplicates(status: pd.DataFrame) -> pd.DataFrame:
-    """Two usable runs of one arm and seed cannot both be paired, and choosing one would be silent."""
+    """Exclude all of several usable runs of one arm and seed: the choice of one would go unseen."""
     usable = rows_where(status, status["problem"].isna())
     for (_, seed), group in groups(usable, "arm", "seed"):
         if len(group) > 1:
@@ -233,21 +215,3 @@ def _mark_duplicates(status: pd.DataFrame) -> pd.DataFrame:
 
 def _or_unknown(value: int | None) -> str:
     return "?" if value is None else str(value)
-
-
-def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _lines(value: object) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return tuple(str(line) for line in value) if isinstance(value, list) else (str(value),)

@@ -31,7 +31,6 @@ class OnlineArm:
     measure is averaged over the others; `Estimate.values` has one entry for each seed that did.
 
     Attributes:
-        arm: The arm.
         n_seeds: Seeds that count.
         observed: The observed component that the agreements are with; "" where none was logged.
         labels: Labels learned from by the end of the run.
@@ -68,7 +67,7 @@ class OnlineArm:
     final: Estimate
 
     def row(self) -> dict[str, object]:
-        """The row of the table: each of `QUANTITIES` with its bootstrap interval and the number of its seeds."""
+        """Return the row of the table: each of `QUANTITIES` with its bootstrap interval and the number of its seeds."""
         row: dict[str, object] = {"arm": self.arm, "n_seeds": self.n_seeds, "observed": self.observed}
         for name in QUANTITIES:
             estimate: Estimate = getattr(self, name)
@@ -78,14 +77,14 @@ class OnlineArm:
 
 
 def online_table(arms: Iterable[OnlineArm]) -> pd.DataFrame:
-    """The table of `arms`, in their order: `COLUMNS`."""
+    """Return the table of `arms`, in their order, with the columns `COLUMNS`."""
     return pd.DataFrame([arm.row() for arm in arms], columns=COLUMNS)
 
 
 def online_arms(
     runs: pd.DataFrame, metric: str, comparisons: Sequence[Comparison], bootstrap: Bootstrap
 ) -> list[OnlineArm]:
-    """Every arm of a study in which a reward model learned.
+    """Summarise every arm of a study in which a reward model learned.
 
     Args:
         runs: Rows of the runs that count.
@@ -143,7 +142,7 @@ def online_arms(
 
 
 def agreement_names(runs: pd.DataFrame) -> list[str]:
-    """The observed reward components with which a run logged the agreement of the trained-on reward, sorted."""
+    """Return the observed reward components whose agreement with the trained-on reward was logged, sorted."""
     start, end = metric_keys.pair_agreement("\0").split("\0")
     return sorted(
         key.removeprefix(start).removesuffix(end)
@@ -153,13 +152,13 @@ def agreement_names(runs: pd.DataFrame) -> list[str]:
 
 
 def labels_key(metric: str) -> str:
-    """The tag of the labels that belong to the measurements of `metric`."""
+    """Return the tag of the labels that belong to the measurements of `metric`."""
     held_out = metric.startswith(metric_keys.EVAL_PREFIX)
     return metric_keys.held_out(metric_keys.ONLINE_LABELS) if held_out else metric_keys.ONLINE_LABELS
 
 
 def against_labels(curves: Curves, labels: Curves) -> dict[str, dict[int, Curve]]:
-    """Curves over labels in place of steps, from the steps at which both were measured.
+    """Put labels in the place of steps, from the steps at which both were measured.
 
     Args:
         curves: arm -> seed -> curve over steps.
@@ -181,14 +180,14 @@ def against_labels(curves: Curves, labels: Curves) -> dict[str, dict[int, Curve]
 
 
 def _observed(runs: pd.DataFrame, metric: str) -> str:
-    """The component that the compared metric is of, if the agreement with it was logged; else the first one, or ""."""
+    """Return the component that the compared metric is of, if that agreement was logged; else the first, or ""."""
     names = agreement_names(runs)
     plain = metric.removeprefix(metric_keys.EVAL_PREFIX)
     return next((name for name in names if metric_keys.rewards_mean(name) == plain), names[0] if names else "")
 
 
 def _at_the_end(runs: pd.DataFrame, key: str) -> dict[tuple[str, int], float]:
-    """(arm, seed) -> the value at the last step, of a count that rounds log and evaluations log beside them.
+    """Return (arm, seed) -> the last value of a count that rounds log and evaluations log beside them.
 
     An evaluation after s steps comes before the round of step s, so the round's value stands where both are at s.
     """

@@ -14,8 +14,8 @@ from analysis.diagnostics import (
     adjustment_means,
     config_differences,
     environment,
-    first_rollouts,
     rises,
+    rollouts_by_seed,
     spread_key,
 )
 from analysis.efficiency import Comparison, table_of
@@ -26,8 +26,8 @@ from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
 from analysis.tables import rows_where
+from grpovi_lightning.run_record.layout import REPORT_FOLDER
 
-REPORT_FOLDER = "report"
 TEMPLATE = "report.html.jinja"
 
 
@@ -41,7 +41,7 @@ class Picture:
 
     @property
     def inline(self) -> Markup:
-        """The picture as part of the page."""
+        """Markup of the picture as part of the page."""
         return inline(self.svg, self.name, self.description)
 
 
@@ -53,7 +53,7 @@ def write_report(
     target: float | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Path:
-    """Writes `report/index.html`, `report/efficiency.csv` and `report/*.svg` below the study.
+    """Write `report/index.html`, `report/efficiency.csv` and `report/*.svg` below the study.
 
     Where a reward model learned during training, also `report/online.csv`: one row an arm, `arm`, `n_seeds`, `observed`
     and the quantities that `analysis.online.OnlineArm` describes, each with its bootstrap interval (`_low`, `_high`)
@@ -79,7 +79,7 @@ def write_report(
 
 
 def write_analysis(analysis: Analysis) -> Path:
-    """Writes the report of what has been computed; returns the path of `index.html`."""
+    """Write the report of what has been computed; return the path of `index.html`."""
     pictures = draw(analysis)
     page = render(analysis, pictures)
     folder = analysis.path / REPORT_FOLDER
@@ -95,18 +95,18 @@ def write_analysis(analysis: Analysis) -> Path:
 
 
 def styles_of(analysis: Analysis) -> dict[str, ArmStyle]:
-    """How each arm is drawn; the adjustment's name stands for the algorithm."""
+    """Choose how each arm is drawn; the adjustment's name stands for the algorithm."""
     return arm_styles(analysis.arms, analysis.settings.baselines, adjustments_of(analysis))
 
 
 def adjustments_of(analysis: Analysis) -> dict[str, str]:
-    """The class of each arm's adjustment, for the arms that recorded one."""
+    """Return the class of each arm's adjustment, for the arms that recorded one."""
     names = zip(analysis.status["arm"], analysis.status["adjustment"], strict=True)
     return {arm: name for arm, name in names if name is not None}
 
 
 def draw(analysis: Analysis) -> dict[str, list[Picture]]:
-    """All pictures, by section: `learning`, `paired`, `kl`, `online`. Quantities that no run logged have no picture."""
+    """Draw all pictures, by section: `learning`, `paired`, `kl`, `online`; none for what no run logged."""
     styles = styles_of(analysis)
     metric = analysis.settings.metric
     if not analysis.curves:
@@ -140,12 +140,12 @@ def draw(analysis: Analysis) -> dict[str, list[Picture]]:
 
 
 def agreement_panels_of(analysis: Analysis) -> list[figures.Panel]:
-    """One panel an observed reward component."""
+    """Return a panel for each observed reward component."""
     return figures.agreement_panels(agreement_names(analysis.runs))
 
 
 def draw_online(analysis: Analysis) -> list[Picture]:
-    """What a reward model that learned meanwhile was worth and what it cost, against labels."""
+    """Draw what a reward model that learned meanwhile was worth and what it cost, against labels."""
     metric = analysis.settings.metric
     frozen = {arm.arm: arm.final.values for arm in analysis.online if arm.labels.point == 0}
     pictures = []
@@ -160,7 +160,7 @@ def draw_online(analysis: Analysis) -> list[Picture]:
 
 
 def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
-    """The page. Every text that comes from outside is escaped by the template."""
+    """Return the page. The template escapes every text that comes from outside."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -205,7 +205,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         adjustment_columns=list(adjustment.columns),
         rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
         spread_key=spread_key(analysis.settings.metric),
-        first_rollouts=first_rollouts(status),
+        first_rollouts=rollouts_by_seed(status),
         differences=differences(analysis),
         environment=environment(analysis.path, status),
         runs=status.to_dict("records"),
@@ -216,7 +216,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
 
 
 def differences(analysis: Analysis) -> list[tuple[Comparison, list[tuple[str, str, str]] | None]]:
-    """What each arm was configured differently in from its baseline, on the first seed that counts in both."""
+    """Compare the configuration of each arm with its baseline's, on the first seed that counts in both."""
     counted = rows_where(analysis.status, analysis.status["reason"].isna())
     place = {(arm, seed): run for arm, seed, run in zip(counted["arm"], counted["seed"], counted["run"], strict=True)}
     found = []

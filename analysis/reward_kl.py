@@ -18,8 +18,6 @@ class EqualKL:
     arrives there, linear between evaluations.
 
     Attributes:
-        arm: The arm.
-        baseline: The arm it is compared with.
         seeds: Seeds that count, in order.
         kl: Mean over seeds of the KL, nats a token.
         difference: Mean over seeds of (arm - baseline) at that KL, in units of the metric.
@@ -33,27 +31,28 @@ class EqualKL:
 
 
 def kl_key(metric: str) -> str:
-    """The tag of the KL that belongs to the evaluations of `metric`."""
+    """Return the tag of the KL that belongs to the evaluations of `metric`.
+
+    >>> kl_key("eval/reward"), kl_key("reward")
+    ('eval/kl', 'kl')
+    """
     return metric_keys.held_out(metric_keys.KL) if metric.startswith(metric_keys.EVAL_PREFIX) else metric_keys.KL
 
 
 def value_at_kl(metric: Curve, kl: Curve, level: float) -> float:
-    """The metric where the KL curve first reaches `level`; NaN where it never does, or outside the metric's steps."""
+    """Return the metric where the KL curve first reaches `level`; NaN where it never does.
+
+    >>> steps = np.array([0.0, 10.0])
+    >>> value_at_kl(Curve(steps, np.array([0.0, 1.0])), Curve(steps, np.array([0.0, 0.5])), 0.25)
+    0.5
+    """
     return metric.at(kl.first_crossing(level))
 
 
 def at_equal_kl(
     arm: str, baseline: str, seeds: Sequence[int], metric: Curves, kl: Curves, bootstrap: Bootstrap
 ) -> EqualKL | None:
-    """Compares an arm with its baseline at equal KL.
-
-    Args:
-        arm: The arm.
-        baseline: The arm it is compared with.
-        seeds: The paired seeds.
-        metric: Curves of the metric.
-        kl: Curves of the KL.
-        bootstrap: The intervals.
+    """Compare an arm with its baseline at equal KL, on the paired `seeds`.
 
     Returns:
         The comparison over the seeds that logged KL in both arms and left KL 0 in both; None where there is none.

@@ -4,34 +4,35 @@ import math
 
 import pandas as pd
 
-from analysis.loading import ARMS_FOLDER, status_table
+from analysis.loading import status_table
 from analysis.settings import Settings
 from analysis.tables import groups, rows_where
+from grpovi_lightning.run_record.layout import STUDY_FILE, run_folder
 
 
 def status_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """A status table for runs whose status.json is not at hand: one row a run, no problem known."""
+    """Make a status table for runs whose status.json is not at hand: one row a run, no problem known."""
     known = runs[["arm", "seed", "run"]].drop_duplicates()
     rows = [{"arm": arm, "seed": seed, "run": run} for arm, seed, run in known.itertuples(index=False)]
     return status_table(rows)
 
 
 def with_planned_runs(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Adds a row for every arm and seed that study.yaml plans and that has no run directory."""
+    """Add a row for every arm and seed that study.yaml plans and that has no run directory."""
     present = {(str(arm), seed) for arm, seed in zip(status["arm"], status["seed"], strict=True) if not pd.isna(seed)}
     missing = [(arm, seed) for arm in settings.arms for seed in settings.seeds if (arm, seed) not in present]
     if not missing:
         return status
     rows = [
-        {"arm": arm, "seed": seed, "run": f"{ARMS_FOLDER}/{arm}/seed_{seed}", "state": "missing"}
-        | {"problem": "planned in study.yaml, but there is no such run"}
+        {"arm": arm, "seed": seed, "run": run_folder(arm, seed), "state": "missing"}
+        | {"problem": f"planned in {STUDY_FILE}, but there is no such run"}
         for arm, seed in missing
     ]
     return pd.concat([status, status_table(rows)], ignore_index=True)
 
 
 def with_reasons(status: pd.DataFrame, runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Adds the column `reason`: why the run does not count for `metric`, or None where it does.
+    """Add the column `reason`: why the run does not count for `metric`, or None where it does.
 
     Args:
         status: As from `load_status`.
@@ -63,6 +64,6 @@ def _metric_reason(rows: pd.DataFrame | None, metric: str) -> str | None:
 
 
 def included(runs: pd.DataFrame, status: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `runs` that belong to runs without a `reason` in `status`."""
+    """Return the rows of `runs` that belong to runs without a `reason` in `status`."""
     counted = [run for run, reason in zip(status["run"], status["reason"], strict=True) if reason is None]
     return rows_where(runs, runs["run"].isin(counted))

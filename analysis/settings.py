@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
 
 from analysis.errors import ReportError
 from grpovi_lightning import metric_keys
+from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError
+from grpovi_lightning.run_record.study import parse_study
 
-STUDY_FILE = "study.yaml"
 DEFAULT_TARGET_FRACTION = 0.9
-IDENTITY_ADJUSTMENT = "IdentityAdjustment"
-"""Class name that marks plain GRPO in status.json."""
 
 GOLD_MEAN = metric_keys.held_out(metric_keys.rewards_mean("gold"))
 DEFAULT_METRICS = (GOLD_MEAN, metric_keys.held_out(metric_keys.REWARD), metric_keys.REWARD)
@@ -52,7 +50,7 @@ class Settings:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the fields that come from users."""
+        # What comes with arguments instead of study.yaml; a study file has been checked by `parse_study`.
         if not 0 < self.target_fraction <= 1:
             raise ReportError(f"target_fraction must be above 0 and at most 1, got {self.target_fraction}")
         for arm, baseline in self.baselines.items():
@@ -65,7 +63,7 @@ class Settings:
                 )
 
     def order(self, arms: set[str]) -> list[str]:
-        """`arms` in the order of the report."""
+        """Return `arms` in the order of the report."""
         named = [arm for arm in self.arms if arm in arms]
         return named + sorted(arms - set(named))
 
@@ -79,7 +77,7 @@ def read_settings(
     baseline: str | None = None,
     target: float | None = None,
 ) -> Settings:
-    """The settings of a study folder, or of a folder of bare runs.
+    """Read the settings of a study folder, or derive those of a folder of bare runs.
 
     Args:
         study_dir: Holds study.yaml, or only runs.
@@ -109,14 +107,18 @@ def read_settings(
 
 
 def check_metric(runs: pd.DataFrame, metric: str) -> None:
-    """Raises ReportError, naming the metrics that exist, where runs logged something but never `metric`."""
+    """Refuse a metric that no run logged.
+
+    Raises:
+        ReportError: naming the metrics that exist. Runs that logged nothing at all pass.
+    """
     known = sorted(runs["metric"].unique())
     if known and metric not in known:
         raise ReportError(f"no run logged {metric!r}; the metrics that exist are {', '.join(known)}")
 
 
 def default_metric(runs: pd.DataFrame) -> tuple[str, str]:
-    """The first of `DEFAULT_METRICS` that was logged, and why it was taken, in words."""
+    """Return the first of `DEFAULT_METRICS` that was logged, and why it was taken, in words."""
     known = set(runs["metric"])
     for place, metric in enumerate(DEFAULT_METRICS):
         if metric in known:
@@ -126,24 +128,21 @@ def default_metric(runs: pd.DataFrame) -> tuple[str, str]:
 
 
 def default_baselines(status: pd.DataFrame) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Compares every arm that adjusts rewards with the one whose adjustment is the identity, if there is exactly one.
+    """Compare every arm that adjusts rewards with the one that does not, if there is exactly one.
 
     Runs that say nothing of an adjustment (fine-tuning, reward models) are compared with nothing.
 
     Returns:
         arm -> baseline, and a sentence where no comparison could be made.
     """
-    adjustments = zip(status["arm"], status["adjustment"], strict=True)
-    plain = {str(arm) for arm, name in adjustments if name is not None and name.split(".")[-1] == IDENTITY_ADJUSTMENT}
-    candidates = sorted(plain)
-    adjusted = {str(arm) for arm, name in zip(status["arm"], status["adjustment"], strict=True) if name is not None}
-    others = sorted(adjusted - plain)
-    if len(candidates) == 1:
-        return dict.fromkeys(others, candidates[0]), ()
-    found = ", ".join(candidates) or "none"
+    known = [(str(arm), adjusts) for arm, adjusts in zip(status["arm"], status["adjusts"], strict=True)]
+    plain = sorted({arm for arm, adjusts in known if adjusts is False})
+    others = sorted({arm for arm, adjusts in known if adjusts} - set(plain))
+    if len(plain) == 1:
+        return dict.fromkeys(others, plain[0]), ()
     return {}, (
-        "No arms are compared: without study.yaml the baseline is the one arm whose adjustment is "
-        f"{IDENTITY_ADJUSTMENT}, and the arms with it are: {found}. Name the baseline to compare.",
+        f"No arms are compared: without {STUDY_FILE} the baseline is the one arm that trains on its rewards as they "
+        f"are, and the arms that do are: {', '.join(plain) or 'none'}. Name the baseline to compare.",
     )
 
 
@@ -156,65 +155,22 @@ def _from_bare_runs(study_dir: Path, runs: pd.DataFrame, status: pd.DataFrame) -
 
 def _from_study(file: Path, runs: pd.DataFrame) -> Settings:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        study = parse_study(yaml.safe_load(file.read_text(encoding="utf-8")), str(file), resolved=True)
+    except RecordError as error:
+        raise ReportError(str(error)) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ReportError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    study = _mapping(content, file, "the file")
-    report = _mapping(study.get("report"), file, "report")
-    arms = {
-        str(arm): _mapping(options, file, f"arms.{arm}")
-        for arm, options in _mapping(study.get("arms"), file, "arms").items()
-    }
-    baselines = {arm: str(options["baseline"]) for arm, options in arms.items() if options.get("baseline") is not None}
-    for arm, baseline in baselines.items():
-        if baseline not in arms:
-            raise ReportError(f"{file}: arms.{arm}.baseline is {baseline!r}; expected one of {', '.join(arms)}")
     metric, origin = default_metric(runs)
-    if report.get("metric") is not None:
-        metric, origin = str(report["metric"]), "named in study.yaml"
-    pair_accuracy = report.get("pair_accuracy")
+    if "metric" in study.report:
+        metric, origin = study.report["metric"], f"named in {STUDY_FILE}"
     return Settings(
-        name=str(study.get("name", file.parent.name)),
+        name=study.name or file.parent.name,
         metric=metric,
         metric_origin=origin,
-        baselines=baselines,
-        target_fraction=_fraction(report.get("target_fraction", DEFAULT_TARGET_FRACTION), file),
-        pair_accuracy=None if pair_accuracy is None else str(pair_accuracy),
-        arms=tuple(arms),
-        seeds=_seeds(study.get("seeds"), file),
-        contrasts=_contrasts(report.get("contrasts"), tuple(arms), file),
+        baselines={arm.name: arm.baseline for arm in study.arms if arm.baseline is not None},
+        target_fraction=float(study.report.get("target_fraction", DEFAULT_TARGET_FRACTION)),
+        pair_accuracy=study.report.get("pair_accuracy"),
+        arms=tuple(arm.name for arm in study.arms),
+        seeds=study.seeds,
+        contrasts=tuple((one, other) for one, other in study.report.get("contrasts") or ()),
     )
-
-
-def _mapping(value: object, file: Path, place: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ReportError(f"{file}: {place} must be a mapping, got {type(value).__name__}")
-    return value
-
-
-def _contrasts(value: object, arms: tuple[str, ...], file: Path) -> tuple[tuple[str, str], ...]:
-    if value is None:
-        return ()
-    pairs: list[Any] = value if isinstance(value, list) else [value]
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not set(map(str, pair)) <= set(arms):
-            raise ReportError(
-                f"{file}: report.contrasts: got {pair!r}, expected pairs of different arms out of {', '.join(arms)}"
-            )
-    return tuple((str(pair[0]), str(pair[1])) for pair in pairs)
-
-
-def _fraction(value: object, file: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ReportError(f"{file}: report.target_fraction must be a number, got {value!r}")
-    return float(value)
-
-
-def _seeds(value: object, file: Path) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value):
-        raise ReportError(f"{file}: seeds must be a list of integers, got {value!r}")
-    return tuple(value)

@@ -37,15 +37,17 @@ class Speedup:
 
 
 def speedup_of(pairs: Sequence[tuple[Curve, Curve]], target: float, bootstrap: Bootstrap) -> Speedup:
-    """The speedup over paired seeds.
+    """Return the speedup over paired seeds, or the bounds and counts that take its place.
 
     Args:
         pairs: (arm's curve, baseline's curve), one a seed.
         target: The value to reach; NaN where there is none.
         bootstrap: The intervals.
 
-    Returns:
-        The estimate, or the bounds and counts that take its place.
+    >>> import numpy as np
+    >>> soon, late = (Curve(np.array([0.0, end]), np.array([0.0, 1.0])) for end in (10, 20))
+    >>> speedup_of([(soon, late)], 1.0, Bootstrap()).estimate.point
+    2.0
     """
     if math.isnan(target) or not pairs:
         return Speedup(NO_ESTIMATE)

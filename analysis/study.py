@@ -23,8 +23,6 @@ class Analysis:
     """The results for one folder.
 
     Attributes:
-        path: The study folder.
-        settings: What was compared.
         runs: Rows of the runs that count.
         status: One row a run, with the `reason` where it does not count.
         curves: The compared metric: arm -> seed -> curve.
@@ -48,7 +46,7 @@ class Analysis:
 
     @property
     def arms(self) -> list[str]:
-        """All arms, in order."""
+        """Names of all arms, in order."""
         return [comparison.arm for comparison in self.comparisons]
 
 
@@ -60,7 +58,7 @@ def analyse(
     target: float | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Analysis:
-    """Loads a study and computes everything its report says; see `write_report` for the arguments and errors."""
+    """Load a study and compute everything its report says; see `write_report` for the arguments and errors."""
     bootstrap = bootstrap or Bootstrap()
     path = Path(study_dir)
     all_runs, status = load_study(path)

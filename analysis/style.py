@@ -56,7 +56,7 @@ class ArmStyle:
 def arm_styles(
     arms: Sequence[str], baselines: Mapping[str, str], adjustments: Mapping[str, str]
 ) -> dict[str, ArmStyle]:
-    """Same colour = same adjustment, same dash = same baseline, wherever that keeps the arms apart.
+    """Give arms with the same adjustment one colour and with the same baseline one dash, if that keeps them apart.
 
     Args:
         arms: All arms, in order.

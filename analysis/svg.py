@@ -11,7 +11,7 @@ from analysis.style import FAINT, INK, PAPER, RC
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG document; the same figure and name give the same bytes.
+    """Return the figure as an SVG document; the same figure and name give the same bytes.
 
     Args:
         figure: Made by `analysis.figures`.
@@ -24,7 +24,7 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def inline(svg: str, name: str, description: str) -> Markup:
-    """The picture for the page: no XML prologue, ids of its own, ink from the page's style, no paper.
+    """Return the picture for the page: no XML prologue, ids of its own, ink from the page's style, no paper.
 
     Args:
         svg: As from `to_svg`; matplotlib has escaped every text in it.

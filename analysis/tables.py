@@ -7,11 +7,11 @@ import pandas as pd
 
 
 def rows_where(table: pd.DataFrame, mask: Any) -> pd.DataFrame:
-    """The rows of `table` where the boolean series `mask` is true."""
+    """Return the rows of `table` where the boolean series `mask` is true."""
     return cast(pd.DataFrame, table.loc[mask])
 
 
 def groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """The groups of equal values in `columns`, in sorted order: (the values, the rows)."""
+    """Yield the groups of equal values in `columns`, in sorted order: (the values, the rows)."""
     for key, group in table.groupby(list(columns)):
         yield cast(tuple[Any, ...], key), group

@@ -29,17 +29,9 @@ def print_report(
     baseline: str | None = None,
     target: float | None = None,
 ) -> None:
-    """Writes the report (see `write_report`) and prints the efficiency table, the verdicts, and where the report lies.
+    """Write the report as `write_report` does, and print the efficiency table, the verdicts, and where the report lies.
 
-    Args:
-        study_dir: As for `write_report`.
-        console: Where to print; None is standard output, at 100 columns where that is no terminal.
-        metric: As for `write_report`.
-        baseline: As for `write_report`.
-        target: As for `write_report`.
-
-    Raises:
-        ReportError: As for `write_report`.
+    `console` is where to print; None is standard output, at 100 columns where that is no terminal.
     """
     analysis = analyse(study_dir, metric=metric, baseline=baseline, target=target)
     index = write_analysis(analysis)
@@ -48,7 +40,7 @@ def print_report(
 
 
 def terminal_report(analysis: Analysis) -> Group:
-    """Heading, table, verdicts, and the runs that do not count."""
+    """Compose heading, table, verdicts, and the runs that do not count."""
     settings = analysis.settings
     parts: list[Table | Text | Padding] = [
         Text.assemble((settings.name, "bold"), f": {settings.metric} ({settings.metric_origin}); higher is better"),
@@ -71,7 +63,7 @@ def terminal_report(analysis: Analysis) -> Group:
 
 
 def terminal_table(comparisons: list[Comparison]) -> Table:
-    """The efficiency table with an interval under every number; readable in 100 columns."""
+    """Return the efficiency table with an interval under every number; readable in 100 columns."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("arm\nagainst", overflow="fold", min_width=12)
     headings = ("reached\nof seeds", "steps to\ntarget", "speedup", "final", "area: paired\ndifference")
@@ -94,7 +86,7 @@ def terminal_table(comparisons: list[Comparison]) -> Table:
 
 
 def online_terminal_table(arms: list[OnlineArm]) -> Table:
-    """What learning during training was worth and what it cost; readable in 100 columns."""
+    """Tabulate what learning during training was worth and what it cost; readable in 100 columns."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("arm", overflow="fold", min_width=12)
     headings = ("labels", "fresh pair\naccuracy", "agreement:\nfirst, last", "seconds a round:\nearly, late")

@@ -24,7 +24,7 @@ class Verdict:
 
 
 def verdict_of(comparison: Comparison, equal_kl: EqualKL | None) -> Verdict:
-    """Writes the verdict of an arm against its baseline.
+    """Write the verdict of an arm against its baseline.
 
     Args:
         comparison: Must have a baseline.
@@ -226,7 +226,7 @@ def _uncounted(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _inverse(estimate: Estimate) -> Estimate:
-    """Arm's steps / baseline's steps from baseline's / arm's: the same ratio, read the way people speak of steps."""
+    """Turn baseline's steps / arm's steps into arm's / baseline's: the way people speak of steps."""
     return Estimate(
         1 / estimate.point,
         1 / estimate.high,

@@ -8,7 +8,11 @@ MISSING = "\N{EN DASH}"
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """Three significant digits, thousands grouped; a dash for what is missing and `not reached` for infinity."""
+    """Write three significant digits, thousands grouped; a dash for what is missing, `not reached` for infinity.
+
+    >>> number(0.51234, signed=True), number(12345.6), number(math.inf)
+    ('+0.512', '12,346', 'not reached')
+    """
     if value is None or math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -21,29 +25,41 @@ def number(value: float | None, *, signed: bool = False) -> str:
 
 
 def amount(value: float) -> str:
-    """A count, or a mean of counts: thousands grouped, one decimal where it is not whole."""
+    """Write a count, or a mean of counts: thousands grouped, one decimal where it is not whole.
+
+    >>> amount(1200), amount(2.5)
+    ('1,200', '2.5')
+    """
     return MISSING if math.isnan(value) else f"{value:,.1f}".removesuffix(".0")
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
+    """Write a share as a percentage with one decimal.
+
+    >>> percent(0.125)
+    '12.5 %'
+    """
     return MISSING if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def interval(low: float, high: float, *, signed: bool = False) -> str:
-    """`low to high`, or "" where there is no interval."""
+    """Write `low to high`, or "" where there is no interval.
+
+    >>> interval(0.25, 0.5)
+    '0.250 to 0.500'
+    """
     if math.isnan(low) or math.isnan(high):
         return ""
     return f"{number(low, signed=signed)} to {number(high, signed=signed)}"
 
 
 def change(first: float, last: float) -> str:
-    """`first → last`, or a dash where nothing is known."""
+    """Write `first → last`, or a dash where nothing is known."""
     return MISSING if math.isnan(first) else f"{number(first)} \N{RIGHTWARDS ARROW} {number(last)}"
 
 
 def spread(estimate: Estimate, *, signed: bool = False) -> str:
-    """`95 % bootstrap interval a to b, t interval c to d`, or that there is none."""
+    """Write `95 % bootstrap interval a to b, t interval c to d`, or that there is none."""
     bootstrap = interval(estimate.low, estimate.high, signed=signed)
     if not bootstrap:
         return "no interval from one seed"
@@ -52,10 +68,18 @@ def spread(estimate: Estimate, *, signed: bool = False) -> str:
 
 
 def reached(n_reached: int, n_seeds: int, target: float) -> str:
-    """`2 of 3`, or `no target`."""
+    """Write how many seeds reached the target, if there is one.
+
+    >>> reached(2, 3, target=0.5), reached(0, 3, target=math.nan)
+    ('2 of 3', 'no target')
+    """
     return "no target" if math.isnan(target) else f"{n_reached} of {n_seeds}"
 
 
 def count(n: int, what: str) -> str:
-    """`1 seed`, `3 seeds`."""
+    """Write a number with its noun.
+
+    >>> count(1, "seed"), count(3, "seed")
+    ('1 seed', '3 seeds')
+    """
     return f"{n} {what}" if n == 1 else f"{n} {what}s"

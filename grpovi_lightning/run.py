@@ -1,7 +1,6 @@
 """One Lightning run from YAML: the parser, the trainer with this package's callbacks, the checks before it starts."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +17,11 @@ from grpovi_lightning.callbacks import (
     RunStatus,
     Throughput,
 )
-from grpovi_lightning.callbacks.status import STATUS_FILE
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.parser_messages import one_line
+from grpovi_lightning.run_record.layout import STATUS_FILE, RecordError
+from grpovi_lightning.run_record.status import read_status
 
 _TRAINER_DEFAULTS = {
     "max_epochs": -1,  # one epoch is the whole run; `max_steps` says how long it is
@@ -149,12 +149,15 @@ class RunCLI(LightningCLI):
         Raises:
             UserError: something is missing or in the way.
         """
-        status, ckpt_path = self.folder / STATUS_FILE, self.config.ckpt_path
-        if self.training and status.exists() and ckpt_path is None:
-            state = json.loads(status.read_text()).get("state")
+        ckpt_path = self.config.ckpt_path
+        try:
+            status = read_status(self.folder) if self.training else None
+        except RecordError as error:
+            raise UserError(str(error)) from error
+        if self.training and (self.folder / STATUS_FILE).exists() and ckpt_path is None:
             raise UserError(
-                f"run folder {self.folder} holds a {state} run already; choose another trainer.default_root_dir, or "
-                f"continue it with --ckpt_path {self.folder}/checkpoints/last.ckpt"
+                f"run folder {self.folder} holds a {status.state if status else 'damaged'} run already; choose another "
+                f"trainer.default_root_dir, or continue it with --ckpt_path {self.folder}/checkpoints/last.ckpt"
             )
         if ckpt_path is not None and not Path(ckpt_path).exists():
             raise UserError(f"checkpoint {ckpt_path}: no such file; expected one of <run>/checkpoints/*.ckpt")

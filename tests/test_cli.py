@@ -183,16 +183,24 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(refused):
     assert "a step's 3 rows do not divide over 2 processes" in refused(change)
 
 
-def test_a_run_folder_in_use_is_left_alone(inputs, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ('{"state": "finished"}', "holds a finished run already"),
+        ('{"state": "fin', "holds a damaged run already"),
+        ('{"schema": 3, "state": "finished"}', "status.json has layout 3, and this version of grpovi reads layouts 1"),
+    ],
+)
+def test_a_run_folder_in_use_is_left_alone(inputs, tmp_path, monkeypatch, capsys, status, said):
     monkeypatch.chdir(inputs)
     run = tmp_path / "run"
     run.mkdir()
-    (run / "status.json").write_text(json.dumps({"state": "finished"}))
+    (run / "status.json").write_text(status)
     config = write_yaml(tmp_path / "run.yaml", run_config(inputs, run))
     assert main(["fit", "--config", config]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "holds a finished run already" in line and "--ckpt_path" in line
-    assert [file.name for file in run.iterdir()] == ["status.json"]
+    assert said in line and ("--ckpt_path" in line or "layout" in line)
+    assert [file.name for file in run.iterdir()] == ["status.json"] and (run / "status.json").read_text() == status
 
 
 def test_an_unknown_command_lists_the_commands(capsys):

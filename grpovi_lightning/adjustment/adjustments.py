@@ -64,6 +64,8 @@ class Adjustment(nn.Module):
     """Whether the rollout must carry the reference policy's log-probabilities."""
     changes_pairs: bool = True
     """Whether the standardised advantages of a group of two can differ from those of the raw rewards."""
+    adjusts: bool = True
+    """Whether adjusted rewards can differ from the raw ones at all; recorded with the run, for the report."""
 
     @abstractmethod
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.run_record.layout import RecordError
+from grpovi_lightning.run_record.status import State, read_status
 from grpovi_lightning.study.fairness import check_first_rollouts
 from grpovi_lightning.study.interruption import Interruption
 from grpovi_lightning.study.plan import plan_arms, plan_prepare
@@ -16,7 +18,6 @@ from grpovi_lightning.study.progress import RunProgress, make_display, states
 from grpovi_lightning.study.record import check_folder, locked, write_record
 from grpovi_lightning.study.runner import Runner, Settings
 from grpovi_lightning.study.specification import Study, load_study
-from grpovi_lightning.study.status import read_status
 
 LAUNCHER = (sys.executable, "-m", "grpovi_lightning.cli")
 PATIENCE_SECONDS = 30.0
@@ -68,6 +69,8 @@ def compare(
             if status is not None:
                 return status
             return _conclude(study, recorded, folder, report)
+    except RecordError as error:
+        raise UserError(str(error)) from error
     except KeyboardInterrupt:
         # Outside of `_run`, where signals are counted instead, no process lives.
         _complain("stopped; no run was going on; run the same command again to go on")
@@ -100,11 +103,11 @@ def _check_configurations(study: Study, folder: Path, preflight: Callable[[list[
 
 def _is_finished(run: Run) -> bool:
     status = read_status(run.folder)
-    return status is not None and status.state == "finished"
+    return status is not None and status.state == State.FINISHED
 
 
 def _run(study: Study, folder: Path, settings: Settings) -> int | None:
-    """Run the prepare stages and the arms; the exit status when there is nothing to conclude after that."""
+    """Run the prepare stages and the arms; return the exit status when there is nothing to conclude after that."""
     stages = [RunProgress(run) for run in plan_prepare(study, folder)]
     arms = [RunProgress(run) for run in plan_arms(study, folder)]
     runs = stages + arms
@@ -114,7 +117,7 @@ def _run(study: Study, folder: Path, settings: Settings) -> int | None:
             runner.adopt(runs)
             for stage in stages:
                 runner.work([stage], 1)
-                if stage.state != "finished":
+                if stage.state != State.FINISHED:
                     break
             else:
                 runner.work(arms, settings.jobs)
@@ -122,9 +125,9 @@ def _run(study: Study, folder: Path, settings: Settings) -> int | None:
             _complain(f"stopped: {states(runs)}; run the same command again to go on")
             return interruption.exit_status
     for progress in runs:
-        if progress.state in ("failed", "interrupted"):
+        if progress.state in (State.FAILED, State.INTERRUPTED):
             _complain(_failure(progress))
-    if any(stage.state != "finished" for stage in stages):
+    if any(stage.state != State.FINISHED for stage in stages):
         _complain("nothing that needs this stage was started; mend it and run the same command again")
         return 1
     return None

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from grpovi_lightning.run_record.pairing import first_rollouts
+from grpovi_lightning.run_record.status import State, read_status
 from grpovi_lightning.study.process import Run
-from grpovi_lightning.study.status import read_status
 
 
 def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
@@ -17,23 +18,22 @@ def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
         Errors, one line a seed whose arms differ; and notes, one line a seed where nothing could be compared although
         several arms finished.
     """
+    begun = []
+    for run in runs:
+        status = read_status(run.folder)
+        # A run that finished has sampled whatever it samples; one that did not may have ended before.
+        if run.seed is not None and status and (status.first_rollout is not None or status.state == State.FINISHED):
+            begun.append((run.seed, run.owner, status.first_rollout))
     errors, notes = [], []
-    for seed in dict.fromkeys(run.seed for run in runs):
-        hashes: dict[str, str] = {}
-        without = []
-        for run in (run for run in runs if run.seed == seed):
-            status = read_status(run.folder)
-            if status is not None and status.first_rollout is not None:
-                hashes[run.owner] = status.first_rollout
-            elif status is not None and status.state == "finished":
-                without.append(run.owner)
-        if len(set(hashes.values())) > 1 or (hashes and without):
-            found = [f"{arm} {digest[:12]}" for arm, digest in hashes.items()] + [f"{arm} none" for arm in without]
+    for check in first_rollouts(begun):
+        if check.differs or (check.hashes and check.unknown):
+            found = [f"{arm} {digest[:12]}" for arm, digest in check.hashes.items()]
+            found += [f"{arm} none" for arm in check.unknown]
             errors.append(
-                f"seed {seed}: the rollouts of step 0 differ between arms ({', '.join(found)}); arms of one seed must "
-                "begin with the same completions, or their difference is not paired: give them the same policy, data, "
-                "sampling and batch settings"
+                f"seed {check.seed}: the rollouts of step 0 differ between arms ({', '.join(found)}); arms of one seed "
+                "must begin with the same completions, or their difference is not paired: give them the same policy, "
+                "data, sampling and batch settings"
             )
-        elif len(without) > 1:
-            notes.append(f"seed {seed}: no arm recorded a rollout of step 0, so there was nothing to compare")
+        elif len(check.unknown) > 1:
+            notes.append(f"seed {check.seed}: no arm recorded a rollout of step 0, so there was nothing to compare")
     return errors, notes

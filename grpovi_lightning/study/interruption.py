@@ -13,13 +13,12 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        """Nothing has been received yet."""
         self.received: list[int] = []
         self._previous: dict[int, Any] = {}
 
     @property
     def exit_status(self) -> int:
-        """What a shell expects of a program ended by the first signal: 130 for SIGINT, 143 for SIGTERM."""
+        """Status that a shell expects of a program ended by the first signal: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.received[0]
 
     def __enter__(self) -> Self:

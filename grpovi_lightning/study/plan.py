@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from grpovi_lightning.run_record.layout import PREPARE_FOLDER, run_folder
 from grpovi_lightning.study.process import Run
 from grpovi_lightning.study.specification import ConfigFile, Stage, Study
 
@@ -9,15 +10,10 @@ LOCKS = ".locks"
 
 
 def plan_prepare(study: Study, folder: Path) -> list[Run]:
-    """The prepare stages, in order.
-
-    Args:
-        study: what to run.
-        folder: the study's output folder.
-    """
+    """Plan the prepare stages, in order; `folder` is the study's output folder."""
     runs = []
     for stage in study.prepare:
-        target = folder / "prepare" / stage.name
+        target = folder / PREPARE_FOLDER / stage.name
         runs.append(
             Run(
                 owner=stage.name,
@@ -33,16 +29,12 @@ def plan_prepare(study: Study, folder: Path) -> list[Run]:
 
 
 def plan_arms(study: Study, folder: Path) -> list[Run]:
-    """Arms x seeds, seed by seed, so that a study stopped halfway holds whole pairs.
-
-    Args:
-        study: what to run.
-        folder: the study's output folder.
-    """
+    """Plan arms x seeds; `folder` is the study's output folder."""
     runs = []
+    # Seed by seed, so that a study stopped halfway holds whole pairs.
     for seed in study.seeds:
         for arm in study.arms:
-            target = folder / "arms" / arm.name / f"seed_{seed}"
+            target = folder / run_folder(arm.name, seed)
             arguments = (*_fit_arguments(arm.configs, folder, target), "--seed_everything", str(seed))
             lock = folder / LOCKS / f"arm-{arm.name}-seed_{seed}"
             runs.append(Run(arm.name, target, arguments, arm.configs, lock, seed=seed, threads=study.threads_per_run))

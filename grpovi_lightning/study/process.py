@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE
 from grpovi_lightning.study.specification import ConfigFile
-from grpovi_lightning.study.status import LOG
 
 TERMINATE_SECONDS = 5.0
 """How long a process has between SIGTERM and SIGKILL."""
@@ -50,25 +50,26 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What the run is called in messages."""
+        """Name of the run in messages."""
         return f"prepare {self.owner}" if self.seed is None else f"arm {self.owner} seed {self.seed}"
 
     @property
     def log(self) -> Path:
-        """Everything that the process prints. Beside the folder of the task, which wants its folder to itself."""
-        return self.folder / LOG if self.command == "fit" else self.folder.with_name(f"{self.folder.name}.{LOG}")
+        """File of all that the process prints. Beside the folder of the task, which wants its folder to itself."""
+        return (
+            self.folder / LOG_FILE if self.command == "fit" else self.folder.with_name(f"{self.folder.name}.{LOG_FILE}")
+        )
 
 
 class Stoppable(Protocol):
     """Something that lives and takes signals."""
 
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Tell whether it still runs."""
         ...
 
     def signal(self, signum: int) -> None:
         """Send a signal to it and to its workers; nothing happens when it is gone."""
-        ...
 
 
 class RunProcess:
@@ -81,7 +82,7 @@ class RunProcess:
         self._popen = popen
 
     def alive(self) -> bool:
-        """Whether the process still runs; once it has ended, workers that it left are killed."""
+        """Tell whether the process still runs; once it has ended, kill workers that it left."""
         if self._popen.poll() is None:
             return True
         _signal_group(self._popen.pid, signal.SIGKILL)
@@ -102,11 +103,10 @@ class Orphan:
     """A run that outlived the `compare` which started it."""
 
     def __init__(self, run: Run) -> None:
-        """Name the run whose process may still live."""
         self.run = run
 
     def alive(self) -> bool:
-        """Whether some process still holds the run's lock."""
+        """Tell whether some process still holds the run's lock."""
         if not self.run.lock.is_file():
             return False
         with self.run.lock.open("a") as handle:
@@ -121,10 +121,6 @@ class Orphan:
 
 def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
     """Start a run, from its last checkpoint if it has one, else from an empty folder.
-
-    Args:
-        run: what to start.
-        launcher: program and first arguments.
 
     Raises:
         UserError: when another process still works on the run.
@@ -161,13 +157,29 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
 
 
 def usable_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint that a run can continue from, or None.
+    """Return the checkpoint that a run can continue from, or None.
 
     A process killed while it wrote `last.ckpt` leaves a file without the directory that ends every torch archive;
     continuing from it would fail each time, so it does not count. A sharded checkpoint is a folder.
     """
-    last = run_dir / "checkpoints" / "last.ckpt"
+    last = run_dir / CHECKPOINTS_FOLDER / "last.ckpt"
     return last if last.is_dir() or (last.is_file() and zipfile.is_zipfile(last)) else None
+
+
+def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
+    """Return the last non-empty lines of a process's output, without reading all of it.
+
+    Args:
+        log: the file; a missing one has no lines.
+        count: how many lines at most.
+        start: byte at which the output of interest begins.
+    """
+    if not log.is_file():
+        return []
+    with log.open("rb") as handle:
+        handle.seek(max(start, log.stat().st_size - 65536))
+        text = handle.read().decode("utf-8", errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()][-count:]
 
 
 def stop(processes: Sequence[Stoppable], patience: float, hurry: Callable[[], bool] = lambda: False) -> None:

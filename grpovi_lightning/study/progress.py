@@ -13,13 +13,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from grpovi_lightning.run_record.status import RunRecord, State
 from grpovi_lightning.study.process import Run
 
 LINE_SECONDS = 30.0
 """How often plain output says how far everything is."""
 
-_STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow", "waiting": "dim"}
-_ORDER = ("running", "failed", "interrupted", "waiting", "finished")
+WAITING = "waiting"
+"""State of a run that this `compare` has not started yet, beside the states that a run records."""
+
+_ORDER = (State.RUNNING, State.FAILED, State.INTERRUPTED, WAITING, State.FINISHED)
+_STYLES: dict[str, str] = dict(zip(_ORDER, ("cyan", "bold red", "yellow", "dim", "green"), strict=True))
 
 
 @dataclass
@@ -27,7 +31,7 @@ class RunProgress:
     """Where one run is; the runner changes it, displays read it."""
 
     run: Run
-    state: str = "waiting"
+    state: str = WAITING
     step: int = 0
     max_steps: int = 0
     error: str | None = None
@@ -46,7 +50,7 @@ class RunProgress:
     @property
     def over(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.state in ("finished", "failed", "interrupted")
+        return self.state in (State.FINISHED, State.FAILED, State.INTERRUPTED)
 
     @property
     def fraction(self) -> float:
@@ -54,6 +58,10 @@ class RunProgress:
         if self.over:
             return 1.0
         return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
+
+    def follow(self, status: RunRecord) -> None:
+        """Take over how far the run says it is."""
+        self.step, self.max_steps = status.step or 0, status.max_steps or 0
 
 
 def remaining_seconds(runs: Sequence[RunProgress], jobs: int) -> float | None:
@@ -77,31 +85,25 @@ def remaining_seconds(runs: Sequence[RunProgress], jobs: int) -> float | None:
 class Display(Protocol):
     """What the runner tells about."""
 
-    def __enter__(self) -> Self:
-        """Begin to show."""
-        ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the terminal as it was."""
-        ...
 
     def note(self, text: str) -> None:
         """Say something that belongs to no run."""
-        ...
 
     def changed(self, run: RunProgress) -> None:
-        """A run started or ended."""
-        ...
+        """Show that a run started or ended."""
 
     def refresh(self) -> None:
-        """Time has passed."""
-        ...
+        """Show how far everything is by now, when it is time for that."""
 
 
 def make_display(runs: Sequence[RunProgress], jobs: int, console: Console) -> Display:
-    """The display that suits the console: live in a terminal, lines elsewhere."""
+    """Return the display that suits the console: live in a terminal, lines elsewhere."""
     live = console.is_terminal and not console.is_dumb_terminal
     return LiveDisplay(runs, jobs, console) if live else LineDisplay(runs, jobs, console)
 
@@ -112,32 +114,27 @@ class LineDisplay:
     def __init__(
         self, runs: Sequence[RunProgress], jobs: int, console: Console, every_seconds: float = LINE_SECONDS
     ) -> None:
-        """Show `runs`, `jobs` of which run at a time."""
         self._runs, self._jobs, self._console, self._every = runs, jobs, console, every_seconds
         self._last = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Nothing to prepare."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to clear."""
+        pass
 
     def note(self, text: str) -> None:
-        """Print one line, never wrapped, with the time."""
         self._console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False, soft_wrap=True)
 
     def changed(self, run: RunProgress) -> None:
-        """Print what happened to a run."""
         self.note(f"{run.run.label}: {_happened(run)}")
 
     def refresh(self) -> None:
-        """Print overall progress when the last line is old enough."""
         if time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            running = ", ".join(f"{run.run.label} {_steps(run)}" for run in self._runs if run.state == "running")
+            running = ", ".join(f"{run.run.label} {_steps(run)}" for run in self._runs if run.state == State.RUNNING)
             self.note(overall(self._runs, self._jobs) + (f": {running}" if running else ""))
 
 
@@ -145,34 +142,28 @@ class LiveDisplay:
     """A table that is redrawn in place: one row a run, what matters now on top."""
 
     def __init__(self, runs: Sequence[RunProgress], jobs: int, console: Console) -> None:
-        """Show `runs`, `jobs` of which run at a time."""
         self._runs, self._jobs, self._console = runs, jobs, console
         # Drawn by the runner's own loop: a drawing thread would be one more thing alive while processes are forked.
         self._live = Live(console=console, auto_refresh=False)
         self._last = 0.0
 
     def __enter__(self) -> Self:
-        """Take the lower part of the terminal."""
         self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Draw the end and give the terminal back."""
         self._draw()
         self._live.stop()
 
     def note(self, text: str) -> None:
-        """Print one line above the table."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def changed(self, run: RunProgress) -> None:
-        """Redraw at once."""
         self._draw()
 
     def refresh(self) -> None:
-        """Redraw twice a second."""
         if time.monotonic() - self._last >= 0.5:
             self._draw()
 
@@ -181,13 +172,13 @@ class LiveDisplay:
         self._live.update(self.render(), refresh=True)
 
     def render(self) -> Group:
-        """Overall line and bar, then as many runs as the terminal has lines for."""
+        """Return the overall line and bar, then as many runs as the terminal has lines for."""
         done = sum(run.fraction for run in self._runs)
         rows = sorted(self._runs, key=lambda run: _ORDER.index(run.state))
         room = max(3, self._console.height - 5)
         table = Table.grid(padding=(0, 2))
         for run in rows[:room]:
-            bar = ProgressBar(total=1.0, completed=run.fraction if run.state != "failed" else 0.0, width=20)
+            bar = ProgressBar(total=1.0, completed=run.fraction if run.state != State.FAILED else 0.0, width=20)
             clock = "" if run.seconds is None else duration(run.seconds)
             state = Text(run.state, style=_STYLES[run.state])
             table.add_row(Text(run.run.label), state, bar, _steps(run), clock, Text(run.error or "", no_wrap=True))
@@ -198,21 +189,29 @@ class LiveDisplay:
 
 
 def overall(runs: Sequence[RunProgress], jobs: int) -> str:
-    """One line about all runs: how many are where, and the time left."""
+    """Say in one line how many runs are where, and the time left."""
     left = remaining_seconds(runs, jobs)
     return states(runs) + (f", about {duration(left)} left" if left is not None else "")
 
 
 def states(runs: Sequence[RunProgress]) -> str:
-    """How many runs are in which state."""
+    """Say how many runs are in which state."""
     counts = Counter(run.state for run in runs)
-    parts = [f"{counts['finished']} of {len(runs)} runs finished"]
-    parts += [f"{counts[state]} {state}" for state in ("running", "waiting", "failed", "interrupted") if counts[state]]
+    parts = [f"{counts[State.FINISHED]} of {len(runs)} runs finished"]
+    parts += [
+        f"{counts[state]} {state}"
+        for state in (State.RUNNING, WAITING, State.FAILED, State.INTERRUPTED)
+        if counts[state]
+    ]
     return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words short enough for a table: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Put seconds into words short enough for a table.
+
+    >>> duration(42.2), duration(185), duration(7800)
+    ('42 s', '3 min 5 s', '2 h 10 min')
+    """
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -226,9 +225,9 @@ def _steps(run: RunProgress) -> str:
 
 
 def _happened(run: RunProgress) -> str:
-    if run.state == "running":
+    if run.state == State.RUNNING:
         return f"continues from step {run.began_at_step}" if run.began_at_step else "started"
-    if run.state == "finished":
+    if run.state == State.FINISHED:
         return "finished earlier" if run.seconds is None else f"finished in {duration(run.seconds)}"
     where = f" at step {_steps(run)}" if run.max_steps else ""
     return f"{run.state}{where}" + (f": {run.error}" if run.error else "")

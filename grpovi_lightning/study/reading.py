@@ -1,13 +1,13 @@
 """Reading YAML that a person wrote: every mistake becomes one line with got, expected and remedy."""
 
 import difflib
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.run_record.study import kind
 
 
 class _NoDuplicates(yaml.SafeLoader):
@@ -48,39 +48,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_mapping(value: Any, where: str) -> dict[str, Any]:
-    """Return `value` when it is a mapping with string keys; `where` begins the error message."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is {kind(value)}, expected a mapping of keys to values")
-    for key in value:
-        if not isinstance(key, str):
-            raise UserError(f"{where}: key {key!r} is {kind(key)}, expected text; put it in quotes")
-    return value
-
-
-def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuse keys that nobody would read.
-
-    Args:
-        mapping: what was written.
-        known: the keys that have a meaning there.
-        where: file and place, for the message.
-    """
-    for key in mapping:
-        if key not in known:
-            raise UserError(
-                f"{where}: unknown key {key!r}{close_matches(key, known)}; expected one of {', '.join(known)}"
-            )
-
-
-def close_matches(got: str, options: Iterable[str]) -> str:
-    """A `(did you mean ...?)` clause, or nothing when no option resembles `got`."""
-    matches = difflib.get_close_matches(got, list(options), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(repr(match) for match in matches)}?)" if matches else ""
-
-
 def close_files(path: Path) -> str:
-    """As `close_matches`, for a path that does not exist: YAML files beside it whose names resemble it."""
+    """Return a `(did you mean ...?)` clause for a path that does not exist: similar YAML files beside it."""
     stems = {other.stem: other for other in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
     matches = difflib.get_close_matches(path.stem, stems, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(str(stems[match])) for match in matches)}?)" if matches else ""
@@ -111,14 +80,6 @@ def first_difference(there: Any, here: Any, key: str = "") -> str | None:
     if repr(there) != repr(here):
         return f"{key or 'its content'} is {_short(here)} now and {_short(there)} there"
     return None
-
-
-def kind(value: Any) -> str:
-    """What a parsed YAML value is, in the words of somebody who writes YAML."""
-    if value is None:
-        return "empty"
-    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _short(value: Any) -> str:

@@ -1,42 +1,28 @@
 """A study's folder: who may write to it, and the record of which study it holds."""
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError, replace_file
+from grpovi_lightning.run_record.study import StudyRecord, parse_study, study_mapping, with_configs
 from grpovi_lightning.study.reading import first_difference, read_mapping
-from grpovi_lightning.study.specification import Arm, ConfigFile, Stage, Study
+from grpovi_lightning.study.specification import ConfigFile, Study
 
 LOCK = ".lock"
-RECORD = "study.yaml"
 _HEADER = "# Written by `grpovi compare`: the study that this folder holds, with the contents of its config files.\n"
 
 
-def resolve(study: Study) -> dict[str, Any]:
-    """The study as plain values, in the shape of a study file plus `files`: the contents of every config file."""
-    entries: tuple[Stage | Arm, ...] = (*study.prepare, *study.arms)
-    return {
-        "name": study.name,
-        "seeds": list(study.seeds),
-        "threads_per_run": study.threads_per_run,
-        "threads_per_stage": study.threads_per_stage,
-        "prepare": {
-            stage.name: {"command": stage.command, "configs": _names(stage.configs)} for stage in study.prepare
-        },
-        "arms": {
-            arm.name: {"configs": _names(arm.configs)} | ({"baseline": arm.baseline} if arm.baseline else {})
-            for arm in study.arms
-        },
-        "report": dict(study.report),
-        "files": {config.name: config.content for entry in entries for config in entry.configs},
-    }
+def resolve(study: Study) -> StudyRecord[str]:
+    """Return the study as it is recorded: config files by name, and their contents in `files`."""
+    files = {config.name: config.content for entry in (*study.prepare, *study.arms) for config in entry.configs}
+    named = with_configs(study, lambda configs, _: tuple(config.name for config in configs))
+    return replace(named, files=files)
 
 
 def check_folder(folder: Path, study: Study) -> Study:
@@ -60,31 +46,30 @@ def check_folder(folder: Path, study: Study) -> Study:
         return study
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, expected the folder of a study; {remedy}")
-    if not (folder / RECORD).is_file():
+    if not (folder / STUDY_FILE).is_file():
         others = [entry.name for entry in folder.iterdir() if entry.name != LOCK]
         if others:
-            raise UserError(f"{folder} holds {sorted(others)[0]!r} but no {RECORD}, so it is not a study; {remedy}")
+            raise UserError(f"{folder} holds {sorted(others)[0]!r} but no {STUDY_FILE}, so it is not a study; {remedy}")
         return study
-    recorded = read_mapping(folder / RECORD)
     try:
-        difference = _difference(recorded, resolve(study))
-        seeds = [int(seed) for seed in recorded["seeds"]]
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(f"{folder / RECORD} is not a record that `grpovi compare` wrote; {remedy}") from None
+        recorded = parse_study(read_mapping(folder / STUDY_FILE), str(folder / STUDY_FILE), resolved=True)
+    except RecordError as error:
+        raise UserError(f"{error}; {remedy}") from None
+    names = {name for entry in (*recorded.prepare, *recorded.arms) for name in entry.configs}
+    if not recorded.seeds or not names or not names <= set(recorded.files):
+        raise UserError(f"{folder / STUDY_FILE} is not a record that `grpovi compare` wrote; {remedy}")
+    difference = _difference(recorded, resolve(study))
     if difference:
         raise UserError(f"{folder} holds a different study: {difference}; {remedy}")
-    return replace(study, seeds=(*seeds, *(seed for seed in study.seeds if seed not in seeds)))
+    return replace(study, seeds=(*recorded.seeds, *(seed for seed in study.seeds if seed not in recorded.seeds)))
 
 
 def write_record(folder: Path, study: Study) -> None:
     """Write `study.yaml` of the study's folder, whole or not at all."""
-    text = _HEADER + yaml.safe_dump(resolve(study), sort_keys=False, allow_unicode=True, width=120)
-    target = folder / RECORD
-    if target.is_file() and target.read_text(encoding="utf-8") == text:
-        return
-    partial = folder / f"{RECORD}.{os.getpid()}.tmp"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    text = _HEADER + yaml.safe_dump(study_mapping(resolve(study)), sort_keys=False, allow_unicode=True, width=120)
+    target = folder / STUDY_FILE
+    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+        replace_file(target, text)
 
 
 @contextmanager
@@ -122,35 +107,34 @@ def changed_config(config: ConfigFile) -> str | None:
     return f"{config.name} was edited: {difference}" if difference else None
 
 
-def _names(configs: tuple[ConfigFile, ...]) -> list[str]:
-    return [config.name for config in configs]
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
+def _difference(there: StudyRecord[str], here: StudyRecord[str]) -> str | None:
     for key in ("name", "threads_per_run", "threads_per_stage"):
-        if there[key] != here[key]:
-            return f"{key} is {here[key]!r} now and {there[key]!r} there"
-    if list(there["prepare"]) != list(here["prepare"]):
-        stages = (", ".join(entries["prepare"]) or "none" for entries in (here, there))
+        if getattr(there, key) != getattr(here, key):
+            return f"{key} is {getattr(here, key)!r} now and {getattr(there, key)!r} there"
+    if [stage.name for stage in there.prepare] != [stage.name for stage in here.prepare]:
+        stages = (", ".join(stage.name for stage in study.prepare) or "none" for study in (here, there))
         return "the prepare stages are {} now and {} there".format(*stages)
-    for section, noun in (("prepare", "prepare stage"), ("arms", "arm")):
-        for name, entry in there[section].items():
-            if name not in here[section]:
-                return f"{noun} {name!r} is there and not in the study now"
-            if difference := _entry_difference(there, entry, here, here[section][name]):
-                return f"{noun} {name!r}: {difference}"
+    for old, new in zip(there.prepare, here.prepare, strict=True):
+        if old.command != new.command:
+            return f"prepare stage {old.name!r}: command is {new.command!r} now and {old.command!r} there"
+        if difference := _configs_difference(there, old.configs, here, new.configs):
+            return f"prepare stage {old.name!r}: {difference}"
+    arms = {arm.name: arm for arm in here.arms}
+    for arm in there.arms:
+        if arm.name not in arms:
+            return f"arm {arm.name!r} is there and not in the study now"
+        if difference := _configs_difference(there, arm.configs, here, arms[arm.name].configs):
+            return f"arm {arm.name!r}: {difference}"
     return None
 
 
-def _entry_difference(
-    there: dict[str, Any], there_entry: dict[str, Any], here: dict[str, Any], here_entry: dict[str, Any]
+def _configs_difference(
+    there: StudyRecord[str], old: tuple[str, ...], here: StudyRecord[str], new: tuple[str, ...]
 ) -> str | None:
-    if there_entry.get("command") != here_entry.get("command"):
-        return f"command is {here_entry['command']!r} now and {there_entry['command']!r} there"
-    if len(there_entry["configs"]) != len(here_entry["configs"]):
-        return f"configs are {here_entry['configs']} now and {there_entry['configs']} there"
-    for there_name, here_name in zip(there_entry["configs"], here_entry["configs"], strict=True):
+    if len(old) != len(new):
+        return f"configs are {list(new)} now and {list(old)} there"
+    for old_name, new_name in zip(old, new, strict=True):
         # Contents count, not file names: a renamed file with the same content makes the same runs.
-        if difference := first_difference(there["files"][there_name], here["files"][here_name]):
-            return f"{here_name}: {difference}"
+        if difference := first_difference(there.files[old_name], here.files[new_name]):
+            return f"{new_name}: {difference}"
     return None

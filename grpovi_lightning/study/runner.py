@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.run_record.layout import STATUS_FILE
+from grpovi_lightning.run_record.status import RunRecord, State, read_status, settle_status
 from grpovi_lightning.study.interruption import Interruption
-from grpovi_lightning.study.process import Orphan, RunProcess, launch, stop, usable_checkpoint
-from grpovi_lightning.study.progress import Display, RunProgress
+from grpovi_lightning.study.process import Orphan, Run, RunProcess, last_lines, launch, stop, usable_checkpoint
+from grpovi_lightning.study.progress import WAITING, Display, RunProgress
 from grpovi_lightning.study.record import changed_config
-from grpovi_lightning.study.status import RunStatus, last_lines, read_status, settle_status
 
 POLL_SECONDS = 0.05
 STATUS_SECONDS = 0.5
@@ -33,19 +34,18 @@ class _Active:
     progress: RunProgress
     process: RunProcess
     stale: int | None
-    """Version of the status that an earlier attempt left; the process has not written while it still stands."""
+    """Version of the status file that an earlier attempt left; the process has not written while it still stands."""
     looked: float = field(default_factory=time.monotonic)
 
-    def fresh_status(self) -> RunStatus | None:
-        status = read_status(self.progress.run.folder)
-        return None if status is None or status.version == self.stale else status
+    def fresh_status(self) -> RunRecord | None:
+        run = self.progress.run
+        return None if _status_version(run) == self.stale else read_status(run.folder)
 
 
 class Runner:
-    """Works through runs. Whatever happens, it returns or raises only when its processes are gone."""
+    """Runs processes. Whatever happens, it returns or raises only when its processes are gone."""
 
     def __init__(self, settings: Settings, display: Display, interruption: Interruption) -> None:
-        """Take everything that the phases of a study share."""
         self._settings, self._display, self._interruption = settings, display, interruption
 
     def adopt(self, runs: Sequence[RunProgress]) -> None:
@@ -68,12 +68,12 @@ class Runner:
             status = read_status(progress.run.folder)
             if status is None:
                 continue
-            if status.state == "finished":
-                progress.state = "finished"
-                progress.step, progress.max_steps = status.step, status.max_steps
+            if status.state == State.FINISHED:
+                progress.state = State.FINISHED
+                progress.follow(status)
                 self._display.changed(progress)
             elif usable_checkpoint(progress.run.folder):
-                progress.step, progress.max_steps = status.step, status.max_steps
+                progress.follow(status)
 
     def work(self, runs: Sequence[RunProgress], jobs: int) -> None:
         """Run what waits, at most `jobs` at a time, until all are over or a signal asks to stop.
@@ -82,7 +82,7 @@ class Runner:
             runs: changed in place; those that are over are left alone.
             jobs: how many processes may live at a time.
         """
-        queue = deque(progress for progress in runs if progress.state == "waiting")
+        queue = deque(progress for progress in runs if progress.state == WAITING)
         active: list[_Active] = []
         try:
             while (queue or active) and not self._interruption.received:
@@ -99,14 +99,14 @@ class Runner:
         run = progress.run
         edits = [edit for edit in map(changed_config, run.configs) if edit]
         if edits:
-            progress.state = "failed"
+            progress.state = State.FAILED
             progress.error = f"{edits[0]} since this compare began; restore it and run the same command again"
             self._display.changed(progress)
             return
-        before = read_status(run.folder)
+        before = _status_version(run)
         process = launch(run, self._settings.launcher)
-        progress.state, progress.began, progress.began_at_step = "running", time.monotonic(), progress.step
-        active.append(_Active(progress, process, before.version if before else None))
+        progress.state, progress.began, progress.began_at_step = State.RUNNING, time.monotonic(), progress.step
+        active.append(_Active(progress, process, before))
         self._display.changed(progress)
 
     def _look(self, entry: _Active) -> bool:
@@ -118,16 +118,16 @@ class Runner:
             entry.looked = time.monotonic()
             status = entry.fresh_status()
             if status is not None:
-                entry.progress.step, entry.progress.max_steps = status.step, status.max_steps
+                entry.progress.follow(status)
         return False
 
     def _stop(self, active: list[_Active]) -> None:
         alive = [entry for entry in active if entry.process.alive()]
         if alive:
             self._display.note(f"stopping {len(alive)} running; once more Ctrl-C hurries them")
-            heard = len(self._interruption.received)
+            seen = len(self._interruption.received)
             # Every further signal passes on to the next stronger means, and no more than one.
-            stop([entry.process for entry in alive], self._settings.patience, _Hurry(self._interruption, heard))
+            stop([entry.process for entry in alive], self._settings.patience, _Hurry(self._interruption, seen))
         for entry in active:
             self._settle(entry, stopping=True)
 
@@ -137,31 +137,37 @@ class Runner:
         exit_status = entry.process.exit_status
         progress.ended = time.monotonic()
         if status is not None:
-            progress.step, progress.max_steps = status.step, status.max_steps
-        if (status is not None and status.state == "finished") or (run.command == "task" and exit_status == 0):
-            progress.state = "finished"
-        elif stopping or (status is not None and status.state == "interrupted"):
-            progress.state = "interrupted"
+            progress.follow(status)
+        if (status is not None and status.state == State.FINISHED) or (run.command == "task" and exit_status == 0):
+            progress.state = State.FINISHED
+        elif stopping or (status is not None and status.state == State.INTERRUPTED):
+            progress.state = State.INTERRUPTED
         else:
-            progress.state, progress.error = "failed", _reason(entry.process, status)
+            progress.state, progress.error = State.FAILED, _reason(entry.process, status)
         if status is None or status.state != progress.state:
             settle_status(run.folder, progress.state, error=progress.error, seed=run.seed)
         self._display.changed(progress)
 
 
 class _Hurry:
-    def __init__(self, interruption: Interruption, heard: int) -> None:
-        self._interruption, self._heard = interruption, heard
+    def __init__(self, interruption: Interruption, seen: int) -> None:
+        self._interruption, self._seen = interruption, seen
 
     def __call__(self) -> bool:
-        more = len(self._interruption.received) > self._heard
-        self._heard = len(self._interruption.received)
+        more = len(self._interruption.received) > self._seen
+        self._seen = len(self._interruption.received)
         return more
 
 
-def _reason(process: RunProcess, status: RunStatus | None) -> str:
-    """One line on why a process ended without finishing its run."""
-    if status is not None and status.state == "failed" and status.error:
+def _status_version(run: Run) -> int | None:
+    """Return a number that changes with every write of the run's status.json; None where there is none."""
+    path = run.folder / STATUS_FILE
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _reason(process: RunProcess, status: RunRecord | None) -> str:
+    """Say in one line why a process ended without finishing its run."""
+    if status is not None and status.state == State.FAILED and status.error:
         return status.error
     exit_status = process.exit_status
     said = last_lines(process.run.log, 3, process.log_start)

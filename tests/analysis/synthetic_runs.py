@@ -41,6 +41,7 @@ def write_status(folder: Path, **fields: object) -> None:
     """A status.json as a finished run of 100 steps leaves it, with `fields` changed."""
     folder.mkdir(parents=True, exist_ok=True)
     status = {
+        "schema": 2,
         "state": "finished",
         "seed": 1,
         "step": 100,
@@ -56,7 +57,9 @@ def write_status(folder: Path, **fields: object) -> None:
         "adjustment": IDENTITY,
         "device": "cpu",
     }
-    (folder / "status.json").write_text(json.dumps(status | fields), encoding="utf-8")
+    name = fields.get("adjustment", IDENTITY)
+    adjusts = None if name is None else name == INCREASE
+    (folder / "status.json").write_text(json.dumps(status | {"adjusts": adjusts} | fields), encoding="utf-8")
 
 
 def line(start: float, end: float, steps: Sequence[int] = STEPS) -> dict[int, float]:
@@ -111,7 +114,10 @@ def write_study_yaml(
     study = {
         "name": root.name,
         "seeds": list(seeds),
-        "arms": {arm: {"configs": []} | ({"baseline": baselines[arm]} if arm in baselines else {}) for arm in arms},
+        "prepare": {"reward_model": {"configs": ["reward_model.yaml"]}},
+        "arms": {
+            arm: {"configs": ["arm.yaml"]} | ({"baseline": baselines[arm]} if arm in baselines else {}) for arm in arms
+        },
         "report": {"metric": GOLD, "target_fraction": 0.9} | report,
     }
     (root / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")

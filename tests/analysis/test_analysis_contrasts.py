@@ -39,9 +39,16 @@ def test_the_page_shows_it_and_another_baseline_drops_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "contrasts", [[["one"]], [["one", "one"]], [["one", "four"]], "one", [["one", "two", "three"]]]
+    ("contrasts", "said"),
+    [
+        ([["one"]], r"contrast \['one'\], expected two different arms"),
+        ([["one", "one"]], r"contrast \['one', 'one'\], expected two different arms"),
+        ([["one", "four"]], r"contrast \['one', 'four'\]: 'four' is no arm; expected of one, two, three"),
+        ("one", "contrasts is text, expected a list"),
+        ([["one", "two", "three"]], r"contrast \['one', 'two', 'three'\], expected two different arms"),
+    ],
 )
-def test_what_is_no_pair_of_arms_is_refused(tmp_path, contrasts):
+def test_what_is_no_pair_of_arms_is_refused(tmp_path, contrasts, said):
     study = write_study(tmp_path / "a", ARMS, {"two": "one"}, contrasts=contrasts)
-    with pytest.raises(ReportError, match=r"report\.contrasts: got .*, expected pairs of different arms out of one, "):
+    with pytest.raises(ReportError, match=rf"study\.yaml: report: {said}"):
         analyse(study)

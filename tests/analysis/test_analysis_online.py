@@ -202,10 +202,9 @@ def test_names_of_arms_and_rewards_are_text(tmp_path: Path):
     arm, reward = "<img src=x> $x^2$ & co", "<b>gold</b>"
     more = learning(1) | {f"rewards/{reward}/pair_agreement": agreement(0.5, 0.75)}
     del more["rewards/gold/pair_agreement"]
-    write_study_yaml(tmp_path, [arm, "frozen"], {arm: "frozen"}, [1])
     write_run(run_folder(tmp_path, arm, 1), ramp(20), seed=1, more=more)
     write_run(run_folder(tmp_path, "frozen", 1), ramp(30), seed=1)
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path, baseline="frozen").read_text()
     assert "<img" not in page and reward not in page
     assert "&lt;img src=x&gt; $x^2$ &amp; co" in cells(page)
     assert "the observed <code>&lt;b&gt;gold&lt;/b&gt;</code> does" in section(page)

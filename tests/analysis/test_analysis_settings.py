@@ -33,7 +33,7 @@ def test_a_study_says_what_is_compared(tmp_path: Path):
 
 
 def test_bare_runs_are_compared_with_the_arm_without_adjustment(tmp_path: Path):
-    write_run(tmp_path / "plain", line(0, 1), seed=1, adjustment=f"grpovi_lightning.adjustment.{IDENTITY}")
+    write_run(tmp_path / "plain", line(0, 1), seed=1, adjustment="Identity of another name", adjusts=False)
     write_run(tmp_path / "raised", line(0, 1), seed=1, adjustment=INCREASE)
     settings = settings_of(tmp_path)
     assert settings.baselines == {"raised": "plain"} and settings.notes == ()
@@ -54,7 +54,7 @@ def test_bare_runs_without_one_plain_arm_are_not_compared_and_say_so(tmp_path: P
         write_run(tmp_path / arm, line(0, 1), seed=1, adjustment=IDENTITY if arm in plain else INCREASE)
     settings = settings_of(tmp_path)
     assert settings.baselines == {}
-    assert f"the arms with it are: {', '.join(plain) or 'none'}." in settings.notes[0]
+    assert f"the arms that do are: {', '.join(plain) or 'none'}." in settings.notes[0]
     assert settings_of(tmp_path, baseline="b").baselines == {"a": "b"}
     with pytest.raises(ReportError, match="baseline 'c' is no arm; the arms are a, b"):
         settings_of(tmp_path, baseline="c")
@@ -94,13 +94,11 @@ def test_runs_that_logged_nothing_at_all_can_still_be_listed(tmp_path: Path):
     ("content", "message"),
     [
         ("arms: [", "cannot be read: while parsing"),
-        ("- 1", "the file must be a mapping, got list"),
-        ("arms: {a: {baseline: b}}", "arms.a.baseline is 'b'; expected one of a"),
-        ("arms: {a: {baseline: a}}", "arm a is its own baseline"),
-        ("arms: {a: {baseline: b}, b: {baseline: c}, c: {}}", "a baseline must stand alone"),
-        ("report: {target_fraction: most}", "report.target_fraction must be a number, got 'most'"),
-        ("report: {target_fraction: 0}", "target_fraction must be above 0 and at most 1, got 0"),
-        ("seeds: 3", "seeds must be a list of integers, got 3"),
+        ("- 1", "study.yaml is a list, expected a mapping of keys to values"),
+        ("arms: {a: {baseline: b}}", "arm 'a': baseline 'b' is not another arm; expected none"),
+        ("report: {target_fraction: most}", "report: target_fraction is 'most', expected a number above 0 and up to 1"),
+        ("seeds: 3", "seeds is a number (3), expected a list such as [1, 2, 3]"),
+        ("schema: 3", "study.yaml has layout 3, and this version of grpovi reads layouts 1 to 2"),
         ("arms: !!python/object/apply:os.system ['true']", "cannot be read: could not determine a constructor"),
     ],
 )
@@ -110,6 +108,19 @@ def test_a_study_file_that_cannot_be_used_gives_one_line(tmp_path: Path, content
     with pytest.raises(ReportError) as caught:
         settings_of(tmp_path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"target_fraction": 0.0}, "target_fraction must be above 0 and at most 1, got 0.0"),
+        ({"baselines": {"a": "a"}}, "arm a is its own baseline; name another arm"),
+        ({"baselines": {"a": "b", "b": "c"}}, "arm a is compared with b, which is itself compared with c; a baseline"),
+    ],
+)
+def test_settings_that_come_as_arguments_are_checked_too(wrong: dict, said: str):
+    with pytest.raises(ReportError, match=said):
+        Settings("study", GOLD, "it was asked for", **wrong)
 
 
 def test_a_training_metric_can_be_compared(tmp_path: Path):

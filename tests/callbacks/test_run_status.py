@@ -41,7 +41,13 @@ def test_a_whole_run_is_finished_and_says_what_it_was(policy_folder, tmp_path):
 
     found = status(tmp_path)
     expected = {"state": "finished", "seed": 7, "step": 3, "max_steps": 3, "error": None, "warnings": []}
-    expected |= {"stage": "GRPOModule", "adjustment": "VarianceIncrease", "device": "cpu", "pid": os.getpid()}
+    expected |= {
+        "stage": "GRPOModule",
+        "adjustment": "VarianceIncrease",
+        "adjusts": True,
+        "device": "cpu",
+        "pid": os.getpid(),
+    }
     assert {name: found[name] for name in expected} == expected
     first = recorded.outputs[0]
     assert found["first_rollout"] == rollout_digest(first.rollout.completion_ids, first.rollout.completion_mask)
@@ -132,7 +138,7 @@ def test_a_warning_is_kept_once():
     record = RunStatus("unused", 1)
     for _ in range(3):
         record.warn("the same")
-    assert record.content["warnings"] == ["the same"]
+    assert record.content["warnings"] == ("the same",)
 
 
 def test_a_reader_never_sees_half_a_file(policy_folder, tmp_path):
@@ -140,7 +146,7 @@ def test_a_reader_never_sees_half_a_file(policy_folder, tmp_path):
     with quiet():
         run = trainer(tmp_path, 1, record)
         run.fit(grpo(policy_folder), prompt_data(tmp_path / "data"))
-    record.content["padding"] = ["x" * 100] * 3000
+    record.content["warnings"] = ("x" * 100,) * 3000
     record._write(run, "running")
     stop, problems, reads = threading.Event(), [], []
 

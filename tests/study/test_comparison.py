@@ -239,6 +239,16 @@ def test_a_config_edited_while_the_study_runs_fails_the_runs_that_would_use_it(b
     assert "arm other seed 1 failed: other.yaml was edited: note is absent now" in capfd.readouterr().err
 
 
+def test_a_run_recorded_by_a_newer_version_is_left_alone(bench, tree):
+    bench.write()
+    assert bench.compare() == 0
+    (bench.run_dir("other", 2) / "status.json").write_text('{"schema": 3, "state": "finished"}')
+    before = tree(bench.output)
+    with pytest.raises(UserError, match=r"other/seed_2/status\.json has layout 3, and this version of grpovi reads"):
+        bench.compare()
+    assert tree(bench.output) == before
+
+
 def test_two_compares_cannot_work_in_one_folder(bench):
     bench.write()
     bench.folder.mkdir(parents=True)

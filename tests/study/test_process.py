@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.study.process import Orphan, Run, launch, stop, usable_checkpoint
-from grpovi_lightning.study.status import last_lines, read_status, settle_status
+from grpovi_lightning.study.process import Orphan, Run, last_lines, launch, stop, usable_checkpoint
 
 
 @pytest.fixture
@@ -71,21 +70,6 @@ def test_a_run_on_which_a_process_still_works_is_not_started_twice(run):
 
 def test_a_run_that_was_never_started_is_no_orphan(run):
     assert not Orphan(run).alive()
-
-
-def test_a_status_settled_for_a_run_keeps_what_the_run_wrote(tmp_path):
-    written = {"state": "running", "seed": 4, "step": 7, "max_steps": 9, "first_rollout": "x", "warnings": ["w"]}
-    (tmp_path / "status.json").write_text(json.dumps(written))
-    settle_status(tmp_path, "failed", error="killed", seed=4)
-    content = json.loads((tmp_path / "status.json").read_text())
-    assert {key: content[key] for key in written} == written | {"state": "failed"}
-    assert content["error"] == "killed"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_a_status_that_cannot_be_read_is_no_status(tmp_path, text):
-    (tmp_path / "status.json").write_text(text)
-    assert read_status(tmp_path) is None
 
 
 def test_a_progress_bar_s_carriage_returns_do_not_make_one_endless_line(tmp_path):

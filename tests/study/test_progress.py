@@ -71,13 +71,15 @@ def test_one_line_says_how_many_runs_are_where():
     assert overall(runs, 1) == "1 of 4 runs finished, 1 running, 1 waiting, 1 failed"
 
 
-def test_lines_come_for_changes_and_for_everything_now_and_then():
+def test_lines_come_for_changes_and_for_everything_now_and_then(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("grpovi_lightning.study.progress.time.monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=40)
     runs = [progress(owner="[b]x[/b]", state="running", step=5, max_steps=10)]
     display = LineDisplay(runs, 1, console, every_seconds=0.05)
     display.refresh()
     assert console.file.getvalue() == ""
-    time.sleep(0.06)
+    clock[0] += 0.06
     display.refresh()
     display.refresh()
     (line,) = console.file.getvalue().splitlines()

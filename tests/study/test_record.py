@@ -98,6 +98,18 @@ def test_a_file_where_the_folder_should_be_is_refused(bench):
     assert "is a file, expected the folder of a study" in differs(bench)
 
 
+def test_a_record_of_a_newer_layout_is_refused_by_its_name_and_one_without_a_layout_is_read(recorded, tree):
+    file = recorded.folder / "study.yaml"
+    record = yaml.safe_load(file.read_text())
+    assert record.pop("schema") == 2
+    file.write_text(yaml.safe_dump(record, sort_keys=False))
+    assert check_folder(recorded.folder, load_study(recorded.study_file)).seeds == (1, 2)
+    file.write_text(yaml.safe_dump({"schema": 3} | record, sort_keys=False))
+    before = tree(recorded.folder)
+    assert f"{file} has layout 3, and this version of grpovi reads layouts 1 to 2" in differs(recorded)
+    assert tree(recorded.folder) == before
+
+
 @pytest.mark.parametrize("text", ["name: small", "name: small\nthreads_per_run: 1\nprepare: 3", "- 1"])
 def test_a_study_file_that_compare_did_not_write_is_refused(bench, text):
     bench.folder.mkdir(parents=True)

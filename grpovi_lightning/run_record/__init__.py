@@ -1,0 +1,9 @@
+"""What a run and a study leave on disk, and how it is read back: the contract between running and `analysis`.
+
+    <study>/study.yaml                 the study as resolved: a study file plus the contents of its config files
+    <study>/prepare/<stage>/           what all arms share; a run each, or the files of the task
+    <study>/arms/<arm>/seed_<k>/       a run: status.json, process.log, config.yaml, events, checkpoints/, model/
+    <study>/report/                    index.html, efficiency.csv, pictures
+
+Standard library only, so that `analysis` can import it on a machine without torch. Callers therefore parse the YAML.
+"""

@@ -1,0 +1,295 @@
+"""What a study file may say, whether a person wrote it or `grpovi compare` with the contents of its config files."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from grpovi_lightning.run_record.layout import PREPARE_FOLDER, SCHEMA, RecordError, check_schema
+
+COMMANDS = ("fit", "task")
+STUDY_KEYS = ("name", "seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
+STAGE_KEYS = ("configs", "command")
+ARM_KEYS = ("configs", "baseline")
+REPORT_KEYS = ("metric", "target_fraction", "pair_accuracy", "contrasts")
+MAX_SEED = 2**32 - 1
+"""The largest seed that Lightning's `seed_everything` takes."""
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+
+Config = TypeVar("Config")
+"""What stands for a config file: its name in study.yaml, or the opened file where a study is run."""
+Other = TypeVar("Other")
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Config]):
+    """A process that makes something all arms share: the task, the starting policy, the reward model."""
+
+    name: str
+    configs: tuple[Config, ...]
+    command: str = "fit"
+
+
+@dataclass(frozen=True)
+class Arm(Generic[Config]):
+    """One of the things compared; it runs once a seed."""
+
+    name: str
+    configs: tuple[Config, ...]
+    baseline: str | None = None
+    """The arm that the report pairs this one with."""
+
+
+@dataclass(frozen=True)
+class StudyRecord(Generic[Config]):
+    """A study = prepare stages, in order and once, then arms x seeds."""
+
+    name: str = ""
+    """Empty where the file names none."""
+    seeds: tuple[int, ...] = ()
+    prepare: tuple[Stage[Config], ...] = ()
+    arms: tuple[Arm[Config], ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """Settings for the report; nothing that runs depends on them."""
+    threads_per_run: int = 1
+    """CPU threads of one arm's process. Part of the study, not of the machine: sums depend on it in the last bits."""
+    threads_per_stage: int = 1
+    """CPU threads of a prepare stage, which has the machine to itself."""
+    files: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Config name -> parsed content, in the record of a study; empty in a study file that a person wrote."""
+
+
+def parse_study(content: Any, where: str, *, resolved: bool) -> StudyRecord[str]:
+    """Check a parsed study file: everything in it must mean something. What is not in it keeps its default.
+
+    Args:
+        content: the file as plain values.
+        where: the file's path, which begins every message.
+        resolved: whether the file may be the record that `grpovi compare` writes, with `schema` and `files`.
+
+    Raises:
+        RecordError: the first mistake, in one line with got and expected; or a newer layout.
+    """
+    content = check_mapping(content, where)
+    if resolved:
+        check_schema(content, where)
+    check_keys(content, (*STUDY_KEYS, "schema", "files") if resolved else STUDY_KEYS, where)
+    prepare = _stages(content.get("prepare"), where)
+    arms = _arms(content.get("arms"), where)
+    return StudyRecord(
+        name=_folder_name(content["name"], f"{where}: name") if "name" in content else "",
+        seeds=parse_seeds(content.get("seeds"), f"{where}: seeds"),
+        prepare=prepare,
+        arms=arms,
+        report=_report(content.get("report"), prepare, arms, f"{where}: report"),
+        threads_per_run=_threads(content, "threads_per_run", where),
+        threads_per_stage=_threads(content, "threads_per_stage", where),
+        files=check_mapping(content.get("files") or {}, f"{where}: files"),
+    )
+
+
+def with_configs(
+    study: StudyRecord[Config], turn: Callable[[tuple[Config, ...], str], tuple[Other, ...]]
+) -> StudyRecord[Other]:
+    """Return the study with other things standing for its config files.
+
+    Args:
+        study: stays as it is.
+        turn: from the config files of a stage or arm, and its name in messages, to what stands for them.
+    """
+    stages = [
+        Stage(each.name, turn(each.configs, f"prepare stage {each.name!r}"), each.command) for each in study.prepare
+    ]
+    arms = [Arm(each.name, turn(each.configs, f"arm {each.name!r}"), each.baseline) for each in study.arms]
+    threads = (study.threads_per_run, study.threads_per_stage)
+    return StudyRecord(study.name, study.seeds, tuple(stages), tuple(arms), study.report, *threads, study.files)
+
+
+def study_mapping(study: StudyRecord[str]) -> dict[str, Any]:
+    """Return the study as plain values in the present layout, as `parse_study` reads them."""
+    return {
+        "schema": SCHEMA,
+        "name": study.name,
+        "seeds": list(study.seeds),
+        "threads_per_run": study.threads_per_run,
+        "threads_per_stage": study.threads_per_stage,
+        "prepare": {stage.name: {"command": stage.command, "configs": list(stage.configs)} for stage in study.prepare},
+        "arms": {
+            arm.name: {"configs": list(arm.configs)} | ({"baseline": arm.baseline} if arm.baseline else {})
+            for arm in study.arms
+        },
+        "report": dict(study.report),
+        "files": dict(study.files),
+    }
+
+
+def parse_seeds(value: Any, where: str) -> tuple[int, ...]:
+    """Return the seeds of a list, or of text such as `1,2,3`; None has none. `where` begins the error message.
+
+    >>> parse_seeds("1, 2", "--seeds")
+    (1, 2)
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            raise RecordError(f"{where} is {value!r}, expected whole numbers with commas between, such as 1,2,3")
+        value = [int(part) for part in parts]
+    if not isinstance(value, Sequence):
+        raise RecordError(f"{where} is {kind(value)} ({value!r}), expected a list such as [1, 2, 3]")
+    for seed in value:
+        if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+            raise RecordError(f"{where}: got {seed!r}, expected whole numbers from 0 to {MAX_SEED}")
+    if len(set(value)) != len(value):
+        twice = next(seed for seed in value if list(value).count(seed) > 1)
+        raise RecordError(f"{where}: seed {twice} is given twice; a run repeated under one seed adds no evidence")
+    return tuple(value)
+
+
+def _folder_name(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RecordError(f"{where} is {kind(value)} ({value!r}), expected text; put it in quotes")
+    if not _FOLDER_NAME.fullmatch(value):
+        raise RecordError(
+            f"{where} {value!r} cannot name a folder; expected at most 100 letters, digits and . _ - , "
+            "beginning with a letter or digit and not ending with a dot"
+        )
+    return value
+
+
+def _entries(value: Any, known: Sequence[str], where: str, section: str, noun: str) -> dict[str, dict[str, Any]]:
+    """Check what stages and arms have in common: names that can be folders, known keys, a list of config files."""
+    entries = check_mapping({} if value is None else value, f"{where}: {section}")
+    folded: dict[str, str] = {}
+    for name, entry in entries.items():
+        place = f"{where}: {noun} {_folder_name(name, f'{where}: {noun}')!r}"
+        check_keys(check_mapping(entry, place), known, place)
+        configs = entry.get("configs", [])
+        if not isinstance(configs, list):
+            raise RecordError(f"{place}: configs is {kind(configs)}, expected a list of YAML files such as [grpo.yaml]")
+        for config in configs:
+            if not isinstance(config, str):
+                raise RecordError(f"{place}: config {config!r} is {kind(config)}, expected the path of a YAML file")
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise RecordError(
+                f"{where}: {section}: {other!r} and {name!r} are one folder on some file systems; rename one"
+            )
+    return entries
+
+
+def _stages(value: Any, where: str) -> tuple[Stage[str], ...]:
+    stages = []
+    for name, entry in _entries(value, STAGE_KEYS, where, "prepare", "prepare stage").items():
+        command = entry.get("command", "fit")
+        if command not in COMMANDS:
+            hint = close_matches(str(command), COMMANDS)
+            raise RecordError(
+                f"{where}: prepare stage {name!r}: unknown command {command!r}{hint}; expected one of "
+                f"{', '.join(COMMANDS)}"
+            )
+        stages.append(Stage(name, tuple(entry.get("configs", ())), command))
+    return tuple(stages)
+
+
+def _arms(value: Any, where: str) -> tuple[Arm[str], ...]:
+    entries = _entries(value, ARM_KEYS, where, "arms", "arm")
+    alone = [name for name, entry in entries.items() if entry.get("baseline") is None]
+    for name, entry in entries.items():
+        baseline = entry.get("baseline")
+        others = [other for other in entries if other != name]
+        if baseline is not None and baseline not in others:
+            hint = close_matches(str(baseline), others)
+            expected = f"one of {', '.join(others)}" if others else "none, because there is no other arm"
+            raise RecordError(
+                f"{where}: arm {name!r}: baseline {baseline!r} is not another arm{hint}; expected {expected}"
+            )
+        if baseline is not None and baseline not in alone:
+            raise RecordError(
+                f"{where}: arm {name!r}: baseline {baseline!r} has a baseline itself; "
+                f"expected an arm without one{': ' + ', '.join(alone) if alone else ''}"
+            )
+    return tuple(Arm(name, tuple(entry.get("configs", ())), entry.get("baseline")) for name, entry in entries.items())
+
+
+def _threads(content: Mapping[str, Any], key: str, where: str) -> int:
+    value = content.get(key, 1)
+    if type(value) is not int or value < 1:
+        raise RecordError(f"{where}: {key} is {value!r}, expected a whole number of at least 1")
+    return value
+
+
+def _report(value: Any, prepare: tuple[Stage[str], ...], arms: tuple[Arm[str], ...], where: str) -> dict[str, Any]:
+    settings = check_mapping({} if value is None else value, where)
+    check_keys(settings, REPORT_KEYS, where)
+    metric = settings.get("metric", "")
+    if not isinstance(metric, str):
+        raise RecordError(f"{where}: metric is {kind(metric)}, expected the name of a logged scalar")
+    fraction = settings.get("target_fraction", 1.0)
+    if type(fraction) not in (int, float) or not 0 < fraction <= 1:
+        raise RecordError(f"{where}: target_fraction is {fraction!r}, expected a number above 0 and up to 1")
+    pairs = settings.get("pair_accuracy")
+    runs = [f"{PREPARE_FOLDER}/{stage.name}" for stage in prepare if stage.command == "fit"]
+    if pairs is not None and pairs not in runs:
+        hint = close_matches(str(pairs), runs)
+        expected = f"one of {', '.join(runs)}" if runs else "none, because no prepare stage trains anything"
+        raise RecordError(f"{where}: pair_accuracy {pairs!r} is not a prepared run{hint}; expected {expected}")
+    _check_contrasts(settings.get("contrasts") or [], [arm.name for arm in arms], where)
+    return dict(settings)
+
+
+def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
+    if not isinstance(value, list):
+        raise RecordError(f"{where}: contrasts is {kind(value)}, expected a list such as [[one-arm, another-arm]]")
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
+            raise RecordError(f"{where}: contrast {pair!r}, expected two different arms such as [one-arm, another-arm]")
+        for name in pair:
+            if name not in arms:
+                hint = close_matches(str(name), arms)
+                raise RecordError(
+                    f"{where}: contrast {pair!r}: {name!r} is no arm{hint}; expected of {', '.join(arms)}"
+                )
+
+
+def check_mapping(value: Any, where: str) -> dict[str, Any]:
+    """Return `value` if it is a mapping with string keys; `where` begins the error message."""
+    if not isinstance(value, dict):
+        raise RecordError(f"{where} is {kind(value)}, expected a mapping of keys to values")
+    for key in value:
+        if not isinstance(key, str):
+            raise RecordError(f"{where}: key {key!r} is {kind(key)}, expected text; put it in quotes")
+    return value
+
+
+def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse keys that nobody would read; `where` begins the error message."""
+    for key in mapping:
+        if key not in known:
+            hint = close_matches(key, known)
+            raise RecordError(f"{where}: unknown key {key!r}{hint}; expected one of {', '.join(known)}")
+
+
+def close_matches(got: str, options: Iterable[str]) -> str:
+    """Return a `(did you mean ...?)` clause, or nothing when no option resembles `got`.
+
+    >>> close_matches("gprovi", ["grpo", "grpovi", "sft"])
+    " (did you mean 'grpovi' or 'grpo'?)"
+    """
+    matches = difflib.get_close_matches(got, list(options), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(match) for match in matches)}?)" if matches else ""
+
+
+def kind(value: Any) -> str:
+    """Return what a parsed YAML value is, in the words of somebody who writes YAML.
+
+    >>> kind(None), kind([1]), kind(True)
+    ('empty', 'a list', 'true/false')
+    """
+    if value is None:
+        return "empty"
+    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    return names.get(type(value), f"a {type(value).__name__}")
