@@ -66,9 +66,9 @@ class RunStatus(L.Callback):
         if self.content["first_rollout"] is None and outcome is not None:
             sampled = outcome.sampled
             self.content["first_rollout"] = rollout_digest(sampled.completion_ids, sampled.completion_mask)
-            self._write(trainer, "running")
+            self._write(trainer, State.RUNNING)
         elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
-            self._write(trainer, "running")
+            self._write(trainer, State.RUNNING)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Show that a run lives during a long evaluation, too."""
