@@ -147,8 +147,7 @@ def _adjust(arguments: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=None, help="a new .csv or .parquet file for the table")
     given = parser.parse_args(arguments)
-    from grpovi_lightning.adjust_table import adjust_file
-    from grpovi_lightning.reward_tables import deliver
+    from grpovi_lightning.adjust_table import adjust_file, deliver
 
     content, summary = adjust_file(
         given.file, lower=given.lower, upper=given.upper, ties=given.ties, output=given.output
