@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from grpovi_lightning.adjust_table import deliver
 from grpovi_lightning.cli import main
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.adjust_table import deliver
 
 GOOD = "group,reward\na,0.3\na,0.8\na,0.1\na,0.6\nb,1\nb,0\n"
 RANGE = ["--lower", "0", "--upper", "1"]
