@@ -1,55 +1,54 @@
 """Variance increase for a table of rewards, without training: what `grpovi adjust` does.
 
-Axes: N completions, the rows of the table; P groups of the same size G.
+Axes: N completions, the rows of the table; P groups, of which those of one size G are solved together.
 """
 
+import csv
+import io
 import math
-from collections.abc import Hashable
+import os
+import sys
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from grpovi_lightning.adjustment import increase_variance
 from grpovi_lightning.adjustment.diagnostics import CHANGED, weighted_variance
 from grpovi_lightning.adjustment.ties import TiesName
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.reward_tables import (
-    ADJUSTED,
-    RewardTable,
-    checked_ending,
-    csv_bytes,
-    parquet_bytes,
-    read_rewards,
-)
+
+READER_GONE = 141
+"""Exit status when the reader of standard output closed it: 128 + SIGPIPE, as shells count."""
 
 
 @dataclass(frozen=True)
-class _Scores:
-    """What is adjusted: N group numbers from 0, N rewards and N logs of weights, None for uniform ones."""
+class _Table:
+    """N rows as they were read, all values text if from CSV, and the place of each in the file, such as "line 3"."""
 
-    groups: np.ndarray
-    rewards: np.ndarray
-    log_weights: np.ndarray | None
+    file: Path
+    columns: pa.Table
+    places: Sequence[str]
 
-
-@dataclass(frozen=True)
-class _Solution:
-    """N adjusted rewards; for each group whether it changed, and its weighted variance before and after."""
-
-    adjusted: np.ndarray
-    changed: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
+    def refuse(self, name: str, bad: np.ndarray, expected: str, got: str = "") -> None:
+        """Raise an error about the first row for which `bad` [N] is true, if there is one."""
+        if bad.any():
+            row = int(bad.argmax())
+            value = self.columns[name][row].as_py()
+            got = got or ("nothing" if value is None or value == "" else repr(value))
+            got = got if len(got) <= 60 else got[:57] + "..."
+            raise UserError(f"{self.file}, {self.places[row]}: {name}: got {got}, expected {expected}")
 
 
 def adjust_file(
     file: Path, *, lower: float, upper: float, ties: TiesName = "merge", output: Path | None = None
 ) -> tuple[bytes, str]:
-    """Adjusts the rewards of a CSV or Parquet file; nothing is written.
+    """Adjust the rewards of a CSV or Parquet file, without writing anything.
 
     Args:
         file: has the columns `group`, `reward` and, where the weights are not uniform, `log_weight`: natural logs,
@@ -67,117 +66,183 @@ def adjust_file(
     """
     if not (lower < upper and math.isfinite(upper - lower)):
         raise UserError(f"bounds: got --lower {lower} and --upper {upper}, expected finite numbers, lower below upper")
-    ending = ".csv" if output is None else checked_ending(output)
-    table = read_rewards(file)
-    scores = _scores(table, lower, upper)
-    solution = _solve(scores, lower, upper, ties)
+    ending = ".csv" if output is None else _checked_ending(output, "output ")
+    table = _read(file)
+    groups, scores = _checked_scores(table, lower, upper)
+    adjusted, summary = _solve(groups, scores, lower, upper, ties)
     columns = table.columns
-    if file.suffix.lower() == ".csv" and ending == ".parquet":
-        columns = _with_numbers(columns, scores)
-    columns = columns.append_column(ADJUSTED, pa.array(solution.adjusted))
-    content = csv_bytes(columns) if ending == ".csv" else parquet_bytes(columns)
-    return content, _summary(scores, solution, lower, upper)
+    if file.suffix.lower() == ".csv" and ending == ".parquet":  # other columns have no known type and stay text
+        for name, values in scores.items():
+            columns = columns.set_column(columns.column_names.index(name), name, pa.array(values))
+    return _content(columns.append_column("adjusted", pa.array(adjusted)), ending), summary
 
 
-def _scores(table: RewardTable, lower: float, upper: float) -> _Scores:
-    """The columns that are read, each value checked."""
+def _checked_ending(file: Path, kind: str = "") -> str:
+    if (ending := file.suffix.lower()) not in (".csv", ".parquet"):
+        raise UserError(f"{kind}{file}: got ending {file.suffix!r}, expected .csv or .parquet")
+    return ending
+
+
+def _read(file: Path) -> _Table:
+    ending = _checked_ending(file)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected CSV or Parquet with the columns group and reward")
+    try:
+        if ending == ".csv":
+            return _read_csv(file)
+        with pq.ParquetFile(file) as parquet:  # not pandas, whose types are fewer than those of Parquet
+            columns = parquet.read()
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:  # what the readers raise for bad content
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    _check_columns(file, columns.column_names, columns.num_rows)
+    return _Table(file, columns, [f"row {i + 1}" for i in range(columns.num_rows)])
+
+
+def _read_csv(file: Path) -> _Table:
+    """Read every value as its text, so that `007` stays `007`.
+
+    With Python's reader: pandas pads short rows unasked, and neither pandas nor pyarrow tells the line of a row.
+    """
+    csv.field_size_limit(2**31 - 1)  # a completion may be longer than the usual 131,072 characters
+    lines, rows = [1], []
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        try:
+            for row in reader:
+                rows.append(row)
+                lines.append(reader.line_num + 1)
+        except csv.Error as error:
+            raise UserError(f"{file}, line {lines[-1]}: no valid CSV ({error})") from error
+    (_, header), *found = [(line, row) for line, row in zip(lines, rows, strict=False) if row] or [(1, [])]
+    _check_columns(file, header, len(found))
+    for line, row in found:
+        if len(row) != len(header):
+            raise UserError(f"{file}, line {line}: got {len(row)} values, expected {len(header)} as in the header")
+    columns = [pa.array(column) for column in zip(*(row for _, row in found), strict=True)]
+    return _Table(file, pa.table(columns, names=header), [f"line {line}" for line, _ in found])
+
+
+def _check_columns(file: Path, names: list[str], n_rows: int) -> None:
+    if n_rows == 0:
+        raise UserError(f"{file}: no rows; expected at least one, below the names of the columns")
+    for name in ("group", "reward"):
+        if name not in names:
+            raise UserError(f"{file}: no column {name!r}, it has {', '.join(names)}; rename the column that is meant")
+    if "adjusted" in names:
+        raise UserError(f"{file}: has a column 'adjusted' already, which would be written; rename or remove it")
+    name = max(names, key=names.count)
+    if names.count(name) > 1:
+        raise UserError(f"{file}: got {names.count(name)} columns {name!r}, expected one; rename or remove the others")
+
+
+def _checked_scores(table: _Table, lower: float, upper: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the [N] numbers of the groups, from 0, and of each column of numbers its [N] float64, all checked."""
     names = table.columns["group"].to_pylist()
-    for row, name in enumerate(names):
-        if _missing(name):
-            raise table.error(row, f"group: got {_shown(name)}, expected the name of a group")
-        if not isinstance(name, Hashable):
-            raise table.error(row, f"group: got {_shown(name)}, expected text or a number")
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    groups = np.array([numbers[name] for name in names])
+    table.refuse("group", np.array([v is None or v != v or not str(v).strip() for v in names]), "the name of a group")
+    table.refuse("group", np.array([not isinstance(v, Hashable) for v in names]), "text or a number")
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    groups = np.array([number[name] for name in names])
 
-    rewards = _numbers(table, "reward")
-    _refuse(table, "reward", ~np.isfinite(rewards), "a finite number")
-    _refuse(table, "reward", rewards < lower, f"at least {lower}, the lower bound; widen the range with --lower")
-    _refuse(table, "reward", rewards > upper, f"at most {upper}, the upper bound; widen the range with --upper")
-    if "log_weight" not in table.columns.column_names:
-        return _Scores(groups, rewards, None)
-
-    weights = _numbers(table, "log_weight")
-    _refuse(table, "log_weight", ~(weights < np.inf), "a number, or -inf for a weight of zero")
-    empty = np.bincount(groups, weights=weights > -np.inf) == 0
-    if empty.any():
-        row = int(empty[groups].argmax())
-        raise table.error(
-            row, f"log_weight: got -inf for all of group {_shown(names[row])}, expected one weight above zero"
-        )
-    return _Scores(groups, rewards, weights)
-
-
-def _numbers(table: RewardTable, name: str) -> np.ndarray:
-    """A column as [N] float64, NaN where a value is no number."""
-    return np.array([_number(value) for value in table.columns[name].to_pylist()])
+    used = [name for name in ("reward", "log_weight") if name in table.columns.column_names]
+    scores = {name: np.array([_number(value) for value in table.columns[name].to_pylist()]) for name in used}
+    rewards, logs = scores["reward"], scores.get("log_weight", np.zeros(len(groups)))
+    table.refuse("reward", ~np.isfinite(rewards), "a finite number")
+    table.refuse("reward", rewards < lower, f"at least {lower}, the lower bound; widen the range with --lower")
+    table.refuse("reward", rewards > upper, f"at most {upper}, the upper bound; widen the range with --upper")
+    table.refuse("log_weight", ~(logs < np.inf), "a number, or -inf for a weight of zero")
+    empty = np.bincount(groups, weights=logs > -np.inf)[groups] == 0
+    group = names[int(empty.argmax())]
+    table.refuse("log_weight", empty, "one weight above zero", got=f"-inf for all of group {group!r}")
+    return groups, scores
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        return math.nan
+    """Return the value as a float, NaN if it is no number."""
     try:
-        return float(value)
+        return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
-def _refuse(table: RewardTable, name: str, bad: np.ndarray, expected: str) -> None:
-    if bad.any():
-        row = int(bad.argmax())
-        raise table.error(row, f"{name}: got {_shown(table.columns[name][row].as_py())}, expected {expected}")
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None or value == "" else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _solve(scores: _Scores, lower: float, upper: float, ties: TiesName) -> _Solution:
-    """Solves all groups of one size at once."""
-    sizes = np.bincount(scores.groups)
-    order = np.argsort(scores.groups, kind="stable")  # rows, those of a group adjacent and in the file's order
+def _solve(
+    groups: np.ndarray, scores: dict[str, np.ndarray], lower: float, upper: float, ties: TiesName
+) -> tuple[np.ndarray, str]:
+    """Return the adjusted rewards [N], all groups of one size solved at once, and the summary."""
+    reward = scores["reward"]
+    logs = scores.get("log_weight", np.zeros_like(reward))
+    sizes = np.bincount(groups)
+    order = np.argsort(groups, kind="stable")  # rows, those of a group adjacent and in the file's order
     starts = np.cumsum(sizes) - sizes
-    adjusted = np.empty_like(scores.rewards)
+    adjusted = np.empty_like(reward)
     changed, before, after = np.empty(len(sizes), dtype=bool), np.empty(len(sizes)), np.empty(len(sizes))
     for size in np.unique(sizes):
         same = np.flatnonzero(sizes == size)
         rows = order[starts[same, None] + np.arange(size)]
-        r = torch.from_numpy(scores.rewards[rows])
-        log_weights = torch.zeros_like(r) if scores.log_weights is None else torch.from_numpy(scores.log_weights[rows])
+        r, log_weights = torch.from_numpy(reward[rows]), torch.from_numpy(logs[rows])
         z = increase_variance(r, log_weights, lower=lower, upper=upper, ties=ties)
         adjusted[rows] = z.numpy()
         changed[same] = ((z - r).abs() > CHANGED * (upper - lower)).any(dim=1).numpy()
         weights = log_weights.softmax(dim=1)
         before[same], after[same] = weighted_variance(r, weights), weighted_variance(z, weights)
-    return _Solution(adjusted, changed, before, after)
-
-
-def _summary(scores: _Scores, solution: _Solution, lower: float, upper: float) -> str:
-    n_groups, n_changed = len(solution.changed), int(solution.changed.sum())
-    weights = "uniform" if scores.log_weights is None else "from log_weight"
     lines = [
-        f"groups: {n_groups}, changed: {n_changed} ({n_changed / n_groups:.1%}), completions: {len(scores.rewards)}",
-        f"range: {lower} to {upper}, weights: {weights}",
-        "weighted reward variance, mean over groups: "
-        f"{solution.before.mean():.4g} before, {solution.after.mean():.4g} after",
+        f"groups: {len(sizes)}, changed: {changed.sum()} ({changed.mean():.1%}), completions: {len(reward)}",
+        f"range: {lower} to {upper}, weights: {'from log_weight' if 'log_weight' in scores else 'uniform'}",
+        f"weighted reward variance, mean over groups: {before.mean():.4g} before, {after.mean():.4g} after",
     ]
-    if n_changed == 0 and np.isin(scores.rewards, (lower, upper)).all():
+    if not changed.any() and np.isin(reward, (lower, upper)).all():
         lines.append("no group changed: every reward is at a bound already")
-    elif n_changed == 0:
-        lines.append(
-            "no group changed: in each, the rewards are equal, or as far apart already as mean, order and bounds allow"
-        )
-    return "\n".join(lines)
+    elif not changed.any():
+        why = "in each, the rewards are equal, or as far apart already as mean, order and bounds allow"
+        lines.append(f"no group changed: {why}")
+    return adjusted, "\n".join(lines)
 
 
-def _with_numbers(columns: pa.Table, scores: _Scores) -> pa.Table:
-    """The numbers that a CSV file holds as text, as numbers; other columns have no known type and stay text."""
-    for name, values in (("reward", scores.rewards), ("log_weight", scores.log_weights)):
-        if values is not None:
-            columns = columns.set_column(columns.column_names.index(name), name, pa.array(values))
-    return columns
+def _content(columns: pa.Table, ending: str) -> bytes:
+    """Return the file: Parquet, or CSV whose floats have as many digits as it takes to read the same float64 back."""
+    if ending == ".parquet":
+        buffer = pa.BufferOutputStream()
+        pq.write_table(columns, buffer)
+        return buffer.getvalue().to_pybytes()
+    rows = [columns.column_names, *zip(*(column.to_pylist() for column in columns.columns), strict=True)]
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+        if "\r" not in text.getvalue():  # inside a value, minimal quoting leaves it bare, which reads as a line end
+            break
+    return text.getvalue().encode()
+
+
+def deliver(content: bytes, output: Path | None) -> int:
+    """Write the content to a new file, or to standard output, and return the exit status.
+
+    Raises:
+        UserError: it cannot be written, or the file exists. No part of a file is left behind.
+    """
+    try:
+        if output is None:
+            sys.stdout.buffer.write(content)  # bytes: UTF-8 and line ends as they are, whatever the terminal's
+            sys.stdout.buffer.flush()
+            return 0
+        with output.open("xb") as stream:
+            try:
+                stream.write(content)
+                stream.flush()
+            except BaseException:
+                output.unlink()
+                raise
+            return 0
+    except FileExistsError as error:
+        message = f"output {output}: exists already and is not overwritten; choose another name or remove it"
+        raise UserError(message) from error
+    except OSError as error:
+        if output is None:
+            # What is left in the buffer goes nowhere, or Python would fail on it once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return READER_GONE
+        elif not output.parent.is_dir():
+            raise UserError(f"output {output}: no such folder {output.parent}; make it first") from error
+        where = "standard output" if output is None else f"output {output}"
+        raise UserError(f"{where}: cannot be written: {error.strerror or error}") from error

@@ -25,10 +25,12 @@ _USAGE = """usage: grpovi COMMAND [arguments]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status.
+    """Run one command and return the exit status.
 
-    That is 0 done, 1 a run failed, 2 the request was wrong, 130 stopped, 141 the reader of the output went away.
+    Returns:
+        0 done, 1 a run failed, 2 the request was wrong, 130 stopped, 141 the reader of the output went away.
     """
+    # Imports stand inside the functions so that `grpovi --help` and `grpovi adjust` do not wait for Lightning.
     from grpovi_lightning.errors import TrainingError, UserError
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_fit(arguments: list[str]) -> None:
-    """Builds a run's module and data without loading or training anything.
+    """Build a run's module and data without loading or training anything.
 
     Raises:
         UserError: the configuration is wrong.
@@ -147,8 +149,7 @@ def _adjust(arguments: list[str]) -> int:
     )
     parser.add_argument("--output", type=Path, default=None, help="a new .csv or .parquet file for the table")
     given = parser.parse_args(arguments)
-    from grpovi_lightning.adjust_table import adjust_file
-    from grpovi_lightning.reward_tables import deliver
+    from grpovi_lightning.adjust_table import adjust_file, deliver
 
     content, summary = adjust_file(
         given.file, lower=given.lower, upper=given.upper, ties=given.ties, output=given.output
@@ -159,7 +160,7 @@ def _adjust(arguments: list[str]) -> int:
 
 
 def _print_report(folder: Path, **settings: Any) -> None:
-    """Analyses a folder of runs.
+    """Analyse a folder of runs, print its table and write its report.
 
     `analysis` is imported only here, after any configuration was parsed: Python shares one object for all unions of
     the same types, so a library that says `float | int` before Lightning says `int | float` would turn
@@ -175,7 +176,7 @@ def _print_report(folder: Path, **settings: Any) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         from grpovi_lightning.errors import UserError
@@ -196,7 +197,7 @@ def _refuse(message: str, status: int = 2) -> int:
 
 
 def _quiet() -> None:
-    """Silences advice that does not apply here: batches are text, small and made in order."""
+    """Silence advice that does not apply here: batches are text, small and made in order."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -1,16 +1,16 @@
-"""The exceptions whose messages are written for the person at the keyboard."""
+"""The exceptions whose messages are for the user, not for a developer."""
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message says what was got, what was expected and what to do.
+    """A mistake that the user can mend: the message says what was got, what was expected and what to do.
 
-    The command line prints it as a single line and exits with status 2. Every other exception is a
-    defect of this package or of its surroundings and keeps its traceback.
+    The command line prints it as one line and exits with status 2. Other exceptions keep their traceback: they are
+    defects of this package or of what it runs on.
     """
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on, found while training: the message names the cause and what was kept.
+    """The reason why training stopped: the message names the cause and what was kept.
 
-    The command line prints it as a single line and exits with status 1.
+    The command line prints it as one line and exits with status 1.
     """

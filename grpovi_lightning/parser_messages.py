@@ -1,4 +1,4 @@
-"""The argument parser's many-line complaints, in one line."""
+"""The argument parser's errors, which run over many lines, in one line."""
 
 import difflib
 import importlib
@@ -14,7 +14,11 @@ _CLASS = re.compile(r"class_path '([^']+)'")
 
 
 def one_line(message: str) -> str:
-    """The lines of the message that name the culprit, joined, with the nearest known name for a misspelt key."""
+    r"""Join the lines that name the culprit, and suggest the nearest known name for a misspelt key.
+
+    >>> one_line("Errors:\n  - Option 'sed' is not accepted\n")
+    "Option 'sed' is not accepted; see --print_config for the keys there are"
+    """
     lines = [line.strip() for line in message.splitlines()]
     kept = [line for line in lines if line and not _NOISE.match(line)]
     text = " ".join(line.removeprefix("- ") for line in kept)
@@ -30,6 +34,7 @@ def one_line(message: str) -> str:
 
 
 def _parameters(class_path: str) -> list[str]:
+    """Return the names of a class's arguments; none where it cannot be imported, as in a misspelt path."""
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

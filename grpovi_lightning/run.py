@@ -1,4 +1,4 @@
-"""One Lightning run from YAML: the parser, the trainer with this package's callbacks, the checks before it starts."""
+"""One Lightning run from YAML: parsed, checked, and given this package's callbacks."""
 
 import argparse
 from pathlib import Path
@@ -33,17 +33,17 @@ _TRAINER_DEFAULTS = {
 
 
 class RunCLI(LightningCLI):
-    """Parses `--config A.yaml --config B.yaml --key value ...` and builds trainer, module and data.
+    """The trainer, module and data that `--config A.yaml --config B.yaml --key value ...` describe.
 
     Later files overlay earlier ones. `${study_dir}` in a value stands for the argument of that name.
     """
 
     def __init__(self, arguments: list[str], training: bool = True) -> None:
-        """Parses and builds; nothing is loaded or trained yet.
+        """Parse and build; nothing is loaded or trained yet.
 
         Args:
             arguments: what follows the command.
-            training: whether the run folder will be written; an evaluation prints and writes nothing.
+            training: whether this run writes its folder; an evaluation only prints.
 
         Raises:
             UserError: the configuration is wrong; the message is one line.
@@ -83,7 +83,6 @@ class RunCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds this package's own arguments."""
         parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
@@ -93,7 +92,6 @@ class RunCLI(LightningCLI):
         parser.add_class_arguments(CompletionSamples, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, then checks what the parser cannot."""
         self.config = parser.parse_args(args)
         seed = self.config.seed_everything
         if isinstance(seed, bool):
@@ -112,16 +110,15 @@ class RunCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Puts checkpoints into the run's folder unless the YAML says where."""
         self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / "checkpoints")
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Where the run is written."""
         return Path(self.config.trainer.default_root_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Adds TensorBoard, the run's record, samples, warnings, throughput, checkpoints and the exported model."""
+        """Build the trainer with this package's logger and callbacks, or without any if nothing is written."""
         config: Any = self.config_init
         if not self.training:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
@@ -144,7 +141,7 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def check(self) -> None:
-        """Checks what can be told before anything is loaded: checkpoints, data files, the run folder.
+        """Check what can be told before anything is loaded: checkpoints, data files, the run folder.
 
         Raises:
             UserError: something is missing or in the way.
@@ -167,7 +164,7 @@ class RunCLI(LightningCLI):
         self.datamodule.check(self.trainer.world_size)
 
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
-        """Trains, or evaluates and prints the means; from `ckpt_path` where it is given."""
+        """Train, or evaluate and print the means; from `ckpt_path` where it is given."""
         self.check()
         run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
         # weights_only: a checkpoint is data; loading it must not run code.
@@ -178,7 +175,7 @@ class RunCLI(LightningCLI):
 
 
 def _user_error(error: BaseException) -> UserError | None:
-    """The `UserError` from which `error` arose, if there is one."""
+    """Return the `UserError` from which `error` arose, if there is one."""
     arose_from: BaseException | None = error
     while arose_from is not None and not isinstance(arose_from, UserError):
         arose_from = arose_from.__cause__ or arose_from.__context__

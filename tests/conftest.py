@@ -7,6 +7,12 @@ import pytest
 # `helpers` is imported where it is needed: tests of `analysis` do without torch.
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave helpers alone: looking for doctests in them would import them again under a second name."""
+    helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if helper else None
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """A saved word-level tokenizer of about 40 words, padding on the left; decoding joins words by spaces."""

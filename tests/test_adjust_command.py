@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from grpovi_lightning.adjust_table import deliver
 from grpovi_lightning.cli import main
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.reward_tables import deliver
 
 GOOD = "group,reward\na,0.3\na,0.8\na,0.1\na,0.6\nb,1\nb,0\n"
 RANGE = ["--lower", "0", "--upper", "1"]
@@ -232,7 +232,7 @@ def test_an_unknown_ending_is_named_with_the_known_ones(refused):
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(own_folder):
     (own_folder / "out.csv").write_text("precious")
-    with pytest.raises(UserError, match=r"output out\.csv: cannot be written: File exists"):
+    with pytest.raises(UserError, match=r"output out\.csv: exists already and is not overwritten"):
         deliver(b"new", (own_folder / "out.csv").relative_to(own_folder))
     assert (own_folder / "out.csv").read_text() == "precious"
 
