@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.adapters import LoRA, WithoutAdapter
+from grpovi_lightning.models.adapters import LoRA
 from grpovi_lightning.models.language_model import LanguageModel
+from grpovi_lightning.models.reference import WithoutAdapter
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
