@@ -26,7 +26,6 @@ from grpovi_lightning.adjustment import increase_variance
 from grpovi_lightning.cli import check_fit
 from grpovi_lightning.ops import chunked_statistics
 from grpovi_lightning.rewards import RewardModel
-from grpovi_lightning.rollout import continuous
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -297,7 +296,7 @@ def test_files_classes_and_scalars_on_the_performance_page_exist():
     assert all((ROOT / file).is_file() for file in files), files
     classes = set(re.findall(r"`(\w+(?:Decoder|Sampling))`", prose))
     assert {"GroupDecoder", "PlainDecoder", "StaticDecoder", "CompiledDecoder"} <= classes
-    assert all(any(hasattr(room, name) for room in (rollout, continuous, losses)) for name in classes), classes
+    assert all(any(hasattr(room, name) for room in (rollout, losses)) for name in classes), classes
     shares = {metric_keys.step_share(phase) for phase in metric_keys.STEP_PHASES}
     logged = shares | {value for value in vars(metric_keys).values() if isinstance(value, str)}
     scalars = set(re.findall(r"`((?:step_time|throughput)[\w/]*)`", prose))
@@ -308,7 +307,7 @@ def test_files_classes_and_scalars_on_the_performance_page_exist():
 def test_every_decoder_is_on_the_performance_page():
     of_page = {cell.strip("`") for row in table("4.", "`decoder`")[1:] for cell in re.findall(r"`\w+`", row[0])}
     exported = {name for name in rollout.__all__ if name.endswith("Decoder")} - {"Decoder"}
-    assert of_page == exported | {"ContinuousBatchingDecoder"}
+    assert of_page == exported
 
 
 def test_defaults_on_the_performance_page_are_those_of_the_code():

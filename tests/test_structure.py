@@ -1,10 +1,12 @@
 """The house: who may import whom, and what every file must have."""
 
+import graphlib
 import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -15,6 +17,17 @@ def test_imports_point_down_only():
     found = subprocess.run([lint], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
     assert "0 broken" in found.stdout
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports inside functions and for type checkers count as well."""
+    graph = grimp.build_graph("grpovi_lightning", "analysis", cache_dir=None)
+
+    list(
+        graphlib.TopologicalSorter(
+            {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
+        ).static_order()
+    )
 
 
 PUBLIC = {

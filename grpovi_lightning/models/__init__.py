@@ -1,7 +1,8 @@
 """Loading causal language models and reward models."""
 
-from grpovi_lightning.models.adapters import LoRA, WithoutAdapter
+from grpovi_lightning.models.adapters import LoRA
 from grpovi_lightning.models.language_model import LanguageModel
+from grpovi_lightning.models.reference import WithoutAdapter
 from grpovi_lightning.models.sources import CausalLMSource, NewCausalLM, PretrainedCausalLM, load_classifier
 
 __all__ = [

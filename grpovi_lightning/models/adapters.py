@@ -1,29 +1,28 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): a policy that trains few weights, and its reference for nothing."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685), with which a policy trains only few weights."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from grpovi_lightning.errors import UserError
 
-if TYPE_CHECKING:
-    from grpovi_lightning.models.language_model import LanguageModel
-
 
 @dataclass(frozen=True)
 class LoRA:
-    """Adapter settings, under peft's names; there is no dropout, because sampling and training must see one policy.
+    """Settings of the adapters, under peft's names.
+
+    There is no dropout, because sampling and training must see the same policy.
 
     Attributes:
-        r: rank.
+        r: rank of the update of a weight matrix.
         lora_alpha: the update is scaled by lora_alpha / r.
         target_modules: names of the adapted linear layers; `all-linear` is all but the output embedding.
-        use_rslora: scales by lora_alpha / sqrt(r) instead (arXiv 2312.03732).
+        use_rslora: whether the scale is lora_alpha / sqrt(r) instead (arXiv 2312.03732).
     """
 
     r: int = 16
@@ -38,11 +37,11 @@ class LoRA:
             raise UserError(f"lora.lora_alpha: got {self.lora_alpha}, expected a number above 0")
 
     def check(self) -> None:
-        """Raises `UserError` where the library is not installed."""
+        """Raise `UserError` where peft is not installed."""
         _peft()
 
     def add_to(self, model: PreTrainedModel) -> None:
-        """Adds fresh adapters, which change nothing yet, and freezes all other weights.
+        """Add fresh adapters, which change nothing yet, and freeze all other weights.
 
         Raises:
             UserError: the model has no layer of that name.
@@ -59,27 +58,9 @@ class LoRA:
             parameter.requires_grad_("lora_" in name)
 
 
-class WithoutAdapter:
-    """The model under a policy's adapter, as a reference: the same weights, no second copy."""
-
-    def __init__(self, policy: "LanguageModel") -> None:
-        """Takes a policy with adapters."""
-        self._policy = policy
-
-    @property
-    def runs_prompts_once(self) -> bool:
-        """As the policy."""
-        return self._policy.runs_prompts_once
-
-    def completion_statistics(self, *args: Any) -> Any:
-        """See `LanguageModel.completion_statistics`."""
-        with adapters_off(self._policy.model):
-            return self._policy.completion_statistics(*args)
-
-
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model computes without its adapters."""
+    """Have the model compute without its adapters."""
     model.disable_adapters()  # type: ignore[operator]
     try:
         yield
@@ -88,20 +69,24 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether adapters were added."""
+    """Return whether adapters were added."""
+    # The flag that `save_pretrained` goes by. Its public relative, `active_adapters`, raises where there are none.
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with the adapters worked into the weights, which anybody can load."""
+    """Return a copy with the adapters worked into the weights, which can be loaded without peft."""
     layer_class = _peft().tuners.tuners_utils.BaseTunerLayer
     whole = copy.deepcopy(model)
+    # A list first, because the loop replaces modules.
     for name, layer in [(name, module) for name, module in whole.named_modules() if isinstance(module, layer_class)]:
         layer.merge()  # type: ignore[operator]
         parent, _, child = name.rpartition(".")
         base = layer.get_base_layer()  # type: ignore[operator]
         assert isinstance(base, nn.Module)
         setattr(whole.get_submodule(parent), child, base)
+    # peft can take adapters out of its own wrapper only, not out of a `transformers` model; while this flag is set,
+    # `save_pretrained` would write adapters and nothing else.
     whole._hf_peft_config_loaded = False
     return whole.requires_grad_(True)
 

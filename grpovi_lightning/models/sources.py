@@ -1,4 +1,4 @@
-"""Where a model comes from: a checkpoint, or a configuration and fresh weights."""
+"""Where a model comes from: a checkpoint, or a configuration with fresh weights."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -17,25 +17,26 @@ from transformers import (
 )
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.adapters import LoRA, WithoutAdapter
+from grpovi_lightning.models.adapters import LoRA
 from grpovi_lightning.models.language_model import LanguageModel
+from grpovi_lightning.models.reference import WithoutAdapter
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class CausalLMSource(ABC):
-    """Loads a fresh `LanguageModel` each time it is asked."""
+    """A place to load `LanguageModel`s from, a fresh one at each call."""
 
     @abstractmethod
     def load(self) -> LanguageModel:
-        """Loads the model on the CPU."""
+        """Load the model on the CPU."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raises `UserError` where it can be told without loading that loading would fail."""
+        """Raise `UserError` where it can be told without loading that loading would fail."""
 
     def load_reference(self, policy: LanguageModel) -> LanguageModel | WithoutAdapter:
-        """The initial policy, frozen, for a policy that this source loaded."""
+        """Return the initial policy, frozen, for a policy that this source loaded."""
         reference = self.load()
         reference.requires_grad_(False).eval()
         return reference
@@ -50,40 +51,38 @@ class PretrainedCausalLM(CausalLMSource):
     def __init__(
         self, path: str, dtype: Precision = "float32", lora: LoRA | None = None, gradient_checkpointing: bool = False
     ) -> None:
-        """Names the checkpoint.
+        """Name the checkpoint.
 
         Args:
             path: local folder, or a hub name.
             dtype: dtype of the weights.
-            lora: trains adapters instead of the weights; the exported model has them merged in.
-            gradient_checkpointing: computes activations again in the backward pass instead of keeping them. Updates
+            lora: adapters to train instead of the weights; the exported model has them merged in.
+            gradient_checkpointing: whether activations are computed again in the backward pass instead of kept. Updates
                 then run the prompt with each completion: `transformers` drops caches there.
         """
         self.path, self.lora, self.gradient_checkpointing = path, lora, gradient_checkpointing
         self.dtype: Precision = dtype
 
     def check(self) -> None:
-        """Checks a local folder."""
         check_checkpoint(self.path, "policy")
         if self.lora is not None:
             self.lora.check()
 
     def load(self) -> LanguageModel:
-        """Loads weights and tokenizer; dropout is off, so that sampling and training see the same policy."""
+        """Load weights and tokenizer on the CPU, without dropout: sampling and training must see the same policy."""
         self.check()
         model = load_model(AutoModelForCausalLM, self.path, self.dtype)
         if self.lora is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # the adapters' first weights, the same in all runs
+                torch.manual_seed(0)  # so that all runs start with the same adapters
                 self.lora.add_to(model)
         if self.gradient_checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-            model.train()  # `transformers` recomputes in training mode only, and loads in the other; dropout is off
+            model.train()  # `transformers` loads in evaluation mode, but recomputes in training mode only
         return LanguageModel(model, load_tokenizer(self.path))
 
     def load_reference(self, policy: LanguageModel) -> LanguageModel | WithoutAdapter:
-        """With LoRA, the policy without its adapters."""
         return super().load_reference(policy) if self.lora is None else WithoutAdapter(policy)
 
 
@@ -94,26 +93,24 @@ class NewCausalLM(CausalLMSource):
     """
 
     def __init__(self, config: dict[str, Any], tokenizer: str, seed: int = 0) -> None:
-        """Describes the model.
+        """Describe the model.
 
         Args:
             config: a `transformers` configuration with its `model_type`.
             tokenizer: folder of the tokenizer.
-            seed: seeds the initial weights.
+            seed: of the initial weights; the same seed gives the same weights.
         """
         if "model_type" not in config:
             raise UserError(f"model config: got keys {sorted(config)}, expected a `model_type` such as llama")
         self.config, self.tokenizer, self.seed = config, tokenizer, seed
 
     def check(self) -> None:
-        """Checks the tokenizer's folder."""
         if not (Path(self.tokenizer) / "tokenizer_config.json").is_file():
             raise UserError(
                 f"tokenizer {self.tokenizer}: no tokenizer_config.json there; expected a tokenizer's folder"
             )
 
     def load(self) -> LanguageModel:
-        """Builds the model; the same seed gives the same weights."""
         tokenizer = load_tokenizer(self.tokenizer)
         settings = {
             "vocab_size": len(tokenizer),
@@ -132,13 +129,13 @@ class NewCausalLM(CausalLMSource):
 def load_classifier(
     path: str, dtype: Precision = "float32", new_head: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A one-label sequence classifier and its tokenizer.
+    """Load a one-label sequence classifier and its tokenizer.
 
     Args:
         path: local folder or hub name.
         dtype: dtype of the weights.
-        new_head: whether a causal LM's checkpoint will do, to start training from: its body is taken and the
-            head starts at zero, so every reward is 0 until it is trained, and no seed is needed.
+        new_head: whether a causal LM's checkpoint will do, to start training from. Its body is taken and the head
+            starts at zero, so every reward is 0 until it is trained, and no seed is needed.
 
     Raises:
         UserError: the folder is missing, or the checkpoint has more than one label or no trained head.
@@ -171,7 +168,7 @@ def load_classifier(
 
 
 def check_checkpoint(path: str, role: str) -> None:
-    """Refuses a local path that is no checkpoint folder; a hub name (`owner/name`) passes."""
+    """Raise `UserError` for a local path that is no checkpoint folder; let a hub name (`owner/name`) pass."""
     folder = Path(path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists()
     if not looks_local:
@@ -186,7 +183,7 @@ def check_checkpoint(path: str, role: str) -> None:
 
 
 def load_config(path: str) -> PreTrainedConfig:
-    """The model configuration with all dropout off; no code from the checkpoint is run."""
+    """Load the model configuration with all dropout off; no code from the checkpoint is run."""
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -198,7 +195,7 @@ def load_config(path: str) -> PreTrainedConfig:
 def load_model(
     auto_class: Any, path: str, dtype: Precision, new: tuple[str, ...] = (), **settings: Any
 ) -> PreTrainedModel:
-    """Weights from safetensors into the class's model.
+    """Load a model whose weights are in safetensors files.
 
     Args:
         auto_class: a `transformers` auto class.
@@ -208,8 +205,7 @@ def load_model(
         settings: values that replace those of the configuration.
 
     Raises:
-        UserError: the class cannot hold the checkpoint, or the checkpoint lacks weights: random ones would
-            take their place.
+        UserError: the class cannot hold the checkpoint, or the checkpoint lacks weights.
     """
     config = load_config(path)
     for name, value in settings.items():
@@ -225,6 +221,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model {path} cannot be loaded: {_first_line(error)}") from error
+    # `transformers` would put random weights in their place.
     missing = sorted(set(report["missing_keys"]) - set(new))
     if missing:
         raise UserError(
@@ -235,7 +232,7 @@ def load_model(
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or of a hub name."""
+    """Load the tokenizer from a folder or by a hub name."""
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -243,10 +240,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def _new_config(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration; `transformers` itself would take a misspelt setting without a word."""
+    """Return the configuration; raise `UserError` for a setting that the model type does not have."""
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"model config: got model_type {model_type!r}, expected one of `transformers`, such as llama")
     config = AutoConfig.for_model(model_type, **settings)
+    # `transformers` takes a misspelt setting without a word, and keeps it as an attribute that nothing reads.
     known = CONFIG_MAPPING[model_type]()
     unknown = [name for name in settings if hasattr(config, name) and not hasattr(known, name)]
     if unknown:
@@ -255,7 +253,7 @@ def _new_config(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _without_dropout(config: PreTrainedConfig) -> None:
-    """Sets every dropout to 0, also in the parts of a composite configuration."""
+    """Set every dropout to 0, also in the parts of a composite configuration."""
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
             _without_dropout(value)

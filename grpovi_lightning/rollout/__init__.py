@@ -1,4 +1,4 @@
-"""Prompts -> completions."""
+"""From prompts to completions."""
 
 from grpovi_lightning.rollout.compiled import CompiledDecoder, StaticDecoder
 from grpovi_lightning.rollout.decoding import Decoder, GroupDecoder, PlainDecoder

@@ -1,4 +1,4 @@
-"""Decoding in shapes that hardly change, which a GPU or a compiler can do without the Python interpreter."""
+"""Decoding in shapes that hardly change, so that a CUDA graph or compiled code can replace Python."""
 
 from collections.abc import Callable
 
@@ -9,38 +9,36 @@ from torch.nn.functional import pad
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
-from grpovi_lightning.models.compiled_passes import compiling
-from grpovi_lightning.models.output_head import Split, Whole
+from grpovi_lightning.models.passes import FusedHead, SeparateHead, compiling
 from grpovi_lightning.rollout.decoding import Decoder, PlainDecoder, sync_interval
 from grpovi_lightning.rollout.sampler import Sampler
 from grpovi_lightning.timing import phase
 
+# Tokens before the first CUDA graph is captured: libraries set up what they need at their first calls, and that cannot
+# be captured.
 _EAGER_TOKENS = 3
-"""Before the first CUDA graph is captured, so that libraries have set up what they need."""
 
 
 class StaticDecoder(Decoder):
-    """Groups as in `GroupDecoder`, but for `block` tokens in a row the work and its memory are the same.
+    """A decoder like `GroupDecoder` whose work and memory stay the same for `block` tokens in a row.
 
-    On a GPU that work is captured as a CUDA graph, so that a token is one launch. Finished completions stay until all
-    are finished, prompts are padded to a multiple of `block`, and attention reads whole blocks: the price of shapes
-    that do not change.
+    On a GPU that work is captured as a CUDA graph, so that a token is one launch. The price: finished completions stay
+    until all are finished, prompts are padded to a multiple of `block`, and attention reads whole blocks.
 
-    A model that does not allow groups goes the way of `PlainDecoder`.
+    A model that cannot be decoded by groups is decoded by `PlainDecoder`.
     """
 
     def __init__(self, block: int = 32) -> None:
-        """Sets for how many tokens shapes stay."""
+        """Choose for how many tokens shapes stay the same."""
         if block < 1:
             raise UserError(f"decoder.block: got {block}, expected at least 1")
         self.block = block
 
-    def parts(self, policy: LanguageModel) -> Split | Whole:
-        """What computes a token."""
-        return policy.capabilities.parts
+    def parts(self, policy: LanguageModel) -> SeparateHead | FusedHead:
+        """Return what computes a token."""
+        return policy.passes.parts
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        """See `Decoder`."""
         if policy.is_sharded:
             raise UserError(f"{type(self).__name__}: got sharded weights, which it cannot gather; use GroupDecoder")
         if not policy.capabilities.decodes_by_groups:
@@ -52,12 +50,12 @@ class StaticDecoder(Decoder):
         members = len(sampler.ended) // len(prompt_ids)
         rows = torch.arange(len(sampler.ended), device=prompt_ids.device)
         with phase(keys.STEP_TIME_PREFILL):
-            first, cache = policy.start_groups(prompt_ids, prompt_mask, members, sampler.length, static=True)
+            first, cache = policy.passes.start_groups(prompt_ids, prompt_mask, members, sampler.length, static=True)
         tokens, parts = torch.zeros_like(rows), self.parts(policy)
         positions = prompt_mask.sum(dim=1).repeat_interleave(members)
 
         def step() -> Tensor:
-            logits = policy.next_logits(tokens, positions, cache, parts)
+            logits = policy.passes.next_logits(tokens, positions, cache, parts)
             positions.add_(1)
             return logits
 
@@ -77,7 +75,7 @@ class StaticDecoder(Decoder):
 
 
 def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same step as one launch of a CUDA graph. Capturing runs nothing."""
+    """Return the step as one launch of a CUDA graph. Capturing runs nothing."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = step()
@@ -90,32 +88,31 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 class CompiledDecoder(StaticDecoder):
-    """The same, but the forward pass of a token is compiled with `torch.compile`, which also needs a C++ compiler.
+    """A `StaticDecoder` whose forward pass of a token is compiled with `torch.compile`; needs a C++ compiler.
 
-    It pays in long runs: each new number of groups, of completions, or of blocks in prompt or completion is compiled
-    once in a run, which takes about ten seconds. Compiled logits are rounded otherwise: compare a run with runs of the
-    same decoder.
+    It pays in long runs. Each new number of groups, of completions, or of blocks in prompt or completion is compiled
+    once in a run, which takes about ten seconds. Compiled logits are rounded differently, so compare a run with runs of
+    the same decoder only.
     """
 
     def __init__(self, block: int = 32, max_shapes: int = 64) -> None:
-        """Sets the shapes.
+        """Choose how long shapes stay the same, and how many there may be.
 
         Args:
-            block: see `StaticDecoder`.
-            max_shapes: more than these are an error: a run that compiles all the time would be slow for no visible
-                reason.
+            block: tokens for which shapes stay the same.
+            max_shapes: more are an error, because a run that compiles all the time would be slow for no visible reason.
         """
         super().__init__(block)
         if max_shapes < 1:
             raise UserError(f"decoder.max_shapes: got {max_shapes}, expected at least 1")
         self.max_shapes = max_shapes
-        self._compiled: tuple[LanguageModel, Split] | None = None
+        self._compiled: tuple[LanguageModel, SeparateHead] | None = None
 
-    def parts(self, policy: LanguageModel) -> Split:
-        """The policy's, compiled when they are first used."""
+    def parts(self, policy: LanguageModel) -> SeparateHead:
+        """Return the policy's parts, compiled at the first use and kept for as long as the policy is the same."""
         if self._compiled is None or self._compiled[0] is not policy:
-            parts = policy.capabilities.parts
-            if not isinstance(parts, Split):
+            parts = policy.passes.parts
+            if not isinstance(parts, SeparateHead):
                 raise UserError(
                     f"CompiledDecoder: got a {type(policy.model).__name__}, whose output head cannot be told from its "
                     "body; use GroupDecoder"
@@ -124,7 +121,6 @@ class CompiledDecoder(StaticDecoder):
         return self._compiled[1]
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        """See `Decoder`."""
         instead = "raise decoder.max_shapes, or set a larger decoder.block so that fewer sizes occur"
         with compiling("CompiledDecoder", self.max_shapes, instead):
             super().decode(policy, prompt_ids, prompt_mask, sampler)

@@ -1,4 +1,4 @@
-"""From prompts to completions, token by token; what is drawn is the sampler's business."""
+"""Decoders: they compute the logits of each next token, from which the sampler draws."""
 
 from abc import ABC, abstractmethod
 
@@ -14,39 +14,39 @@ from grpovi_lightning.timing import phase
 
 
 class Decoder(ABC):
-    """A way of decoding. Whatever the way, a completion is the same up to the rounding of its logits."""
+    """A way to compute the logits of completions; all ways give the same completions, up to the rounding of logits."""
 
     @abstractmethod
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        """Has the sampler draw every completion to its end, or to the sampler's length.
+        """Draw every completion to its end, or to the sampler's length.
 
         Args:
             policy: the model.
             prompt_ids: [P, S] left-padded.
             prompt_mask: [P, S] bool.
-            sampler: of B completions; those of one prompt are adjacent.
+            sampler: draws and keeps the B completions; those of one prompt are adjacent.
         """
 
 
 class GroupDecoder(Decoder):
-    """Runs each prompt once, and computes the attention of a whole group to it at once; drops finished completions.
+    """The decoder that runs each prompt once and drops finished completions.
 
-    A model that does not allow this goes the way of `PlainDecoder`.
+    The attention of a whole group to its prompt is one matrix product. A model that does not allow this is decoded by
+    `PlainDecoder`.
     """
 
     def __init__(self, drop_share: float = 0.25) -> None:
-        """Sets how often rows are dropped.
+        """Choose how often rows are dropped.
 
         Args:
-            drop_share: finished completions are dropped once that spares more than this share of the rows, because
-                dropping copies the others.
+            drop_share: finished completions are dropped once that spares more than this share of the rows. Dropping
+                copies the cache of the others, so it does not pay for each single one.
         """
         if not 0.0 <= drop_share <= 1.0:
             raise UserError(f"decoder.drop_share: got {drop_share}, expected between 0 and 1")
         self.drop_share = drop_share
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        """See `Decoder`."""
         if not policy.capabilities.decodes_by_groups:
             PlainDecoder().decode(policy, prompt_ids, prompt_mask, sampler)
             return
@@ -55,7 +55,7 @@ class GroupDecoder(Decoder):
         rows = torch.arange(len(sampler.ended), device=prompt_ids.device).view(-1, members)
         starts = prompt_mask.sum(dim=1)
         with phase(keys.STEP_TIME_PREFILL):
-            first, cache = policy.start_groups(prompt_ids, prompt_mask, members, sampler.length)
+            first, cache = policy.passes.start_groups(prompt_ids, prompt_mask, members, sampler.length)
             logits = first.repeat_interleave(members, dim=0)
         with phase(keys.STEP_TIME_DECODE):
             for t in range(sampler.length):
@@ -73,19 +73,20 @@ class GroupDecoder(Decoder):
                         rows, starts = rows[groups[:, None], kept], starts[groups]
                         cache.keep(groups, kept)
                 positions = (starts + t).repeat_interleave(rows.shape[1])
-                logits = policy.next_logits(tokens, positions, cache)
+                logits = policy.passes.next_logits(tokens, positions, cache)
 
 
 def sync_interval(tensor: Tensor) -> int:
-    """Tokens between two questions whether all are finished, for which a CPU has to wait for its GPU."""
+    """Return after how many tokens to ask again which completions are finished."""
+    # The answer makes the CPU wait for the GPU, so there it is asked seldom.
     return 1 if tensor.device.type == "cpu" else 16
 
 
 def still_needed(unfinished: Tensor) -> tuple[Tensor, Tensor]:
-    """Which completions stay, so that all groups keep the same number.
+    """Choose the completions that stay, the same number in all groups, because tensors are rectangular.
 
-    Groups without an unfinished completion go; of each other group its unfinished ones stay, and as many finished ones
-    as bring it to the size of the largest.
+    Groups without an unfinished completion go. Of each other group all unfinished completions stay, and as many
+    finished ones as bring it to the size of the largest.
 
     Args:
         unfinished: [P, G] bool, true somewhere.
@@ -100,11 +101,10 @@ def still_needed(unfinished: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PlainDecoder(Decoder):
-    """`transformers`' own generation, which knows every kind of cache; each completion runs its own prompt."""
+    """The generation of `transformers`, which knows every kind of cache; each completion runs its own prompt."""
 
     @torch.no_grad()
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        """See `Decoder`."""
         members = len(sampler.ended) // len(prompt_ids)
         config = GenerationConfig(
             max_new_tokens=sampler.length,
@@ -112,10 +112,10 @@ class PlainDecoder(Decoder):
             eos_token_id=policy.end_token_ids,
             pad_token_id=policy.pad_token_id,
         )
-        # What `config` leaves open, `transformers` takes from the model's own one.
+        # What `config` leaves open, `transformers` takes from the model's own one, and that may filter or stop as well.
         own, policy.model.generation_config = policy.model.generation_config, GenerationConfig()
         try:
-            with policy.generating(), phase(keys.STEP_TIME_DECODE):
+            with policy.passes.generating(), phase(keys.STEP_TIME_DECODE):
                 policy.model.generate(  # type: ignore[operator]
                     prompt_ids.repeat_interleave(members, dim=0),
                     attention_mask=prompt_mask.repeat_interleave(members, dim=0).long(),
@@ -127,7 +127,7 @@ class PlainDecoder(Decoder):
 
 
 class _Drawn(LogitsProcessor):
-    """Leaves the token that the sampler draws as the only possible one."""
+    """A processor that leaves the token which the sampler draws as the only possible one."""
 
     def __init__(self, sampler: Sampler, prompt_length: int) -> None:
         self.sampler, self.prompt_length = sampler, prompt_length

@@ -1,4 +1,4 @@
-"""Prompts -> completions."""
+"""Sampling completions for a batch of prompts."""
 
 import torch
 from torch import Tensor
@@ -16,18 +16,23 @@ from grpovi_lightning.structures import PromptBatch, Rollout
 class RolloutEngine:
     """Samples completions as a pure function of (weights, prompt, seed, step).
 
-    A completion depends neither on the batch its prompt is in, nor on the batch's order, nor on how
-    finished rows are dropped: each token is the inverse CDF of the filtered distribution at a uniform
-    number that belongs to (seed, step, prompt, completion, position).
+    Each token is the inverse CDF of the filtered distribution at a uniform number that belongs to (seed, step, prompt,
+    completion, position). So a completion depends neither on the batch that its prompt is in, nor on the batch's order,
+    nor on when finished rows are dropped.
     """
 
     def __init__(self, sampling: SamplingConfig, decoder: Decoder | None = None) -> None:
-        """Takes the sampling settings, and the way of decoding; default `GroupDecoder`."""
+        """Choose how tokens are drawn, and how they are decoded.
+
+        Args:
+            sampling: the sampling settings.
+            decoder: default `GroupDecoder`; changes the time, and completions by rounding only.
+        """
         self.sampling, self.decoder = sampling, decoder or GroupDecoder()
 
     @torch.no_grad()
     def generate(self, policy: LanguageModel, prompts: PromptBatch, group_size: int, seed: int, step: int) -> Rollout:
-        """Samples `group_size` completions for each prompt.
+        """Sample `group_size` completions for each prompt.
 
         Args:
             policy: the policy; its mode is left as it is.
@@ -47,7 +52,8 @@ class RolloutEngine:
         length = self.sampling.max_completion_length
         uniforms = sampling_uniforms(seed, step, prompts.indices, group_size, length)
         sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids)
-        # Inference mode spares what views and versions cost; weights that are sharded do not survive it.
+        # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not
+        # survive it.
         with torch.inference_mode(mode=not policy.is_sharded):
             self.decoder.decode(policy, prompt_ids, prompt_mask, sampler)
         ids, mask, logprobs = sampler.completions(policy.pad_token_id)
@@ -77,15 +83,13 @@ class RolloutEngine:
 
 
 def _limit(config: PreTrainedConfig) -> int | None:
-    """Tokens that a sequence may have; None where the model has no limit.
-
-    Beyond the length that `longrope` models were trained with, their frequencies depend on the longest sequence of a
-    batch, and a completion on its neighbours.
-    """
+    """Return how many tokens a sequence may have; None where the model has no limit."""
     config = config.get_text_config(decoder=True)
     limits: list[int | None] = [getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
+        # Beyond the length that these models were trained with first, their frequencies depend on the longest sequence
+        # of a batch, so a completion would depend on its neighbours.
         if parameters.get("rope_type") == "longrope":
             limits.append(parameters["original_max_position_embeddings"])
     return min((limit for limit in limits if limit is not None and limit > 0), default=None)

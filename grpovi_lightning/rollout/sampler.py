@@ -1,4 +1,4 @@
-"""The completions of a rollout while they are drawn, whatever decodes them."""
+"""The completions of a rollout while they are drawn, whichever decoder computes the logits."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from grpovi_lightning.rollout.sampling import SamplingConfig, inverse_cdf
 
 
 class Sampler:
-    """Draws the tokens of B completions and keeps them.
+    """The tokens of B completions, drawn one after the other.
 
-    Each token is the inverse CDF of the processed distribution at a uniform number that belongs to its place, so it
+    Each token is the inverse CDF of the processed distribution at a uniform number that belongs to its place. So it
     does not matter which rows are drawn together, nor what is drawn for a row after its end.
 
     Attributes:
@@ -20,7 +20,7 @@ class Sampler:
     def __init__(
         self, sampling: SamplingConfig, uniforms: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, ends: list[int]
     ) -> None:
-        """Starts with nothing drawn.
+        """Prepare B completions of which nothing is drawn yet.
 
         Args:
             sampling: the settings.
@@ -44,15 +44,15 @@ class Sampler:
         self._prompts = torch.where(prompt_mask, prompt_ids, first).repeat_interleave(rows // len(prompt_ids), dim=0)
 
     def draw(self, logits: Tensor, rows: Tensor, t: int) -> Tensor:
-        """Draws the tokens at place `t` of some completions.
+        """Draw the tokens at place `t` of some completions.
 
         Args:
             logits: [b, V].
             rows: [b] places of these completions among the B.
-            t: tokens that they have already.
+            t: number of tokens that they have already.
 
         Returns:
-            [b] int64.
+            the tokens, [b] int64.
         """
         logits = logits.float()
         if self._processors:
@@ -60,8 +60,10 @@ class Sampler:
             processed = self._processors(context, logits)  # type: ignore[arg-type]
         else:
             processed = logits
+        # float64, so that the sum over a large vocabulary does not shift the token that a number falls on.
         probabilities = processed.double().softmax(dim=-1)
         tokens = inverse_cdf(probabilities, self._uniforms[rows, t])
+        # The log-probability that is kept is that of the policy itself: the loss knows the temperature, but no filters.
         if self._filters:
             chosen = (logits / self.temperature).double().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
         else:
@@ -71,11 +73,11 @@ class Sampler:
         return tokens
 
     def completions(self, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What was drawn, up to and including each first end token.
+        """Return what was drawn, up to and including the first end token of each completion.
 
         Returns:
-            ids, mask and log-probabilities under the temperature-scaled, otherwise unprocessed policy, [B, T], where T
-            is the length of the longest completion; padded, and 0 where masked.
+            ids, mask, and log-probabilities (nats) under the policy at the sampling temperature without filters, each
+            [B, T], where T is the length of the longest completion; padded, and 0 where masked.
         """
         is_end = torch.isin(self._ids, self._ends)
         # The first end token belongs to the completion, so the count of those before it decides.

@@ -51,7 +51,7 @@ class SamplingConfig:
                 raise UserError(f"sampling.{name}: got {getattr(self, name)}, expected {expected}")
 
     def processors(self) -> LogitsProcessorList:
-        """What is done to the logits before a token is drawn, in the order of `transformers`' own generation."""
+        """Return what is done to the logits before a token is drawn, in the order of `transformers`' own generation."""
         chosen = LogitsProcessorList()
         if self.repetition_penalty != 1.0:
             chosen.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
@@ -67,7 +67,7 @@ class SamplingConfig:
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulative distribution first exceeds the uniform number.
+    """Return the token at which the cumulative distribution first exceeds the uniform number.
 
     Args:
         probabilities: [B, V] float64, up to a common factor in each row.
@@ -75,6 +75,10 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
     Returns:
         [B] int64.
+
+    >>> probabilities = torch.tensor([[0.25, 0.0, 0.75]], dtype=torch.float64).expand(3, -1)
+    >>> inverse_cdf(probabilities, torch.tensor([0.0, 0.25, 0.999], dtype=torch.float64)).tolist()
+    [0, 2, 2]
     """
     cumulative = probabilities.cumsum(dim=-1)
     # Scaling by the last sum keeps u just under 1 from falling past the end through rounding; a token of

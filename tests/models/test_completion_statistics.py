@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import language_model, rollout, row_by_row_logprobs
+from tiny_models import language_model, rollout, row_by_row_logprobs, set_capabilities
 
 FULL_ATTENTION = ["llama", "gpt2", "gpt_neox", "qwen2"]
 SLIDING = ["mistral", "gemma2", "gemma3_text"]
@@ -47,7 +47,7 @@ def test_running_a_prompt_once_for_its_group_gives_the_logprobs_and_gradients_of
     assert policy.capabilities.shares_prefix
     shared, shared_gradients = policy.completion_statistics(data, 0.7), gradients(policy, data, weights)
 
-    policy.capabilities.shares_prefix = False
+    set_capabilities(policy, shares_prefix=False)
     plain, plain_gradients = policy.completion_statistics(data, 0.7), gradients(policy, data, weights)
 
     mask = data.completion_mask
@@ -71,7 +71,7 @@ def test_the_window_of_the_sliding_models_here_is_short_enough_to_matter(tiny_to
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_more_left_padding_changes_no_logprob(family, shares_prefix, tiny_tokenizer):
     policy = language_model(family, tiny_tokenizer)
-    policy.capabilities.shares_prefix = shares_prefix
+    set_capabilities(policy, shares_prefix=shares_prefix)
     short, long = rollout(*LENGTHS), rollout(*LENGTHS, extra_padding=11)
     assert long.prompt_ids.shape[1] == short.prompt_ids.shape[1] + 11
 

@@ -1,9 +1,12 @@
 """Random two-layer models of several families, and rollouts of given lengths for them."""
 
+from dataclasses import replace
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from grpovi_lightning.models import LanguageModel
+from grpovi_lightning.models.passes import ForwardPasses
 from grpovi_lightning.ops import pad_left, pad_right
 from grpovi_lightning.structures import PromptBatch, Rollout
 
@@ -76,6 +79,11 @@ def language_model(family, tokenizer, seed=3, **settings) -> LanguageModel:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).eval()
     return LanguageModel(model, tokenizer)
+
+
+def set_capabilities(policy, **changes) -> None:
+    """Has a policy run its model otherwise than the trial allows."""
+    policy._passes = ForwardPasses(policy.model, replace(policy.capabilities, **changes))
 
 
 def rollout(prompt_lengths, completion_lengths, vocabulary=40, seed=0, extra_padding=0) -> Rollout:

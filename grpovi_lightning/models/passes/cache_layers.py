@@ -1,11 +1,10 @@
 """The layers of key-value caches in which a prompt stands once for all completions of its group.
 
 `PrefixLayer` keeps the prompt of each group. For training, `ExpandedLayer` puts completions behind it in one
-concatenation. For decoding, `GroupLayer` keeps the completions beside it, in memory that is reserved once, and computes
-the attention to both parts without ever copying the prompt: the completions of a group are the rows of one matrix
-product with its keys.
+concatenation. For decoding, `GroupLayer` keeps the completions beside it, in memory that is reserved once. It never
+copies the prompt: the completions of a group are the rows of one matrix product with the prompt's keys.
 
-Shapes: Q query heads, K key-value heads, R = Q / K, D the size of a head.
+Shapes: Q query heads, K key-value heads, R = Q / K, D the size of a head, t completion tokens so far.
 """
 
 from typing import Any
@@ -20,25 +19,28 @@ class UnsupportedAttentionError(Exception):
 
 
 class PrefixLayer(DynamicLayer):
-    """Keys and values of prompts, [P, K, S, D], all of them: a sliding window is the mask's business here."""
+    """Keys and values of prompts, [P, K, S, D].
+
+    Attributes:
+        window: tokens that this layer sees; None: all.
+    """
 
     def __init__(self, window: int | None = None) -> None:
-        """Takes the number of tokens that this layer sees; None: all."""
+        # All tokens are kept even where a window is set, because completions move the window; masks hide the rest.
         super().__init__()
         self.window = window
 
 
 class ExpandedLayer(DynamicLayer):
-    """The same prompts for `members` completions each, [P * members, K, S + T, D]; nothing is copied but once."""
+    """The same prompts for `members` completions each, [P * members, K, S + T, D], copied once."""
 
     def __init__(self, prefix: PrefixLayer, members: int) -> None:
-        """Takes the prompts' layer."""
         super().__init__()
         self.keys, self.values = prefix.keys, prefix.values
         self.members, self.is_initialized = members, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Puts completions [P * members, K, T, D] behind their prompts, once."""
+        """Put completions [P * members, K, T, D] behind their prompts, once."""
         assert self.keys is not None and self.values is not None
         self.keys = _behind(self.keys, key_states, self.members)
         self.values = _behind(self.values, value_states, self.members)
@@ -53,12 +55,11 @@ def _behind(prompts: Tensor, completions: Tensor, members: int) -> Tensor:
 class GroupLayer(DynamicLayer):
     """One layer's keys and values while decoding: prompts [P * K, S, D], and completions [P, K, G, length, D].
 
-    The memory of the completions does not grow; each step writes one column. Small models are bound by the number of
-    tensor operations here, so there are few.
+    The memory of the completions does not grow; each step writes one column. The speed of small models is bound by the
+    number of tensor operations here, so there are few.
     """
 
     def __init__(self, prefix: PrefixLayer, members: int, length: int) -> None:
-        """Reserves the memory."""
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
         self.prompt_keys, self.prompt_values = prefix.keys.flatten(0, 1), prefix.values.flatten(0, 1)
@@ -72,24 +73,24 @@ class GroupLayer(DynamicLayer):
         self._passed: Tensor | None = None
 
     def get_seq_length(self) -> int:
-        """Prompt and completion tokens so far, padding included."""
+        """Return the number of prompt and completion tokens so far, padding included."""
         return self.prompt_length + self.n_tokens
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes the next token of every completion, [P * G, K, 1, D], and hands the arguments back.
+        """Write the next token of every completion, [P * G, K, 1, D], and return the arguments.
 
-        The model passes them on to `group_attention`, which takes what it needs from here.
+        The model passes them on to `group_attention`, which takes what it needs from this layer.
         """
         assert self.keys is not None and self.values is not None
         groups, heads, members = self.keys.shape[:3]
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             store.select(3, self.n_tokens).copy_(states.reshape(groups, members, heads, -1).transpose(1, 2))
         self.n_tokens += 1
-        self._passed = key_states
+        self._passed = key_states  # so that `attend` notices a model that does something to its keys afterwards
         return key_states, value_states
 
     def keep(self, groups: Tensor, members: Tensor) -> None:
-        """Keeps some completions: `members` [P', G'] of the groups [P']."""
+        """Keep some completions: `members` [P', G'] of the groups [P']."""
         assert self.keys is not None and self.values is not None
         before, heads = self.keys.shape[:2]
         self.prompt_keys = self.prompt_keys.unflatten(0, (before, heads))[groups].flatten(0, 1)
@@ -104,7 +105,7 @@ class GroupLayer(DynamicLayer):
     def attend(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, window: int | None
     ) -> Tensor:
-        """Attention of the newest token of each completion to its prompt and to the completion so far.
+        """Compute the attention of the newest token of each completion to its prompt and to the completion so far.
 
         Args:
             query: [P * G, Q, 1, D].
@@ -116,6 +117,9 @@ class GroupLayer(DynamicLayer):
 
         Returns:
             [P * G, 1, Q, D].
+
+        Raises:
+            UnsupportedAttentionError: the keys are not those that were cached.
         """
         if key is not self._passed:
             raise UnsupportedAttentionError("the model changes keys after they were cached")
@@ -133,7 +137,7 @@ class GroupLayer(DynamicLayer):
         completion_mask: Tensor | None,
         softcap: float | None,
     ) -> Tensor:
-        """Attention to some columns; the masks are added to their scores."""
+        """Compute the attention to some columns; the masks are added to their scores."""
         assert self.keys is not None and self.values is not None
         groups, heads, members = self.keys.shape[:3]
         rows, size = groups * heads, query.shape[-1]
@@ -146,6 +150,7 @@ class GroupLayer(DynamicLayer):
         query = query.reshape(rows * members, -1, size)  # [P * K * G, R, D]
         on_completion = self._completion_scores(query, keys, completion_mask, softcap)
         on_prompt = on_prompt.view(*on_completion.shape[:2], prompt_keys.shape[1])
+        # Prompt and completion are joined before the softmax, so this is exact and no combination of two parts.
         weights = torch.cat([on_prompt, on_completion], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
         on_prompt, on_completion = weights.split([prompt_keys.shape[1], keys.shape[1]], dim=-1)
         output = torch.bmm(on_prompt.reshape(rows, members * query.shape[1], prompt_keys.shape[1]), prompt_values)
@@ -154,35 +159,35 @@ class GroupLayer(DynamicLayer):
         return output.reshape(groups * members, 1, -1, output.shape[-1])
 
     def _completion_scores(self, query: Tensor, keys: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-        """[P * K * G, R, D] and [P * K * G, t, D] -> [P * K * G, R, t]."""
+        """Return scores [P * K * G, R, t] of queries [P * K * G, R, D] and keys [P * K * G, t, D]."""
         return attention_scores(query, keys, mask, softcap)
 
     def _with_completion(self, output: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-        """Adds weights [P * K * G, R, t] times values [P * K * G, t, D] to the output [P * K * G, R, D]."""
+        """Add weights [P * K * G, R, t] times values [P * K * G, t, D] to the output [P * K * G, R, D]."""
         return torch.baddbmm(output, weights, values)
 
 
 class StaticGroupLayer(GroupLayer):
     """The same in shapes that do not change from token to token, for code that is compiled or captured.
 
-    Attention reads the first `visible` columns, and those not written yet are masked. `place`, the number of tokens so
-    far, is a tensor that all layers share.
+    Attributes:
+        visible: attention reads that many columns, and those not written yet are masked.
+        place: [1] the number of tokens so far, a tensor that all layers share.
     """
 
     def __init__(self, prefix: PrefixLayer, members: int, length: int, place: Tensor) -> None:
-        """Reserves the memory, and fills it: what is masked must not be NaN."""
         super().__init__(prefix, members, length)
         assert self.keys is not None and self.values is not None
+        # Columns that are not written yet are read and masked, and 0 times the NaN of unused memory would be NaN.
         self.keys.zero_()
         self.values.zero_()
         self.place, self.visible = place, length
 
     def get_seq_length(self) -> int:
-        """Unknown to Python; nothing here asks."""
+        # The number of completion tokens is in `place` only, on the device; nothing here asks for it.
         return self.prompt_length
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes the next token of every completion, [P * G, K, 1, D], and hands the arguments back."""
         assert self.keys is not None and self.values is not None
         groups, heads, members = self.keys.shape[:3]
         for store, states in ((self.keys, key_states), (self.values, value_states)):
@@ -192,13 +197,11 @@ class StaticGroupLayer(GroupLayer):
         return key_states, value_states
 
     def keep(self, groups: Tensor, members: Tensor) -> None:
-        """Would change the shapes."""
-        raise NotImplementedError
+        raise NotImplementedError  # it would change the shapes
 
     def attend(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, window: int | None
     ) -> Tensor:
-        """See `GroupLayer`."""
         columns = torch.arange(self.visible, device=query.device)
         seen = columns <= self.place
         if window is not None:
@@ -210,21 +213,20 @@ class StaticGroupLayer(GroupLayer):
         return self._attention(query * scaling, slice(None), slice(0, self.visible), mask, later, softcap)
 
     def _completion_scores(self, query: Tensor, keys: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-        """See `GroupLayer`; a compiler makes one loop of it, which is faster than many products of one row."""
+        # Where R = 1 a compiler makes one loop of this, which is faster than many products of one row.
         if query.shape[1] > 1 or not torch.compiler.is_compiling():
             return super()._completion_scores(query, keys, mask, softcap)
         scores = (query[:, :, None] * keys[:, None]).sum(dim=-1)
         return capped(scores, mask, softcap)
 
     def _with_completion(self, output: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-        """See `GroupLayer`, and above."""
         if weights.shape[1] > 1 or not torch.compiler.is_compiling():
             return super()._with_completion(output, weights, values)
         return output + (weights[..., None] * values[:, None]).sum(dim=-2)
 
 
 def attention_scores(query: Tensor, keys: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-    """Queries [n, q, D] and keys [n, k, D] -> [n, q, k]; see `capped`."""
+    """Return the scores [n, q, k] of queries [n, q, D] and keys [n, k, D], capped and masked."""
     keys = keys.transpose(1, 2)
     # One operation instead of two; a compiler would copy the mask for it, and fuses the addition by itself.
     if softcap is None and mask is not None and not torch.compiler.is_compiling():
@@ -233,7 +235,7 @@ def attention_scores(query: Tensor, keys: Tensor, mask: Tensor | None, softcap: 
 
 
 def capped(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
-    """Scores squashed to the soft cap, then masked by addition."""
+    """Squash scores to the soft cap, then mask them by addition."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     return scores if mask is None else scores + mask

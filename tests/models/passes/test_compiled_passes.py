@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 from helpers.threads import two_threads  # noqa: F401  applies to all tests here
-from tiny_models import language_model, rollout
+from models.tiny_models import language_model, rollout
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 from torch._inductor.lowering import lowerings
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models import compiled_passes
-from grpovi_lightning.models.compiled_passes import compiling
+from grpovi_lightning.models.passes import compiled_passes
+from grpovi_lightning.models.passes.torch_compiler import compiling
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 SMALL = rollout([4, 2], [[3, 3], [7, 6]])

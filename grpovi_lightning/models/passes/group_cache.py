@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
-from grpovi_lightning.models.cache_layers import GroupLayer, StaticGroupLayer, UnsupportedAttentionError
+from grpovi_lightning.models.passes.cache_layers import GroupLayer, StaticGroupLayer, UnsupportedAttentionError
+from grpovi_lightning.models.passes.model_traits import attention_named
 
 GROUP_ATTENTION = "grpovi_group"
 
 
 class _Active:
-    """The cache that is being decoded into. No `ContextVar`, because a compiler cannot look into one."""
+    """The cache that is being decoded into: the attention function gets no other hint of it."""
 
+    # An attribute and no `ContextVar`, because `torch.compile` cannot look into one.
     cache: "GroupCache | None" = None
 
 
@@ -31,7 +33,7 @@ class GroupCache(Cache):
     layers: list[GroupLayer]
 
     def __init__(self, prefix: Cache, prompt_mask: Tensor, members: int, length: int, static: bool = False) -> None:
-        """Makes room for `length` tokens of `members` completions behind each prompt.
+        """Make room for `length` tokens of `members` completions behind each prompt.
 
         Args:
             prefix: the prompts, in `PrefixLayer`s.
@@ -48,6 +50,8 @@ class GroupCache(Cache):
             layers = [GroupLayer(layer, members, length) for layer in prompts]
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self.mask: Tensor | None = None
+        # Without padding there is nothing to mask, and one operation less a layer. Static shapes always get a mask,
+        # because whether there is padding must not change the code that runs.
         if static or not bool(prompt_mask.all()):
             keys = prompts[0].keys
             assert keys is not None
@@ -55,17 +59,17 @@ class GroupCache(Cache):
             self.mask = zeros.masked_fill_(~prompt_mask, -torch.inf).repeat_interleave(keys.shape[1], dim=0)[:, None]
 
     def show(self, columns: int) -> None:
-        """Has static layers read as many columns; they must hold all tokens that come before the next call."""
+        """Have static layers read this many columns, enough for all tokens that come before the next call."""
         for layer in self.layers:
             assert isinstance(layer, StaticGroupLayer)
             layer.visible = columns
 
     def advance(self) -> None:
-        """Goes to the next token; every layer has seen the one before."""
+        """Go to the next token, once every layer has seen the one before."""
         self.place.add_(1)
 
     def keep(self, groups: Tensor, members: Tensor) -> None:
-        """Keeps some completions: `members` [P', G'] of the groups [P']."""
+        """Keep some completions: `members` [P', G'] of the groups [P']."""
         if self.mask is not None:
             before, heads = self.layers[0].keys.shape[:2]  # type: ignore[union-attr]
             self.mask = self.mask.unflatten(0, (before, heads))[groups].flatten(0, 1)
@@ -84,7 +88,7 @@ def group_attention(
     sliding_window: int | None = None,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of one layer for the newest token of each completion; `transformers` calls it.
+    """Compute the attention of one layer for the newest token of each completion; `transformers` calls this.
 
     Raises:
         UnsupportedAttentionError: the model asks for something else than scaled scores, a soft cap or a window.
@@ -108,13 +112,11 @@ AttentionInterface.register(GROUP_ATTENTION, group_attention)
 
 @contextmanager
 def attention_by_groups(model: PreTrainedModel, cache: GroupCache) -> Iterator[None]:
-    """Inside, the model's attention is `group_attention` on this cache."""
-    config = model.config
-    before, _active.cache = config._attn_implementation, cache
-    # No mask is registered under this name, so `transformers` builds none: the cache knows what is padding.
-    config._attn_implementation = GROUP_ATTENTION
+    """Have the model's attention be `group_attention` on this cache; afterwards it is what it was before."""
+    before, _active.cache = _active.cache, cache
     try:
-        yield
+        # No mask is registered under this name, so `transformers` builds none: the cache knows what is padding.
+        with attention_named(model, GROUP_ATTENTION):
+            yield
     finally:
-        config._attn_implementation = before
-        _active.cache = None
+        _active.cache = before

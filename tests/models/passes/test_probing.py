@@ -3,13 +3,12 @@ import logging
 
 import pytest
 import torch
-from tiny_models import language_model, rollout, row_by_row_logprobs
+from models.tiny_models import language_model, rollout, row_by_row_logprobs, set_capabilities
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models import capabilities, group_cache
-from grpovi_lightning.models.output_head import Split, Whole
+from grpovi_lightning.models.passes import FusedHead, SeparateHead, group_cache, probing
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch
 
@@ -34,7 +33,7 @@ WAYS = {
 @pytest.fixture(autouse=True)
 def said(monkeypatch):
     """Nothing was logged yet."""
-    monkeypatch.setattr(capabilities, "_said", set())
+    monkeypatch.setattr(probing, "_said", set())
 
 
 def sampled(policy):
@@ -68,7 +67,7 @@ def test_whichever_way_a_model_takes_its_logprobs_are_those_of_single_unpadded_p
     found = policy.capabilities
 
     assert (found.shares_prefix, found.decodes_by_groups) == WAYS[family]
-    assert isinstance(found.parts, Split)
+    assert isinstance(found.parts, SeparateHead)
     assert error_of_training(policy) < 1e-4
     assert error_of_sampling(policy) < 1e-4
 
@@ -118,24 +117,100 @@ class TestReport:
         assert not [record for record in caplog.records if record.name.startswith("grpovi_lightning")]
 
 
+def state(model):
+    """Everything that a trial touches, and must leave as it was."""
+    return {
+        "modes": [module.training for module in model.modules()],
+        "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()],
+        "attention": model.config._attn_implementation,
+        "cache": group_cache._active.cache,
+        "gradients": [parameter.grad is None for parameter in model.parameters()],
+        "random": torch.get_rng_state().tolist(),
+    }
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_trying_out_leaves_the_model_as_it_is(training, tiny_tokenizer):
     policy = language_model("gpt2", tiny_tokenizer, resid_pdrop=0.3, attn_pdrop=0.3, embd_pdrop=0.3)
     policy.model.train(training)
+    policy.model.get_input_embeddings().train(not training)  # a part in another mode than the rest
     weights = {name: value.clone() for name, value in policy.model.state_dict().items()}
-    attention = policy.model.config._attn_implementation
     torch.manual_seed(1)
-    before = torch.get_rng_state()
+    before = state(policy.model)
 
     found = policy.capabilities
 
     assert found.shares_prefix and found.decodes_by_groups  # dropout would have made them disagree
     assert policy.capabilities is found
-    assert all(module.training == training for module in policy.model.modules())
-    assert policy.model.config._attn_implementation == attention
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(p.grad is None for p in policy.parameters())
+    assert state(policy.model) == before
     assert all(torch.equal(value, weights[name]) for name, value in policy.model.state_dict().items())
+
+
+# Passes of a trial: 1 and 2 are those of the output head, 3 to 11 plain ones, 12 and 13 shared, 14 to 16 by groups.
+ENDINGS = [
+    *((KeyboardInterrupt(), at) for at in (1, 3, 12, 14, 16)),
+    (SystemExit(1), 11),
+    (MemoryError(), 2),
+    (torch.OutOfMemoryError("CUDA out of memory."), 13),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), 15),
+]
+
+
+def cut_short(policy, at, ending):
+    """Tries the model out, with an error in the middle of that many-th forward pass."""
+    count = iter(range(1, 1000))
+
+    def hook(*_):
+        if next(count) == at:
+            raise ending
+
+    handle = policy.model.model.layers[1].self_attn.register_forward_hook(hook)
+    try:
+        return policy.capabilities
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("ending", "at"), ENDINGS)
+def test_a_trial_that_is_cut_short_leaves_nothing_behind(ending, at, tiny_tokenizer, caplog):
+    """Neither a plain path that nobody asked for, nor hooks, modes, another attention, or half of what was found."""
+    policy = language_model("llama", tiny_tokenizer)
+    policy.model.train()
+    policy.model.lm_head.eval()
+    before = state(policy.model)
+
+    with pytest.raises(type(ending)) as raised:
+        cut_short(policy, at, ending)
+
+    assert raised.value is ending
+    assert state(policy.model) == before
+    assert policy._passes is None
+    assert not caplog.records
+    found = cut_short(policy, 17, ending)  # there is no such pass
+    assert found.shares_prefix and found.decodes_by_groups and isinstance(found.parts, SeparateHead)
+
+
+def test_a_model_that_was_refused_is_left_as_it_was(tiny_tokenizer):
+    policy = language_model("bart", tiny_tokenizer)
+    policy.model.train()
+    before = state(policy.model)
+
+    with pytest.raises(UserError, match="padd"):
+        _ = policy.capabilities
+
+    assert state(policy.model) == before and policy._passes is None
+
+
+def test_a_head_that_cannot_be_run_apart_is_said_with_the_reason(tiny_tokenizer, caplog):
+    policy = language_model("llama", tiny_tokenizer)
+    hooks = state(policy.model)["hooks"]
+    with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
+        assert isinstance(language_model("rembert", tiny_tokenizer).capabilities.parts, FusedHead)
+        assert isinstance(with_head(policy, scaled, 8.0).capabilities.parts, FusedHead)
+
+    assert "RemBertForCausalLM takes a plain, slower path: its output head apart from its body failed" in caplog.text
+    assert "LlamaForCausalLM takes a plain, slower path: its output head apart from its body gives" in caplog.text
+    assert state(policy.model)["hooks"] == hooks
 
 
 # What a wrong model might do. Each disturbs one of the two layers, and only on the way that it lies about.
@@ -240,11 +315,11 @@ def with_head(policy, change, spread):
         (capped, 8.0, torch.bfloat16),
     ],
 )
-def test_a_head_that_is_more_than_is_known_of_it_is_not_split_off(change, spread, dtype, tiny_tokenizer):
+def test_a_head_that_is_more_than_its_configuration_tells_is_not_run_apart(change, spread, dtype, tiny_tokenizer):
     policy = with_head(language_model("llama", tiny_tokenizer), change, spread)
     policy.model.to(dtype)
 
-    assert isinstance(policy.capabilities.parts, Whole)
+    assert isinstance(policy.capabilities.parts, FusedHead)
     if dtype == torch.float32:
         assert policy.capabilities.shares_prefix and policy.capabilities.decodes_by_groups
         assert error_of_training(policy) < 1e-4
@@ -253,7 +328,7 @@ def test_a_head_that_is_more_than_is_known_of_it_is_not_split_off(change, spread
 
 @pytest.mark.parametrize("family", ["cohere", "granite", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scales_and_caps_that_configurations_name_belong_to_the_split_head(family, dtype, tiny_tokenizer):
+def test_scales_and_caps_that_configurations_name_belong_to_the_separate_head(family, dtype, tiny_tokenizer):
     settings = {"final_logit_softcapping": 2.0} if family.startswith("gemma") else {}
     policy = language_model(family, tiny_tokenizer, **settings)
     policy.model.to(dtype)
@@ -261,28 +336,28 @@ def test_scales_and_caps_that_configurations_name_belong_to_the_split_head(famil
 
     parts = policy.capabilities.parts
 
-    assert isinstance(parts, Split)
+    assert isinstance(parts, SeparateHead)
     with torch.no_grad():
-        logits = parts.head(parts.states(12, input_ids=ids, use_cache=False))
+        logits = parts.logits(parts.states(12, input_ids=ids, use_cache=False))
         assert torch.equal(logits, policy.model(ids).logits)
         bare = parts.output(parts.states(12, input_ids=ids, use_cache=False))
     assert not torch.allclose(logits, bare, rtol=0.05)
 
 
-def test_a_layer_between_body_and_output_embedding_keeps_the_model_whole(tiny_tokenizer):
+def test_a_model_with_a_layer_between_body_and_output_embedding_has_a_fused_head(tiny_tokenizer):
     policy = language_model("rembert", tiny_tokenizer)
 
-    assert isinstance(policy.capabilities.parts, Whole)
+    assert isinstance(policy.capabilities.parts, FusedHead)
     assert error_of_training(policy) < 1e-4
     assert error_of_sampling(policy) < 1e-4
 
 
-def test_a_whole_model_trains_as_a_split_one(tiny_tokenizer):
+def test_a_model_with_a_fused_head_trains_as_one_with_a_separate_head(tiny_tokenizer):
     gradients = []
-    for whole in (False, True):
+    for fused in (False, True):
         policy = language_model("llama", tiny_tokenizer)
-        if whole:
-            policy.capabilities.parts = Whole(policy.model)
+        if fused:
+            set_capabilities(policy, parts=FusedHead(policy.model))
         policy.completion_statistics(DATA, 1.0).logprobs.sum().backward()
         gradients.append(nn.utils.parameters_to_vector([p.grad for p in policy.parameters()]))
 

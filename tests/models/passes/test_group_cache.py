@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from models.tiny_models import language_model
 from transformers import Cache
 from transformers.cache_utils import DynamicCache
 
-from grpovi_lightning.models.cache_layers import ExpandedLayer, PrefixLayer, UnsupportedAttentionError
-from grpovi_lightning.models.group_cache import GroupCache, attention_by_groups, group_attention
+from grpovi_lightning.models.passes import group_cache
+from grpovi_lightning.models.passes.cache_layers import ExpandedLayer, PrefixLayer, UnsupportedAttentionError
+from grpovi_lightning.models.passes.group_cache import GroupCache, attention_by_groups, group_attention
 
 SCALE = 0.4
 
@@ -263,3 +265,40 @@ def test_the_models_own_attention_is_back_after_an_error():
     assert Model.config._attn_implementation == "sdpa"
     with pytest.raises(UnsupportedAttentionError, match="outside"):
         group_attention(Module(), *(torch.zeros(1, 1, 1, 1) for _ in range(3)), None)
+
+
+def test_a_cache_inside_another_ones_decoding_leaves_that_one_in_place():
+    outer, inner = Decoding(), Decoding((4,), members=2)
+    with attention_by_groups(Model, outer.cache):
+        with attention_by_groups(Model, inner.cache):
+            assert group_cache._active.cache is inner.cache
+        assert group_cache._active.cache is outer.cache
+        assert Model.config._attn_implementation == group_cache.GROUP_ATTENTION
+        with pytest.raises(KeyboardInterrupt), attention_by_groups(Model, inner.cache):
+            raise KeyboardInterrupt
+        assert group_cache._active.cache is outer.cache
+        assert Model.config._attn_implementation == group_cache.GROUP_ATTENTION
+
+    assert group_cache._active.cache is None
+    assert Model.config._attn_implementation == "sdpa"
+
+
+def test_a_token_decoded_into_another_cache_in_the_middle_of_a_pass_changes_nothing(tiny_tokenizer):
+    policy = language_model("llama", tiny_tokenizer)
+    passes, ids, mask = policy.passes, torch.tensor([[5, 9, 7]]), torch.ones(1, 3, dtype=torch.bool)
+    caches = [passes.start_groups(ids, mask, 2, 4)[1] for _ in range(4)]
+
+    def logits(token, cache):
+        return passes.next_logits(torch.full((2,), token), torch.full((2,), 3), cache)
+
+    expected = [logits(4, caches[0]), logits(8, caches[1])]
+    inner = []
+
+    def interrupt(*_):
+        hook.remove()
+        inner.append(logits(8, caches[3]))
+
+    hook = policy.model.model.layers[1].self_attn.register_forward_pre_hook(interrupt)
+    found = logits(4, caches[2])
+
+    assert torch.equal(found, expected[0]) and torch.equal(inner[0], expected[1])
