@@ -1,6 +1,7 @@
 """Compare this project with TRL: python benchmarks/against_trl.py --trl-python trl-env/bin/python; see README.md."""
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -70,14 +71,13 @@ class System(NamedTuple):
             RunFailed: it ended with an error, or its last line is not the JSON of a step script.
         """
         line = self.run(WORKLOADS / workload, f"--steps={steps}", f"--threads={threads}", f"--seed={seed}")
+        settings = {"workload": workload, "round": number, "seed": seed, "steps": steps, "threads": threads}
         try:
             found = json.loads(line)
-            assert found["system"] == self.name
-            figures = {key: found[key] for key in KEYS}
+            assert found["system"] == self.name and set(KEYS) < found.keys()
         except (ValueError, TypeError, KeyError, AssertionError):
             raise RunFailed(f"{self.name}: got the last line {line!r}, expected the JSON of {self.script}") from None
-        settings = {"workload": workload, "round": number, "system": self.name, "seed": seed, "steps": steps}
-        return {**settings, "threads": threads, **figures}
+        return settings | found
 
 
 def trl_system(python: Path) -> tuple[System, str]:
@@ -118,9 +118,8 @@ def print_comparison(console: Console, runs: pd.DataFrame) -> None:
     columns = ("step\nTRL", "step\nours", "TRL / ours\n(rounds)", "tokens/s\nTRL", "tokens/s\nours")
     columns = ("", *columns, "MiB\nTRL", "MiB\nours", "TRL /\nours")
     note = (
-        f"Medians over {runs['round'].max()} round(s), the two in turn; the figure of a round is the median over its "
-        "steps without the first. Ratios are of the medians; in brackets the lowest and the highest of a round. "
-        "tokens/s: completion tokens. MiB: the largest resident memory of the process."
+        f"Medians over {runs['round'].max()} round(s) of medians over the steps without the first; in brackets the lowest "
+        "and highest ratio of a round. MiB: the largest resident memory of the process."
     )
     print_table(console, "Training steps of TRL's GRPOTrainer and of this project", columns, rows, note)
 
@@ -133,12 +132,10 @@ def print_learning(console: Console, runs: pd.DataFrame) -> None:
     where = ours.gt(highest).replace({True: "above", False: "within"}).mask(ours.lt(lowest), "below")
     rows = [["TRL, lowest to highest", *(f"{lowest[q]:.5f} to {highest[q]:.5f}" for q in quantities)]]
     for seed in ours.index:
-        cells = (f"{ours.loc[seed, q]:.5f} {where.loc[seed, q]:>6}" for q in quantities)
-        rows.append([f"ours, seed {seed}", *cells])
+        rows.append([f"ours, seed {seed}", *(f"{ours.loc[seed, q]:.5f} {where.loc[seed, q]:>6}" for q in quantities)])
     rows.append(["ours within TRL's range", *(f"{(where[q] == 'within').sum()} of {n}" for q in quantities)])
     note = (
-        f"A value that follows the same law as TRL's {n} lies outside their range with probability 2 / {n + 1}: about "
-        f"{2 * n / (n + 1):.1f} of {n} would, were nothing different."
+        f"If both follow one law, each lies outside with probability 2 / {n + 1}: about {2 * n / (n + 1):.1f} of {n}."
     )
     print_table(console, f"The last of {runs['steps'].max()} steps", ("", *quantities), rows, note)
 
@@ -233,7 +230,7 @@ def run(arguments: argparse.Namespace) -> None:
         quiet()
         table = replay_seeds(arguments, trl, WORKLOADS / LEARNING_WORKLOAD)
         rows = [
-            [str(seed), str(step), f"{d:.1e}", *(f"{x:.5f}" for x in rest)] for seed, step, d, *rest in table.values
+            [str(seed), str(k), f"{d:.1e}", *(f"{x:.5f}" for x in rest)] for _, seed, k, d, *rest in table.itertuples()
         ]
         note = "Update: how far all weights have come since the start; the difference as a share of TRL's."
         print_table(out, "The same completions, trained on by TRL and by this project", list(table), rows, note)
@@ -241,12 +238,10 @@ def run(arguments: argparse.Namespace) -> None:
         seeds = range(arguments.seed, arguments.seed + (arguments.learning or 1))
         rounds = range(1, 2 if arguments.learning else arguments.rounds + 1)
         found = []
-        for number, name, seed, system in (
-            (r, w, s, o) for r in rounds for w in names for s in seeds for o in (trl, ours)
-        ):
-            row = system.measure(name, number, seed, arguments.steps, arguments.threads)
-            found.append(row)
-            progress.print(f"round {number}, {name}, seed {seed}, {system.name}: {duration(row[KEYS[0]])} a step")
+        for number, name, seed, system in itertools.product(rounds, names, seeds, (trl, ours)):
+            found.append(system.measure(name, number, seed, arguments.steps, arguments.threads))
+            seconds = duration(found[-1]["median_step_seconds"])
+            progress.print(f"round {number}, {name}, seed {seed}, {system.name}: {seconds} a step")
         table = pd.DataFrame(found)
         (print_learning if arguments.learning else print_comparison)(out, table)
     out.print(write_table(table, output_path("against_trl")))

@@ -20,18 +20,10 @@ def run_command(
     refused: Errors = (),
     failed: Errors = (),
 ) -> int:
-    """Parse `argv` and run; an expected error becomes one line on stderr.
+    """Parse `argv` and run; return the exit status.
 
-    Args:
-        parser: its `prog` begins that line.
-        run: called with the parsed arguments.
-        argv: None for the command line's.
-        least: smallest value of an argument that is a number.
-        refused: errors of the input besides `InputError` and `OSError`.
-        failed: errors of what was run.
-
-    Returns:
-        The exit status: 0; 2 for errors of the input; 1 for `failed`.
+    An expected error becomes one line on stderr, which begins with the parser's `prog`: the exit status is 2 for an
+    argument below `least`, `InputError`, `OSError` and the errors `refused`, 1 for the errors `failed`.
     """
     arguments = parser.parse_args(argv)
     try:

@@ -2,18 +2,17 @@
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import one_pass
 import pandas as pd
 import torch
 from command import run_command
-from one_pass import ROUND, Arm
+from one_pass import COLUMNS, Arm, Problem, Row
 from reporting import consoles, duration, machine, output_path, print_table, write_table
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from grpovi_lightning.data.tables import read_table
 from grpovi_lightning.errors import TrainingError, UserError
@@ -23,20 +22,15 @@ from grpovi_lightning.rewards.sequences import text_rows
 FIT = "MLE, one fit"
 
 
-COLUMNS = ["method", "setting", "order", "pairs", "seconds", "accuracy", "cross_entropy"]
-Row = tuple[str, str, int, int, float, float, float]
-"""One arm on one order of the pairs, a line of the CSV."""
-
-
 def arms() -> list[Arm]:
     """Return every method with every setting."""
     found = [Arm(FIT, f"lam {lam:g}", partial(online.MaximumLikelihood, lam=lam)) for lam in (0.1, 1.0, 10.0)]
-    one_pass = partial(Arm, "one-pass OMD")
-    found += [one_pass(f"lam {lam:g}", partial(online.OnlineMirrorDescent, lam=lam)) for lam in (0.1, 1.0, 10.0)]
-    found.append(Arm("implicit OMD", "lam 1", partial(online.ImplicitMirrorDescent, lam=1.0)))
+    for lam in (0.1, 1.0, 10.0):
+        found.append(Arm(one_pass.ONE_PASS, f"lam {lam:g}", partial(online.OnlineMirrorDescent, lam=lam)))
+    found.append(Arm(one_pass.IMPLICIT, "lam 1", partial(online.ImplicitMirrorDescent, lam=1.0)))
     for rate in (0.001, 0.003, 0.01, 0.03, 0.1):
         make = partial(online.StochasticGradientDescent, rate=online.ConstantRate(rate))
-        found.append(Arm("SGD, constant", f"rate {rate:g}", make))
+        found.append(Arm(one_pass.CONSTANT, f"rate {rate:g}", make))
     return found
 
 
@@ -48,16 +42,11 @@ def differences(features: online.FeatureModel, file: Path, limit: int | None) ->
 
 
 def learn(arm: Arm, z: Tensor, held_out: Tensor, order: int) -> Row:
-    """Learn the pairs in one order, in rounds, or with `FIT` all at once, and score the held-out ones."""
-    estimator = arm.make(z.shape[1])
+    """Learn the pairs in one order, in rounds, or with `FIT` all at once; return the last round with the whole time."""
     mixed = z[torch.randperm(len(z), generator=torch.Generator().manual_seed(order))]
-    began = time.process_time()
-    for part in mixed.split(len(mixed) if arm.name == FIT else ROUND):
-        estimator.update(part, torch.ones(len(part)))
-    seconds = time.process_time() - began
-    margins = estimator.reward(held_out)
-    accuracy = (margins > 0).double().mean().item()
-    return arm.name, arm.setting, order, len(z), seconds, accuracy, softplus(-margins).mean().item()
+    task = Problem(mixed, torch.ones(len(z)).double(), held_out, torch.ones(len(held_out)).double(), torch.empty(0))
+    rounds = list(one_pass.learn(arm, task, order, len(z) if arm.name == FIT else one_pass.ROUND))
+    return *rounds[-1][:4], sum(row[4] for row in rounds), *rounds[-1][5:]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -79,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         # A fit to all pairs at once does not depend on their order.
         rows += [learn(arm, z, held_out, order) for order in range(1 if arm.name == FIT else arguments.orders)]
     frame, table = pd.DataFrame(rows, columns=COLUMNS), []
-    for (method, setting), own in frame.groupby(["method", "setting"], sort=False):
+    for (method, setting), own in frame.groupby(["arm", "setting"], sort=False):
         accuracy, seconds = own["accuracy"], float(own["seconds"].mean())
         line = [f"{accuracy.mean():.2%}", f"{accuracy.min():.2%} to {accuracy.max():.2%}"]
         table.append([method, setting, *line, f"{own['cross_entropy'].mean():.4f}", duration(seconds)])

@@ -21,42 +21,29 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
 
 REST, BETWEEN = "rest", "between steps"
-COLOURS = {
-    keys.STEP_TIME_PREFILL: PALETTE[4],
-    keys.STEP_TIME_DECODE: PALETTE[0],
-    keys.STEP_TIME_REFERENCE: PALETTE[3],
-    keys.STEP_TIME_REWARD: "#f0e442",  # the palette's yellow, which as an area stands out enough
-    keys.STEP_TIME_ADJUSTMENT: INK,
-    keys.STEP_TIME_FORWARD: PALETTE[2],
-    keys.STEP_TIME_BACKWARD: PALETTE[1],
-    keys.STEP_TIME_OPTIMIZER: PALETTE[5],
-    REST: FAINT,
-    BETWEEN: "#d0d7de",
-}
+BETWEEN_COLOUR, REWARD_COLOUR = "#d0d7de", "#f0e442"  # the yellow stands out enough as an area
+COLOURS = dict(
+    zip(
+        (*keys.STEP_PHASES, REST, BETWEEN),
+        (*(PALETTE[i] for i in (4, 0, 3)), REWARD_COLOUR, INK, *(PALETTE[i] for i in (2, 1, 5)), FAINT, BETWEEN_COLOUR),
+        strict=True,
+    )
+)
 LIGHT = (REST, BETWEEN, keys.STEP_TIME_PREFILL, keys.STEP_TIME_REFERENCE, keys.STEP_TIME_REWARD)
 """Parts on whose colour black is easier to read than white."""
 
 
 def profile(scalars: Sequence[Mapping[str, float]], ends: Sequence[float]) -> pd.Series:
-    """Return the parts of a step, seconds; they add up to the median time from the end of a step to the next one's.
+    """Return the median seconds of each phase and of what is left, which add up to the median from end to end.
 
     Args:
         scalars: `step_time` and its phases, seconds, one mapping a step; the first step is left out.
         ends: when each of these steps ended, seconds.
-
-    Returns:
-        Each phase's median; what they leave of the median `step_time`; and what `step_time` leaves of the median time
-        between two ends: data, metrics, logging.
     """
     medians = pd.DataFrame(scalars[1:]).median()
     parts, step = medians[list(keys.STEP_PHASES)], medians[keys.STEP_TIME]
     left = pd.Series({REST: step - parts.sum(), BETWEEN: float(np.median(np.diff(ends))) - step})
     return pd.concat([parts, left])
-
-
-def label(part: str) -> str:
-    """Return a part's name for people."""
-    return part.removeprefix(f"{keys.STEP_TIME}/")
 
 
 def print_profiles(console: Console, profiles: pd.DataFrame) -> None:
@@ -65,7 +52,7 @@ def print_profiles(console: Console, profiles: pd.DataFrame) -> None:
     rows: list[list[str] | None] = []
     for part in COLOURS:
         cells = ((f"{s * 1e3:,.2f}", f"{s / totals[name]:.1%}") for name, s in profiles.loc[part].items())
-        rows.append([label(part), *(text for pair in cells for text in pair)])
+        rows.append([part.split("/")[-1], *(text for pair in cells for text in pair)])
     rows += [None, ["end to end", *(text for total in totals for text in (f"{total * 1e3:,.2f}", "100.0%"))]]
     columns = [column for name in profiles for column in (f"{name}\nms", "\nshare")]
     note = (
@@ -88,7 +75,7 @@ def profile_figure(profiles: pd.DataFrame) -> Figure:
     left = widths.cumsum() - widths
     for part, colour in COLOURS.items():
         bars = axes.barh(
-            list(widths), widths.loc[part], left=left.loc[part], color=colour, height=0.62, label=label(part)
+            list(widths), widths.loc[part], left=left.loc[part], color=colour, height=0.62, label=part.split("/")[-1]
         )
         texts = [f"{width:,.0f}" if width > 0.06 * widths.sum().max() else "" for width in widths.loc[part]]
         axes.bar_label(bars, texts, label_type="center", color=INK if part in LIGHT else PAPER, fontsize=8.0)

@@ -85,10 +85,8 @@ def write_table(frame: pd.DataFrame, path: Path) -> str:
 
 def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     """Set the title and the names of the axes, and draw faint lines to read the values by."""
-    axes.set_title(title, pad=8)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(title=title, xlabel=x, ylabel=y, axisbelow=True)
     axes.grid(True, axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def save_picture(figure: Figure, path: Path) -> str:

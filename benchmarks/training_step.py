@@ -25,6 +25,7 @@ from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import CompiledDecoder, Decoder, GroupDecoder, SamplingConfig
 
 DECODERS: dict[str, type[Decoder]] = {"compiled": CompiledDecoder, "group": GroupDecoder}
+NOTHING_BESIDE = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 TOKENS_AT_ONCE = 8192
 """Of a forward pass of the update. Passes of this size take no longer together than one large one, and less memory."""
 
@@ -47,12 +48,7 @@ class StepTimes(L.Callback):
 
 
 def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Decoder | None = None) -> dict[str, float]:
-    """Train without loggers, checkpoints and held-out prompts: nothing but the steps.
-
-    The settings are those that TRL's trainer has in trl_step.py, defaults included.
-
-    Returns:
-        The scalars of the last step.
+    """Train with the settings that TRL's trainer has in trl_step.py; return the scalars of the last step.
 
     Raises:
         UserError: the checkpoint or the prompts do not do.
@@ -82,11 +78,8 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
         max_steps=steps,
         max_epochs=-1,
         callbacks=[times],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
+        **dict.fromkeys(NOTHING_BESIDE, False),
     )
     trainer.fit(module, data)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -75,38 +75,25 @@ class Recorder(StepEnds):
 def train(work: Workload, steps: int, seed: int, ends: StepEnds, trainer_class: type) -> list[dict[str, float]]:
     """Train with TRL's defaults wherever the workload says nothing; return what TRL logged at each step."""
     gpu = torch.cuda.is_available()
-    with (
-        (work.folder / "prompts.jsonl").open(encoding="utf-8") as lines,
-        tempfile.TemporaryDirectory() as output,
-    ):
+    sizes = {
+        "per_device_train_batch_size": work.prompts_per_step * work.group_size,
+        "num_generations": work.group_size,
+        "max_completion_length": work.completion,
+        "loss_type": work.loss,
+    }
+    same = {name: getattr(work, name) for name in ("temperature", "learning_rate", "beta", "num_iterations")}
+    machine = {"use_cpu": not gpu, "bf16": gpu, "gradient_checkpointing": False}
+    nothing_but_steps = {"logging_steps": 1, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+    prompts = [json.loads(line) for line in (work.folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    with tempfile.TemporaryDirectory() as output:
         trainer = trainer_class(
             model=str(work.folder / "model"),
             processing_class=AutoTokenizer.from_pretrained(work.folder / "model"),
             reward_funcs=work.reward,
-            train_dataset=Dataset.from_list([json.loads(line) for line in lines]),
+            train_dataset=Dataset.from_list(prompts),
             callbacks=[ends],
             args=GRPOConfig(
-                # The workload.
-                per_device_train_batch_size=work.prompts_per_step * work.group_size,
-                num_generations=work.group_size,
-                max_completion_length=work.completion,
-                temperature=work.temperature,
-                learning_rate=work.learning_rate,
-                beta=work.beta,
-                loss_type=work.loss,
-                num_iterations=work.num_iterations,
-                max_steps=steps,
-                seed=seed,
-                # The machine.
-                use_cpu=not gpu,
-                bf16=gpu,
-                gradient_checkpointing=False,
-                # Nothing but the steps.
-                output_dir=output,
-                logging_steps=1,
-                report_to=[],
-                save_strategy="no",
-                disable_tqdm=True,
+                output_dir=output, max_steps=steps, seed=seed, **sizes, **same, **machine, **nothing_but_steps
             ),
         )
         trainer.train()

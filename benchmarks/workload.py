@@ -24,29 +24,18 @@ LEAST = {"steps": 2, "threads": 1, "seed": 0}
 
 @dataclass(frozen=True)
 class Workload:
-    """What a benchmark trains on.
-
-    Attributes:
-        folder: holds `PARTS`.
-        reward: called as TRL calls reward functions.
-        prompts_per_step: P.
-        group_size: G.
-        completion: the longest completion, tokens.
-        loss: TRL's name of the loss.
-        num_iterations: updates on each rollout. TRL calls every update a step, this project every rollout, so that
-            only 1 can be compared.
-    """
+    """What a benchmark trains on; `reward` is called as TRL calls reward functions."""
 
     folder: Path
     reward: Callable[..., list[float | None]]
     prompts_per_step: int
     group_size: int
-    completion: int
+    completion: int  # the longest, tokens
     beta: float
     learning_rate: float
     temperature: float
-    loss: str
-    num_iterations: int
+    loss: str  # TRL's name
+    num_iterations: int  # updates on each rollout: TRL calls each a step, this project all together, so only 1 compares
 
 
 def read_workload(folder: Path) -> Workload:

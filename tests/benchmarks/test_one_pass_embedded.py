@@ -35,8 +35,8 @@ def test_the_fit_is_the_maximum_of_the_likelihood_and_one_pass_takes_rounds_of_3
     run_in("one_pass_embedded", tmp_path, str(study), "--orders", "2")
     (table,) = tmp_path.rglob("*.csv")
     rows = pd.read_csv(table)
-    assert len(rows) == 3 + 2 * 9 and set(rows["pairs"]) == {36}
-    found = rows.set_index(["method", "setting", "order"])
+    assert len(rows) == 3 + 2 * 9 and set(rows["samples"]) == {36}
+    found = rows.set_index(["arm", "setting", "seed"])
 
     features = FeatureModel(str(policy_folder), [LastToken(), MeanOverTokens()])
     features.load()
