@@ -41,8 +41,6 @@ class Sizes(NamedTuple):
 
 
 QUICK = Sizes(paper=(10, 50, 100), batches=((64, 8), (8, 64)), loop=(64, 16), rounds=3, batch_rounds=3)
-
-
 COLUMNS = ["table", "case", "method", "groups", "group_size", "seconds", "repeats", "optimal_value"]
 COLUMNS += ["ratio", "ratio_to"]
 Row = tuple[str, str, str, int | None, int | None, float, int, float | None, float | None, str | None]
@@ -152,12 +150,7 @@ def batch_rows(sizes: Sizes, seed: int) -> Iterator[Row]:
 
 
 def study_rows(study: str) -> Iterator[Row]:
-    """Yield the adjustment's share of a training step, for each arm the median over the steps of its runs.
-
-    Raises:
-        ReportError: there is no study, or no run in it.
-        UserError: its runs did not log the two times.
-    """
+    """Yield the adjustment's share of a training step, for each arm the median over the steps of its runs."""
     runs = load_runs(study)
     times = runs[runs["metric"].isin([STEP_TIME, STEP_TIME_ADJUSTMENT])]
     steps = times.pivot_table(index=["arm", "run", "step"], columns="metric", values="value")

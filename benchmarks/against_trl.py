@@ -31,7 +31,6 @@ from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.structures import PromptBatch, Rollout
 
 HERE = Path(__file__).parent
-LEARNING_WORKLOAD = "short"
 TRL, OURS = "trl", "grpovi-lightning"
 VERSIONS = """
 from importlib.metadata import version
@@ -52,11 +51,7 @@ class System(NamedTuple):
     arguments: tuple[str, ...] = ()
 
     def run(self, *arguments: object) -> str:
-        """Run the script in a process of its own, so that its peak memory is its own; return its last line.
-
-        Raises:
-            RunFailed: it ended with an error.
-        """
+        """Run the script in a process of its own, so that its peak memory is its own; return its last line."""
         command = [self.python, str(HERE / self.script), *map(str, arguments), *self.arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         if done.returncode:
@@ -65,11 +60,7 @@ class System(NamedTuple):
         return (done.stdout.strip().splitlines() or [""])[-1]
 
     def measure(self, workload: str, number: int, seed: int, steps: int, threads: int) -> dict[str, Any]:
-        """Return one run, one line of the CSV; README.md says what the columns mean.
-
-        Raises:
-            RunFailed: it ended with an error, or its last line is not the JSON of a step script.
-        """
+        """Return one run, a line of the CSV; raise `RunFailed` if its last line is not the JSON of a step script."""
         line = self.run(WORKLOADS / workload, f"--steps={steps}", f"--threads={threads}", f"--seed={seed}")
         settings = {"workload": workload, "round": number, "seed": seed, "steps": steps, "threads": threads}
         try:
@@ -81,11 +72,7 @@ class System(NamedTuple):
 
 
 def trl_system(python: Path) -> tuple[System, str]:
-    """Return TRL's side, and the versions of its packages.
-
-    Raises:
-        InputError: `python` does not run, or has no TRL.
-    """
+    """Return TRL's side and the versions of its packages; raise `InputError` where `python` has no TRL."""
     interpreter = os.path.abspath(python.expanduser())  # not resolved: the link is what makes it a virtual environment
     try:
         found = subprocess.run([interpreter, "-c", VERSIONS], capture_output=True, text=True)
@@ -117,10 +104,7 @@ def print_comparison(console: Console, runs: pd.DataFrame) -> None:
         rows.append([str(workload), duration(trl), duration(ours), ratio, *figures])
     columns = ("step\nTRL", "step\nours", "TRL / ours\n(rounds)", "tokens/s\nTRL", "tokens/s\nours")
     columns = ("", *columns, "MiB\nTRL", "MiB\nours", "TRL /\nours")
-    note = (
-        f"Medians over {runs['round'].max()} round(s) of medians over the steps without the first; in brackets the lowest "
-        "and highest ratio of a round. MiB: the largest resident memory of the process."
-    )
+    note = f"Medians over {runs['round'].max()} round(s); in brackets the lowest and highest ratio of a round."
     print_table(console, "Training steps of TRL's GRPOTrainer and of this project", columns, rows, note)
 
 
@@ -222,13 +206,13 @@ def run(arguments: argparse.Namespace) -> None:
     out, progress = consoles()
     trl, versions = trl_system(arguments.trl_python)
     ours = System(OURS, sys.executable, "training_step.py", (f"--decoder={arguments.decoder}",))
-    names = [LEARNING_WORKLOAD] if arguments.learning or arguments.replay else arguments.workloads
+    names = ["short"] if arguments.learning or arguments.replay else arguments.workloads
     for name in names:
         progress.print(write_workload(WORKLOADS / name, NAMED[name]))
     out.print(machine(arguments.threads), f"TRL's Python: {versions}", f"trained on: {training_device()}", sep="\n")
     if arguments.replay:
         quiet()
-        table = replay_seeds(arguments, trl, WORKLOADS / LEARNING_WORKLOAD)
+        table = replay_seeds(arguments, trl, WORKLOADS / "short")
         rows = [
             [str(seed), str(k), f"{d:.1e}", *(f"{x:.5f}" for x in rest)] for _, seed, k, d, *rest in table.itertuples()
         ]

@@ -26,16 +26,10 @@ MARGIN = 2.0
 NARROW = 0.1
 """How far completions of a prompt whose completions are alike lie from what they share, as a part of it."""
 
-ESTIMATORS: Mapping[str, Callable[[int], online.UncertainEstimator]] = {
-    ONE_PASS: online.OnlineMirrorDescent,
-    "MLE refit": online.MaximumLikelihood,
-}
+Estimators = Mapping[str, Callable[[int], online.UncertainEstimator]]
+ESTIMATORS: Estimators = {ONE_PASS: online.OnlineMirrorDescent, "MLE refit": online.MaximumLikelihood}
 """With their default settings: eta = 1 and lambda = 1."""
-PASSIVE_ESTIMATORS: Mapping[str, Callable[[int], online.UncertainEstimator]] = {
-    **ESTIMATORS,
-    "one pass, 0.1": partial(online.OnlineMirrorDescent, lam=0.1),
-    "MLE refit, 0.1": partial(online.MaximumLikelihood, lam=0.1),
-}
+PASSIVE_ESTIMATORS = {**ESTIMATORS, **{f"{name}, 0.1": partial(make, lam=0.1) for name, make in ESTIMATORS.items()}}
 """With less regularisation too: what draws rarely seen arms towards 0 does a part of pessimism's work."""
 
 
@@ -62,20 +56,12 @@ QUICK = Sizes(8, 4, 4, 50, 2, active_rounds=8, passive_labels=24, deployment_rou
 
 @dataclass(frozen=True)
 class Regime:
-    """How the features of completions lie.
-
-    Attributes:
-        name: for tables.
-        decay: coordinate k has scale k^-decay before features are brought to length 1.
-        alike: share of the prompts whose completions are nearly the same.
-        rare: share of the prompts whose completions have the second half of the coordinates for themselves and nothing
-            in the first. Where it is 0, all prompts have all coordinates.
-    """
+    """How the features of completions lie."""
 
     name: str
-    decay: float = 0.0
-    alike: float = 0.0
-    rare: float = 0.0
+    decay: float = 0.0  # coordinate k has scale k^-decay before features are brought to length 1
+    alike: float = 0.0  # share of the prompts whose completions are nearly the same
+    rare: float = 0.0  # share of the prompts that have the second half of the coordinates, and nothing of the first
 
     def completions(self, rng: Generator, n_prompts: int, group_size: int, dim: int) -> Tensor:
         """Return features [P, G, D] of length 1."""
@@ -101,7 +87,6 @@ ACTIVE_STRATEGIES: Mapping[str, online.PairSelection] = {
     "best-second": online.BestAgainstSecond(),
     "best-worst": online.BestAgainstWorst(),
 }
-FRESH, RECURRING = "fresh", "recurring"
 RECURRING_PROMPTS = 4
 DEPLOYMENT_STRATEGIES: Mapping[str, online.PairSelection] = {
     RANDOM: online.RandomPairs(),
@@ -118,10 +103,7 @@ BETAS = (0.0, 0.3, 1.0, 3.0)
 def label(pairs: Pairs, rewards: Tensor, uniforms: Tensor) -> Tensor:
     """Return Bradley-Terry labels [n] that do not depend on the strategy: a pair has one label, whoever asks.
 
-    Args:
-        pairs: what is asked.
-        rewards: [P, G], the true ones.
-        uniforms: [P, G, G] in [0, 1), of which the part above the diagonal is used.
+    `rewards` [P, G] are the true ones; of `uniforms` [P, G, G] in [0, 1) the part above the diagonal is used.
     """
     first, second = torch.tensor(pairs.first), torch.tensor(pairs.second)
     low, high = torch.minimum(first, second), torch.maximum(first, second)
@@ -165,8 +147,7 @@ def active_rows(sizes: Sizes, seed: int) -> Iterator[Row]:
 def logged(sizes: Sizes, rng: Generator, contexts: Tensor) -> tuple[Tensor, Pairs]:
     """Return features [n, G, D] of arms in `contexts` [n, K], and for each two different arms, the first ones oftener.
 
-    Arm a has the features (0, ..., context, ..., 0), its own K places of D = G K: what is learned of one arm says
-    nothing about another.
+    Arm a has K places of D = G K for itself: what is learned of one arm says nothing about another.
     """
     arms = np.arange(sizes.group_size)
     shares = COVERAGE**arms / (COVERAGE**arms).sum()
@@ -195,30 +176,24 @@ def passive_rows(sizes: Sizes, seed: int) -> Iterator[Row]:
         yield PASSIVE, regime, "", TRUTH, seed, 0, "value", true.max(dim=1).values.mean().item()
         for name, make in PASSIVE_ESTIMATORS.items():
             estimator = make(sizes.dim)
-            learned = sizes.passive_labels
-            for batch in torch.arange(learned).split(sizes.labels_per_round):
+            for batch in torch.arange(sizes.passive_labels).split(sizes.labels_per_round):
                 estimator.update(z[batch], y[batch])
             for beta in BETAS:
                 chosen = estimator.pessimistic(test, beta).argmax(dim=1, keepdim=True)
                 value = true.gather(1, chosen).mean().item()
                 policy = f"beta {beta:g}" if beta else GREEDY
-                yield PASSIVE, regime, name, policy, seed, learned, "value", value
-
-
-def checkpoints(rounds: int) -> list[int]:
-    """Return about 20 rounds at equal ratios, the quarter and the last among them."""
-    spaced = np.geomspace(max(1, rounds // 100), rounds, 20).round().astype(int).tolist()
-    return sorted({*spaced, rounds // 4, rounds})
+                yield PASSIVE, regime, name, policy, seed, sizes.passive_labels, "value", value
 
 
 def deployment_rows(sizes: Sizes, seed: int) -> Iterator[Row]:
     """Yield what two completions that are shown and compared fall short of the best, one prompt a round."""
     regime = Regime("")
-    at = checkpoints(sizes.deployment_rounds)
-    for number, name in enumerate((FRESH, RECURRING)):
+    rounds = sizes.deployment_rounds
+    at = sorted({*np.geomspace(max(1, rounds // 100), rounds, 20).round().astype(int).tolist(), rounds // 4, rounds})
+    for number, name in enumerate(("fresh", "recurring")):
         rng = np.random.default_rng([4, number, seed])
         theta = regime.theta(rng, sizes.dim)
-        n_prompts = RECURRING_PROMPTS if name == RECURRING else sizes.deployment_rounds
+        n_prompts = RECURRING_PROMPTS if name == "recurring" else sizes.deployment_rounds
         prompts = regime.completions(rng, n_prompts, sizes.group_size, sizes.dim)
         uniforms = torch.from_numpy(rng.random((sizes.deployment_rounds, sizes.group_size, sizes.group_size)))
         rewards = prompts @ theta

@@ -21,14 +21,9 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
 
 REST, BETWEEN = "rest", "between steps"
-BETWEEN_COLOUR, REWARD_COLOUR = "#d0d7de", "#f0e442"  # the yellow stands out enough as an area
-COLOURS = dict(
-    zip(
-        (*keys.STEP_PHASES, REST, BETWEEN),
-        (*(PALETTE[i] for i in (4, 0, 3)), REWARD_COLOUR, INK, *(PALETTE[i] for i in (2, 1, 5)), FAINT, BETWEEN_COLOUR),
-        strict=True,
-    )
-)
+_FIRST, _LAST = ((PALETTE[i] for i in order) for order in ((4, 0, 3), (2, 1, 5)))
+_ALL = (*_FIRST, "#f0e442", INK, *_LAST, FAINT, "#d0d7de")  # the palette's yellow stands out enough as an area
+COLOURS = dict(zip((*keys.STEP_PHASES, REST, BETWEEN), _ALL, strict=True))
 LIGHT = (REST, BETWEEN, keys.STEP_TIME_PREFILL, keys.STEP_TIME_REFERENCE, keys.STEP_TIME_REWARD)
 """Parts on whose colour black is easier to read than white."""
 
@@ -55,10 +50,7 @@ def print_profiles(console: Console, profiles: pd.DataFrame) -> None:
         rows.append([part.split("/")[-1], *(text for pair in cells for text in pair)])
     rows += [None, ["end to end", *(text for total in totals for text in (f"{total * 1e3:,.2f}", "100.0%"))]]
     columns = [column for name in profiles for column in (f"{name}\nms", "\nshare")]
-    note = (
-        f"Medians over the steps without the first. {REST}: what the phases leave of the median step; {BETWEEN}: from "
-        "its end to the next one's beginning (data, metrics, logging)."
-    )
+    note = f"Medians without the first step. {REST}: what the phases leave; {BETWEEN}: data, metrics, logging."
     print_table(console, "Where a training step's time goes", ["", *columns], rows, note)
 
 

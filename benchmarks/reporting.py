@@ -58,11 +58,9 @@ def machine(threads: int) -> str:
     """Return what one must know of the machine to read the numbers."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     named = re.search(r"^model name\s*: (.*)", info, flags=re.MULTILINE)
-    processor = named[1] if named else platform.machine()
-    return (
-        f"processor: {processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; threads: {threads}\n"
-        f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}"
-    )
+    cores = f"{named[1] if named else platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    versions = f"torch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}"
+    return f"processor: {cores}; threads: {threads}\n{versions}"
 
 
 def training_device() -> str:

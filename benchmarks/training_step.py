@@ -25,7 +25,8 @@ from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import CompiledDecoder, Decoder, GroupDecoder, SamplingConfig
 
 DECODERS: dict[str, type[Decoder]] = {"compiled": CompiledDecoder, "group": GroupDecoder}
-NOTHING_BESIDE = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+NOTHING_BESIDE = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
+NOTHING_BESIDE += ["use_distributed_sampler"]
 TOKENS_AT_ONCE = 8192
 """Of a forward pass of the update. Passes of this size take no longer together than one large one, and less memory."""
 
@@ -78,7 +79,6 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
         max_steps=steps,
         max_epochs=-1,
         callbacks=[times],
-        use_distributed_sampler=False,
         **dict.fromkeys(NOTHING_BESIDE, False),
     )
     trainer.fit(module, data)

@@ -1,7 +1,6 @@
 """Time TRL's GRPO steps on a workload: trl-env/bin/python benchmarks/trl_step.py DIR --steps 12; see README.md.
 
-Runs where TRL is installed and this project need not be. With `--record FILE` it notes what it trained on, for
-replay_trl.py.
+Runs where TRL is installed and this project need not be; `--record FILE` notes what it trained on, for against_trl.py.
 """
 
 import argparse
@@ -33,6 +32,10 @@ class StepEnds(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+
+    def trainer_class(self) -> type:
+        """Return the class that trains."""
+        return GRPOTrainer
 
     def on_step_end(self, *_: object, **__: object) -> None:
         if torch.cuda.is_available():
@@ -72,7 +75,7 @@ class Recorder(StepEnds):
         return RecordingTrainer
 
 
-def train(work: Workload, steps: int, seed: int, ends: StepEnds, trainer_class: type) -> list[dict[str, float]]:
+def train(work: Workload, steps: int, seed: int, ends: StepEnds) -> list[dict[str, float]]:
     """Train with TRL's defaults wherever the workload says nothing; return what TRL logged at each step."""
     gpu = torch.cuda.is_available()
     sizes = {
@@ -86,7 +89,7 @@ def train(work: Workload, steps: int, seed: int, ends: StepEnds, trainer_class: 
     nothing_but_steps = {"logging_steps": 1, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
     prompts = [json.loads(line) for line in (work.folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory() as output:
-        trainer = trainer_class(
+        trainer = ends.trainer_class()(
             model=str(work.folder / "model"),
             processing_class=AutoTokenizer.from_pretrained(work.folder / "model"),
             reward_funcs=work.reward,
@@ -107,8 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--record: got {record}, which is there already; name a new file")
     torch.set_num_threads(arguments.threads)
     ends = Recorder() if record else StepEnds()
-    trainer_class = ends.trainer_class() if isinstance(ends, Recorder) else GRPOTrainer
-    history = train(work, arguments.steps, arguments.seed, ends, trainer_class)
+    history = train(work, arguments.steps, arguments.seed, ends)
     if isinstance(ends, Recorder):
         logged = [{name: row.get(name) for name in ("kl", "reward")} for row in history]
         save_file(ends.tensors, record, {"logged": json.dumps(logged)})

@@ -39,11 +39,7 @@ class Workload:
 
 
 def read_workload(folder: Path) -> Workload:
-    """Read a folder as `write_workload.py` writes it.
-
-    Raises:
-        InputError: a part is missing, or a setting in `workload.json`.
-    """
+    """Read a folder as `write_workload.py` writes it; raise `InputError` if a part or a setting is missing."""
     missing = [part for part in PARTS if not (folder / part).exists()]
     if missing:
         raise InputError(f"{folder}: got no {missing[0]}, expected a workload; write one with write_workload.py")
@@ -74,14 +70,9 @@ def step_result(
 ) -> str:
     """Return the JSON line of a run.
 
-    Args:
-        system: who trained.
-        work: what was trained on.
-        ends: when each step ended, seconds; at least two. A step lasts from the end of the one before to its own, so
-            that data, metrics and bookkeeping count, and the first step, which warms up, does not.
-        mean_length: mean number of tokens of the completions of the last step.
-        kl: of the last step, nats.
-        reward: mean of the last step.
+    `ends` says when each step ended, in seconds: a step lasts from the end of the one before to its own, so that data,
+    metrics and bookkeeping count, and the first step, which warms up, does not. The last three are of the last step:
+    tokens of a completion, nats, and the mean reward.
     """
     median = statistics.median(end - begin for begin, end in pairwise(ends))
     tokens = mean_length * work.prompts_per_step * work.group_size

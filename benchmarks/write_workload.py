@@ -86,19 +86,10 @@ def _save_model(folder: Path, words: Sequence[str], sizes: Sizes) -> None:
     tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, unk_token=unk)
     fast.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        intermediate_size=4 * sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        pad_token_id=SPECIAL_TOKENS.index(pad),
-        eos_token_id=SPECIAL_TOKENS.index(eos),
-        bos_token_id=None,
-    )
+    shape = {"hidden_size": sizes.hidden, "intermediate_size": 4 * sizes.hidden, "num_hidden_layers": sizes.layers}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "tie_word_embeddings": True}
+    ends = {"pad_token_id": SPECIAL_TOKENS.index(pad), "eos_token_id": SPECIAL_TOKENS.index(eos), "bos_token_id": None}
+    config = LlamaConfig(vocab_size=sizes.vocab, max_position_embeddings=2048, **shape, **heads, **ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
