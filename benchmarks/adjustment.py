@@ -22,11 +22,9 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.metric_keys import STEP_TIME, STEP_TIME_ADJUSTMENT
 
 LOWER, UPPER = 0.0, 1.0
-TOLERANCE = 1e-10
-"""How far the optimal values of one instance, and the weighted means before and after, may lie apart."""
+TOLERANCE = 1e-10  # how far the optimal values of one instance, and the weighted means before and after, may lie apart
 ENUMERATED_UP_TO = 1_000
-LONG = 2.0
-"""Seconds; a call of the paper's table that takes longer is timed once."""
+LONG = 2.0  # seconds; a call of the paper's table that takes longer is timed once
 PROMISED_RATIO, PROMISED_SHARE = 20, 0.002
 
 
@@ -45,8 +43,7 @@ COLUMNS = ["table", "case", "method", "groups", "group_size", "seconds", "repeat
 COLUMNS += ["ratio", "ratio_to"]
 Row = tuple[str, str, str, int | None, int | None, float, int, float | None, float | None, str | None]
 """One measurement, one line of the CSV; README.md says what the columns mean."""
-Timing = tuple[Any, float, int]
-"""What a method returned, the median seconds of its repeats, and how many they were."""
+Timing = tuple[Any, float, int]  # what a method returned, the median seconds of its repeats, and how many they were
 
 
 class Disagreement(Exception):
@@ -201,7 +198,6 @@ def run(arguments: argparse.Namespace) -> None:
     sizes = QUICK if arguments.quick else Sizes()
     out.print(machine(arguments.threads))
     rows = [*paper_rows(sizes, arguments.seed, progress.print), *batch_rows(sizes, arguments.seed)]
-    progress.print(f"a loop over {sizes.loop[0]:,} groups, {sizes.rounds + 1} times")
     rows += [*loop_rows(sizes, arguments.seed), *of_study]
     frame = pd.DataFrame(rows, columns=COLUMNS).astype({"groups": "Int64", "group_size": "Int64"})
     print_tables(out, frame, arguments.study)

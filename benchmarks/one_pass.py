@@ -37,8 +37,7 @@ EARLY = 400  # pairs after which the time of a round is compared with that at th
 COLOURS = dict(zip((ONE_PASS, WARM, CONSTANT, FALLING, IMPLICIT, COLD), PALETTE, strict=True)) | {LOOSE: PALETTE[1]}
 DASHES = {IMPLICIT: "dashed", COLD: "dashed", FALLING: "dashed", LOOSE: "dotted"}
 
-Tracks = dict[tuple[str, str], pd.DataFrame]
-"""(arm, setting) -> a row a seed and round, with the columns `COLUMNS`."""
+Tracks = dict[tuple[str, str], pd.DataFrame]  # (arm, setting) -> a row a seed and round, with the columns `COLUMNS`
 
 
 class Sizes(NamedTuple):

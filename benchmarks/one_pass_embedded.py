@@ -57,7 +57,6 @@ def run(arguments: argparse.Namespace) -> None:
     features.check()
     torch.set_num_threads(1)
     features.load()
-    progress.print("features of the pairs")
     z = differences(features, prepare / "task" / "preferences.jsonl", arguments.pairs)
     held_out = differences(features, prepare / "task" / "preferences_validation.jsonl", None)
     sizes = f"{len(z):,} pairs in {arguments.orders} random orders, {len(held_out):,} held out; {features.dim} features"

@@ -23,8 +23,7 @@ from grpovi_lightning.rewards.online.selection import Pairs
 
 MARGIN = 2.0
 """Standard deviation of the reward differences of independent completions; the better then wins about 3 times in 4."""
-NARROW = 0.1
-"""How far completions of a prompt whose completions are alike lie from what they share, as a part of it."""
+NARROW = 0.1  # how far completions of a prompt whose completions are alike lie from what they share, as a part of it
 
 Estimators = Mapping[str, Callable[[int], online.UncertainEstimator]]
 ESTIMATORS: Estimators = {ONE_PASS: online.OnlineMirrorDescent, "MLE refit": online.MaximumLikelihood}
@@ -95,8 +94,7 @@ DEPLOYMENT_STRATEGIES: Mapping[str, online.PairSelection] = {
 }
 PASSIVE_REGIMES: Mapping[str, float] = {"covered better": 1.0, "unrelated": 0.0, "covered worse": -1.0}
 """Regime -> standard deviations by which the reward of an arm falls from the most to the least covered one."""
-COVERAGE = 0.6
-"""How often an arm is logged, as a part of how often the arm before it is."""
+COVERAGE = 0.6  # how often an arm is logged, as a part of how often the arm before it is
 BETAS = (0.0, 0.3, 1.0, 3.0)
 
 

@@ -15,13 +15,11 @@ from analysis.statistics import Bootstrap, Estimate, estimate_mean
 from analysis.style import DASHES, FAINT, PALETTE, RC
 
 PASSIVE, ACTIVE, DEPLOYMENT = "passive", "active", "deployment"
-TRUTH = "truth"
-"""The method that knows the reward: what nobody can do better."""
+TRUTH = "truth"  # the method that knows the reward: what nobody can do better
 RANDOM, GREEDY = "random", "greedy"
 REGRET = "regret"
 ONE_PASS = "one pass"
-BOTH_GREEDY = "best-second"
-"""What optimism is compared with: both completions are shown for their reward alone."""
+BOTH_GREEDY = "best-second"  # what optimism is compared with: both completions are shown for their reward alone
 BETTER, WORSE, UNSEEN = "better", "worse", "no difference"
 
 

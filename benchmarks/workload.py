@@ -18,8 +18,7 @@ from command import InputError
 
 PARTS = ("model", "prompts.jsonl", "reward.py", "workload.json")
 KEYS = ("median_step_seconds", "completion_tokens_per_second", "peak_rss_mb", "kl_last", "reward_last")
-LEAST = {"steps": 2, "threads": 1, "seed": 0}
-"""Smallest values of the arguments of `step_parser`."""
+LEAST = {"steps": 2, "threads": 1, "seed": 0}  # smallest values of the arguments of `step_parser`
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from workload import PARTS
 
 WORKLOADS = Path("runs") / "benchmarks" / "workloads"
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
-N_PROMPTS = 1024
 HEADS = 4
 TRAINING = {"beta": 0.04, "learning_rate": 1e-3, "temperature": 1.0, "loss": "grpo", "num_iterations": 1}
 REWARD = '''"""The share of words that end in 7: quick to compute, continuous, and it can be learned."""
@@ -71,7 +70,7 @@ def write_workload(folder: Path, sizes: Sizes) -> str:
     words = [f"w{i}" for i in range(sizes.vocab - len(SPECIAL_TOKENS))]
     with (folder / "prompts.jsonl").open("w", encoding="utf-8") as file:
         draw = random.Random(0)
-        for _ in range(N_PROMPTS):
+        for _ in range(1024):
             length = draw.randint(sizes.prompt // 2, sizes.prompt)
             prompt = " ".join(words[draw.randrange(len(words))] for _ in range(length))
             file.write(json.dumps({"prompt": prompt}) + "\n")
