@@ -1,19 +1,18 @@
-"""Times this project's GRPO steps on a workload: python benchmarks/training_step.py DIR --steps 12; see README.md."""
+"""Time this project's GRPO steps on a workload: python benchmarks/training_step.py DIR --steps 12; see README.md."""
 
+import argparse
 import logging
-import statistics
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import lightning as L
 import torch
-from step_result import step_arguments, step_result
+from command import run_command
 from torch.optim.lr_scheduler import LambdaLR
-from workload import InputError, Workload, read_workload
+from workload import LEAST, Workload, read_workload, step_parser, step_result
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.advantages import GroupAdvantage
@@ -21,11 +20,13 @@ from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import PretrainedCausalLM
-from grpovi_lightning.modules import GRPOModule
+from grpovi_lightning.modules import GRPOModule, UpdateSettings
 from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import CompiledDecoder, Decoder, GroupDecoder, SamplingConfig
 
 DECODERS: dict[str, type[Decoder]] = {"compiled": CompiledDecoder, "group": GroupDecoder}
+NOTHING_BESIDE = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
+NOTHING_BESIDE += ["use_distributed_sampler"]
 TOKENS_AT_ONCE = 8192
 """Of a forward pass of the update. Passes of this size take no longer together than one large one, and less memory."""
 
@@ -34,13 +35,11 @@ class StepTimes(L.Callback):
     """When each step ended, and the scalars `names` that it logged."""
 
     def __init__(self, names: Sequence[str] = ()) -> None:
-        """Names none by default, so that reading them takes none of the time that is measured."""
-        self.names = names
+        self.names = names  # none by default: reading them would take some of the time that is measured
         self.ends: list[float] = []
         self.scalars: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Notes the time, on a GPU once the device is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
@@ -48,18 +47,9 @@ class StepTimes(L.Callback):
             logged = trainer.callback_metrics
             self.scalars.append({name: float(logged[name]) for name in self.names})
 
-    def median_seconds(self) -> float:
-        """From the end of a step to the end of the next."""
-        return statistics.median(end - begin for begin, end in pairwise(self.ends))
-
 
 def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Decoder | None = None) -> dict[str, float]:
-    """Trains without loggers, checkpoints and held-out prompts: nothing but the steps.
-
-    The settings are those that TRL's trainer has in trl_step.py, defaults included.
-
-    Returns:
-        The scalars of the last step.
+    """Train with the settings that TRL's trainer has in trl_step.py; return the scalars of the last step.
 
     Raises:
         UserError: the checkpoint or the prompts do not do.
@@ -71,13 +61,11 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
         sampling=SamplingConfig(max_completion_length=work.completion, temperature=work.temperature),
         decoder=decoder,
         compile_passes=isinstance(decoder, CompiledDecoder),
-        tokens_per_micro_batch=TOKENS_AT_ONCE,
         advantage=GroupAdvantage("group"),
         loss=GRPOLoss(beta=work.beta),
         optimizer=lambda params: torch.optim.AdamW(params, lr=work.learning_rate, weight_decay=0.0, fused=True),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: 1.0 - step / steps),
-        max_grad_norm=1.0,
-        num_iterations=work.num_iterations,
+        updates=UpdateSettings(num_iterations=work.num_iterations, tokens_per_micro_batch=TOKENS_AT_ONCE),
         seed=seed,
     )
     data = PromptDataModule(train=str(work.folder / "prompts.jsonl"), prompts_per_step=work.prompts_per_step, seed=seed)
@@ -89,37 +77,34 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
         max_steps=steps,
         max_epochs=-1,
         callbacks=[times],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        **dict.fromkeys(NOTHING_BESIDE, False),
     )
     trainer.fit(module, data)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def quiet() -> None:
-    """Lightning's hints about a bare trainer would stand between the lines that are printed."""
+    """Silence Lightning's hints about a bare trainer, which would stand between the lines that are printed."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the JSON line; returns the exit status, 2 for arguments or a workload that do not do."""
-    try:
-        arguments = step_arguments("Times this project's GRPO steps on a workload.", argv, list(DECODERS))
-        work = read_workload(arguments.directory)
-        torch.set_num_threads(arguments.threads)
-        quiet()
-        times = StepTimes()
-        last = train(work, arguments.steps, arguments.seed, times, DECODERS[arguments.decoder]())
-    except (InputError, UserError) as error:
-        print(f"training_step.py: error: {error}", file=sys.stderr)
-        return 2
+def run(arguments: argparse.Namespace) -> None:
+    """Train and print the JSON line."""
+    work = read_workload(arguments.directory)
+    torch.set_num_threads(arguments.threads)
+    quiet()
+    times = StepTimes()
+    last = train(work, arguments.steps, arguments.seed, times, DECODERS[arguments.decoder]())
     length = last[keys.COMPLETIONS_MEAN_LENGTH]
     print(step_result("grpovi-lightning", work, times.ends, length, last[keys.KL], last[keys.REWARD]))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit status, 2 for arguments or a workload that do not do."""
+    parser = step_parser("training_step.py", "Time this project's GRPO steps on a workload.")
+    parser.add_argument("--decoder", choices=DECODERS, default="compiled", help="default: compiled")
+    return run_command(parser, run, argv, least=LEAST, refused=(UserError,))
 
 
 if __name__ == "__main__":

@@ -1,92 +1,81 @@
-"""Reads workloads: a checkpoint with its tokenizer, prompts, a reward function and the sizes, in one folder.
+"""Read workloads and print what a run on one gave. Standard library only: trl_step.py does so without this project.
 
-Standard library only: trl_step.py reads them too, and its Python need not have this project.
+A workload is a folder with a checkpoint and its tokenizer, prompts, a reward function and the sizes.
 """
 
+import argparse
 import importlib.util
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+from command import InputError
 
 PARTS = ("model", "prompts.jsonl", "reward.py", "workload.json")
-REWARD_NAME = "ends_in_seven"
-TIMED = {"loss": "grpo", "num_iterations": 1}
-EXPECTED = {
-    int: ((int,), "a whole number of at least 1"),
-    float: ((int, float), "a number"),
-    str: ((str,), "a name"),
-}
-
-
-class InputError(ValueError):
-    """Something the user can mend; the message is one line. The package's `UserError` is out of reach here."""
+KEYS = ("median_step_seconds", "completion_tokens_per_second", "peak_rss_mb", "kl_last", "reward_last")
+LEAST = {"steps": 2, "threads": 1, "seed": 0}  # smallest values of the arguments of `step_parser`
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a benchmark trains on.
-
-    Attributes:
-        folder: holds `PARTS`.
-        reward: called as TRL calls reward functions.
-        prompts_per_step: P.
-        group_size: G.
-        completion: the longest completion, tokens.
-        loss: TRL's name of the loss.
-        num_iterations: updates on each rollout. TRL calls every update a step, this project every rollout, so that
-            only 1 can be compared.
-    """
+    """What a benchmark trains on; `reward` is called as TRL calls reward functions."""
 
     folder: Path
     reward: Callable[..., list[float | None]]
     prompts_per_step: int
     group_size: int
-    completion: int
+    completion: int  # the longest, tokens
     beta: float
     learning_rate: float
     temperature: float
-    loss: str
-    num_iterations: int
+    loss: str  # TRL's name
+    num_iterations: int  # updates on each rollout: TRL calls each a step, this project all together, so only 1 compares
 
 
 def read_workload(folder: Path) -> Workload:
-    """Reads a folder as `write_workload.py` writes it.
-
-    Raises:
-        InputError: a part is missing, or `workload.json` lacks a setting or holds one that is not timed here.
-    """
+    """Read a folder as `write_workload.py` writes it; raise `InputError` if a part or a setting is missing."""
     missing = [part for part in PARTS if not (folder / part).exists()]
     if missing:
         raise InputError(f"{folder}: got no {missing[0]}, expected a workload; write one with write_workload.py")
-    return Workload(folder=folder, reward=_reward(folder / "reward.py"), **_settings(folder / "workload.json"))
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: no JSON, {error}") from None
-    settings: dict[str, Any] = {}
-    for name, kind in Workload.__annotations__.items():
-        if name in ("folder", "reward"):
-            continue
-        value: Any = found.get(name) if isinstance(found, dict) else None
-        types, expected = EXPECTED[kind]
-        if type(value) not in types or (kind is int and value < 1):
-            raise InputError(f"{path}: {name}: got {value!r}, expected {expected}")
-        if value != TIMED.get(name, value):
-            raise InputError(f"{path}: {name}: got {value}, expected {TIMED[name]}, which is what is timed here")
-        settings[name] = value
-    return settings
-
-
-def _reward(path: Path) -> Callable[..., list[float | None]]:
-    spec = importlib.util.spec_from_file_location("workload_reward", path)
+    spec = importlib.util.spec_from_file_location("workload_reward", folder / "reward.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, REWARD_NAME):
-        raise InputError(f"{path}: got no function {REWARD_NAME}; write the workload again with write_workload.py")
-    return getattr(module, REWARD_NAME)
+    names = [field.name for field in fields(Workload) if field.name not in ("folder", "reward")]
+    try:
+        found = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
+        return Workload(folder=folder, reward=module.ends_in_seven, **{name: found[name] for name in names})
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{folder / 'workload.json'}: got {error!r}, expected JSON with {', '.join(names)}") from None
+
+
+def step_parser(script: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser of `directory`, `steps`, `threads` and `seed`."""
+    parser = argparse.ArgumentParser(prog=script, description=description)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="a workload, as write_workload.py writes it")
+    parser.add_argument("--steps", type=int, default=12, help="training steps, the first of which is not timed")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling and of the prompts' order")
+    return parser
+
+
+def step_result(
+    system: str, work: Workload, ends: Sequence[float], mean_length: float, kl: float | None, reward: float
+) -> str:
+    """Return the JSON line of a run.
+
+    `ends` says when each step ended, in seconds: a step lasts from the end of the one before to its own, so that data,
+    metrics and bookkeeping count, and the first step, which warms up, does not. The last three are of the last step:
+    tokens of a completion, nats, and the mean reward.
+    """
+    median = statistics.median(end - begin for begin, end in pairwise(ends))
+    tokens = mean_length * work.prompts_per_step * work.group_size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; on macOS bytes
+    peak_mb = peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+    values = (round(median, 4), round(tokens / median, 1), peak_mb, kl, reward)
+    return json.dumps({"system": system, **dict(zip(KEYS, values, strict=True))})

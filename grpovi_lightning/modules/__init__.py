@@ -5,5 +5,13 @@ from grpovi_lightning.modules.one_pass import OnePassRewardModule
 from grpovi_lightning.modules.resampling import DynamicResampling
 from grpovi_lightning.modules.reward_model import RewardModelModule
 from grpovi_lightning.modules.sft import SFTModule
+from grpovi_lightning.modules.updater import UpdateSettings
 
-__all__ = ["DynamicResampling", "GRPOModule", "OnePassRewardModule", "RewardModelModule", "SFTModule"]
+__all__ = [
+    "DynamicResampling",
+    "GRPOModule",
+    "OnePassRewardModule",
+    "RewardModelModule",
+    "SFTModule",
+    "UpdateSettings",
+]

@@ -1,80 +1,57 @@
 """benchmarks/one_pass_settings.py: what its settings measure, how differences are judged, what it refuses."""
 
-import csv
-import importlib
 import math
-import subprocess
-import sys
-from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from grpovi_lightning.rewards.online.selection import Pairs
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "one_pass_settings.py"
-COLUMNS = "setting,regime,estimator,method,seed,labels,metric,value"
-
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """The folder in which the whole script ran once, what it printed, and its rows."""
+def quick(tmp_path_factory, run_in):
+    """What the whole script printed, its rows, and the names of its files."""
     folder = tmp_path_factory.mktemp("settings")
-    done = subprocess.run([sys.executable, str(SCRIPT), "--quick"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed = run_in("one_pass_settings", folder, "--quick")
     (table,) = folder.glob("runs/benchmarks/one_pass_settings_*.csv")
-    assert table.read_text().splitlines()[0] == COLUMNS
-    with table.open(newline="") as file:
-        return folder, done.stdout, list(csv.DictReader(file))
-
-
-def module(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.syspath_prepend(str(ROOT))  # tests/analysis must not stand in for the package
-    return importlib.import_module(name)
+    assert Image.open(table.with_suffix(".png")).size == (1352, 1144)
+    return printed, pd.read_csv(table, keep_default_na=False), table.relative_to(folder)
 
 
 @pytest.fixture
-def runs(monkeypatch):
-    return module("one_pass_settings_runs", monkeypatch)
+def runs(scripts):
+    return scripts("one_pass_settings")
 
 
 @pytest.fixture
-def tables(monkeypatch):
-    return module("one_pass_settings_tables", monkeypatch)
-
-
-@pytest.fixture
-def script(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return module("one_pass_settings", monkeypatch)
+def results(scripts):
+    return scripts("one_pass_settings_results")
 
 
 def values(rows, setting, metric):
     """(regime, seed, labels) -> (estimator, method) -> value."""
-    found = defaultdict(dict)
-    for row in rows:
-        if row["setting"] == setting and row["metric"] == metric:
-            key = row["regime"], row["seed"], int(row["labels"])
-            found[key][row["estimator"], row["method"]] = float(row["value"])
-    return found
+    own = rows[(rows["setting"] == setting) & (rows["metric"] == metric)]
+    return {
+        key: of.set_index(["estimator", "method"])["value"].to_dict()
+        for key, of in own.groupby(["regime", "seed", "labels"])
+    }
 
 
 def test_all_methods_of_a_setting_are_measured_at_the_same_labels_and_seeds(quick):
-    _, _, rows = quick
+    rows = quick[1]
     expected = {("active", "accuracy"): 2 * 4, ("passive", "value"): 4 * 4, ("deployment", "regret"): 5 + 1}
     for (setting, metric), methods in expected.items():
         found = {key: of for key, of in values(rows, setting, metric).items() if key[2]}
         assert {len(of) for of in found.values()} == {methods}
-        assert {seed for _, seed, _ in found} == {"0", "1", "2"}
+        assert {seed for _, seed, _ in found} == {0, 1, 2}
 
 
 def test_nobody_beats_the_truth_in_what_is_measured_without_noise(quick):
-    _, _, rows = quick
+    rows = quick[1]
     for setting, metric, sign in (
         ("active", "accuracy", 1), ("active", "cross-entropy", -1), ("passive", "value", 1)
     ):  # fmt: skip
@@ -85,7 +62,7 @@ def test_nobody_beats_the_truth_in_what_is_measured_without_noise(quick):
 
 
 def test_regret_never_falls_and_never_lies_below_that_of_the_two_best(quick):
-    _, _, rows = quick
+    rows = quick[1]
     before = {}
     for (regime, seed, _), of in sorted(values(rows, "deployment", "regret").items(), key=lambda item: item[0]):
         for method, value in of.items():
@@ -94,29 +71,19 @@ def test_regret_never_falls_and_never_lies_below_that_of_the_two_best(quick):
             before[regime, seed, method] = value
 
 
-def test_every_setting_and_verdict_is_printed_and_both_files_are_named(quick):
-    folder, printed, _ = quick
-    for title in (
-        "Passive: ",
-        "Active: held-out accuracy after 16 labels",
-        "Deployment: regret of the pair in 40 rounds",
-    ):
-        assert title in printed
-    assert "The most uncertain pairs against random pairs, 32 comparisons: better in " in printed
-    assert "Means over 3 seeds" in printed
-    written = [line.removeprefix("written: ") for line in printed.splitlines()[-2:]]
-    assert [Path(name).suffix for name in written] == [".svg", ".csv"]
-    assert all((folder / name).is_file() for name in written)
-    picture = (folder / written[0]).read_text()
-    assert "Active: against random pairs, 16 labels" in picture and "mathdefault" not in picture
+def test_every_setting_is_printed_with_its_verdicts_and_both_files_are_named(quick):
+    printed, _, table = quick
+    titles = ("Passive: ", "Active: held-out accuracy after 16 labels", "Deployment: regret of the pair in 40 rounds")
+    assert all(title in printed for title in titles) and "Means over 3 seeds" in printed
+    assert printed.splitlines()[-2:] == [f"written: {table.with_suffix('.png')}", f"written: {table}"]
     assert max(map(len, printed.splitlines())) <= 100
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_one_others(runs):
-    for rows_of in runs.SETTINGS.values():
+    for rows_of in (runs.passive_rows, runs.active_rows, runs.deployment_rows):
         first, again, other = (list(rows_of(runs.QUICK, seed)) for seed in (5, 5, 6))
         assert first == again
-        assert [row.value for row in first] != [row.value for row in other]
+        assert [row[-1] for row in first] != [row[-1] for row in other]
 
 
 def test_features_have_length_one_and_margins_the_spread_that_is_named(runs):
@@ -164,52 +131,33 @@ def test_logged_arms_are_covered_unevenly_and_have_places_of_their_own(runs):
     assert all(a != b for a, b in zip(pairs.first, pairs.second, strict=True))
 
 
-def results_of(runs, tables, of_method):
+def results_of(results, of_method):
     """Results of one metric: method -> one value a seed."""
-    return tables.Results(
-        runs.Row("active", "even", "one pass", method, seed, 8, "accuracy", value)
+    rows = [
+        ("active", "even", "one pass", method, seed, 8, "accuracy", value)
         for method, numbers in of_method.items()
         for seed, value in enumerate(numbers)
-    )
+    ]
+    return results.Results(pd.DataFrame(rows, columns=results.COLUMNS))
 
 
 @pytest.mark.parametrize(
     ("shift", "lower_is_better", "expected"),
     [(1.0, False, "better"), (1.0, True, "worse"), (-1.0, True, "better"), (-1.0, False, "worse"), (0.0, True, None)],
 )
-def test_verdicts_are_of_paired_differences_with_both_intervals(runs, tables, shift, lower_is_better, expected):
+def test_verdicts_are_of_paired_differences_with_both_intervals(results, shift, lower_is_better, expected):
     rng = np.random.default_rng(0)
     base = 100.0 * rng.standard_normal(12)  # unpaired, nothing could be seen
     noise = rng.standard_normal(12)
     noise -= noise.mean()
-    results = results_of(runs, tables, {"random": base, "uncertain": base + shift + 0.5 * noise})
-    cell = tables.Cell("active", "even", "one pass", "uncertain", 8, "accuracy")
-    found = results.difference(cell, cell._replace(method="random"))
+    measured = results_of(results, {"random": base, "uncertain": base + shift + 0.5 * noise})
+    cell = results.Cell("active", "even", "one pass", "uncertain", 8, "accuracy")
+    found = measured.difference(cell, cell._replace(method="random"))
     assert found.point == pytest.approx(shift)
     independent = stats.ttest_1samp(shift + 0.5 * noise, 0.0).confidence_interval(0.95)
     assert (found.t_low, found.t_high) == pytest.approx(independent)
-    assert tables.verdict(found, lower_is_better=lower_is_better) == (expected or "no difference")
+    assert results.verdict(found, lower_is_better=lower_is_better) == (expected or "no difference")
 
 
-def test_growth_is_the_exponent_of_a_power(tables):
-    begin, end = (tables.Estimate(3.0 * t**0.5, math.nan, math.nan) for t in (250, 1000))
-    assert tables.growth(begin, end, 4.0) == pytest.approx(0.5)
-    assert math.isnan(tables.growth(tables.Estimate(0.0, 0.0, 0.0), end, 4.0))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--seeds", "1"], "--seeds: got 1, expected at least 2"),
-        (["--output", "table.txt"], "--output: got table.txt, expected a name that ends in .csv"),
-        (["--output", "mine.csv"], "--output: got mine.csv, which is there and no table of this benchmark"),
-        (["--output", "drawn.csv"], "--output: got drawn.svg, which is there and no picture of this benchmark"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line_and_exit_status_2(script, tmp_path, capsys, arguments, complaint):
-    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "drawn.svg").write_text("<svg/>")
-    assert script.main(arguments) == 2
-    printed = capsys.readouterr()
-    assert complaint in printed.err and printed.err.count("\n") == 1 and not printed.out
-    assert (tmp_path / "mine.csv").read_text() == "a,b\n1,2\n" and (tmp_path / "drawn.svg").read_text() == "<svg/>"
+def test_one_seed_has_no_interval_and_is_refused_in_one_line(mistake):
+    assert mistake("one_pass_settings", "--seeds", "1") == "--seeds: got 1, expected at least 2"

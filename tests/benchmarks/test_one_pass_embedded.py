@@ -1,13 +1,10 @@
 """benchmarks/one_pass_embedded.py: what it learns from a study's folder, and what it refuses."""
 
-import csv
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.preference_reference import mirror_descent_round, newton
@@ -15,15 +12,9 @@ from helpers.preference_reference import mirror_descent_round, newton
 from grpovi_lightning.rewards.online import FeatureModel, LastToken, MeanOverTokens
 from grpovi_lightning.rewards.sequences import text_rows
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "one_pass_embedded.py"
 PROMPTS = ["write about the fox", "a cat", "the old house in red", "ten words", "the river", "a boat and a dog"]
 WORDS = ["fox", "dog", "cat", "tree", "boat", "house"]
 PAIRS = [(p, f"the happy {w} sings", f"the sad {w} sees it") for p in PROMPTS for w in WORDS]
-
-
-def run(folder, *arguments):
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +30,13 @@ def study(tmp_path_factory, policy_folder):
 
 @pytest.mark.slow
 def test_the_fit_is_the_maximum_of_the_likelihood_and_one_pass_takes_rounds_of_32_in_the_order(
-    study, policy_folder, tmp_path
+    study, policy_folder, tmp_path, run_in
 ):
-    done = run(tmp_path, str(study), "--orders", "2", "--output", "found.csv")
-    assert done.returncode == 0, done.stderr
-    with (tmp_path / "found.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {(row["method"], row["setting"], row["order"]): row for row in rows}
-    assert len(rows) == 3 + 2 * 9 and {row["pairs"] for row in rows} == {"36"}
+    run_in("one_pass_embedded", tmp_path, str(study), "--orders", "2")
+    (table,) = tmp_path.rglob("*.csv")
+    rows = pd.read_csv(table)
+    assert len(rows) == 3 + 2 * 9 and set(rows["samples"]) == {36}
+    found = rows.set_index(["arm", "setting", "seed"])
 
     features = FeatureModel(str(policy_folder), [LastToken(), MeanOverTokens()])
     features.load()
@@ -58,16 +48,16 @@ def test_the_fit_is_the_maximum_of_the_likelihood_and_one_pass_takes_rounds_of_3
 
     theta = newton(differences(PAIRS), np.ones(len(PAIRS)), 1.0)
     margins = torch.from_numpy(differences(PAIRS[::5]) @ theta)
-    fit = found["MLE, one fit", "lam 1", "0"]
-    assert float(fit["cross_entropy"]) == pytest.approx(torch.nn.functional.softplus(-margins).mean().item(), rel=1e-5)
-    assert float(fit["accuracy"]) == pytest.approx((margins > 0).double().mean().item())
+    fit = found.loc[("MLE, one fit", "lam 1", 0)]
+    assert fit["cross_entropy"] == pytest.approx(torch.nn.functional.softplus(-margins).mean().item(), rel=1e-5)
+    assert fit["accuracy"] == pytest.approx((margins > 0).double().mean().item())
 
     order = torch.randperm(len(PAIRS), generator=torch.Generator().manual_seed(1)).numpy()
     h, theta = np.eye(64), np.zeros(64)
     for part in (order[:32], order[32:]):
         h, theta = mirror_descent_round(h, theta, differences(PAIRS)[part], np.ones(len(part)), 1.0)
     margins = torch.from_numpy(differences(PAIRS[::5]) @ theta)
-    one_pass = float(found["one-pass OMD", "lam 1", "1"]["cross_entropy"])
+    one_pass = found.loc[("one-pass OMD", "lam 1", 1), "cross_entropy"]
     assert one_pass == pytest.approx(torch.nn.functional.softplus(-margins).mean().item(), rel=1e-5)
 
 
@@ -79,12 +69,6 @@ def test_the_fit_is_the_maximum_of_the_likelihood_and_one_pass_takes_rounds_of_3
         (["nowhere", "--pairs", "-1"], "--pairs: got -1, expected at least 1"),
     ],
 )
-def test_what_it_cannot_read_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.syspath_prepend(str(ROOT))  # tests/analysis must not stand in for the package
+def test_what_it_cannot_read_is_one_line(mistake, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    import one_pass_embedded
-
-    assert one_pass_embedded.main(arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and said in lines[0]
+    assert said in mistake("one_pass_embedded", *arguments)
