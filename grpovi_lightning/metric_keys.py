@@ -139,7 +139,7 @@ MFU = scalar("throughput/mfu", "mean")
 """Model FLOP utilisation: FLOPs that the policy's matrices need for a step, as a share of what the GPU could do in
 `step_time`. Logged on GPUs that Lightning has the figure of."""
 STEP_SHARE_REST = scalar("throughput/frac_rest", "mean")
-"""Share of `step_time` that no phase took."""
+"""Return the key of the share of `step_time` that no phase took."""
 
 # The variance increase. Every GRPO-family run logs all of these: what it did where the run applies one, and what it
 # would have done to the run's own rollouts where it does not. Means over groups, where nothing else is said; only
@@ -199,22 +199,22 @@ REWARD_MARGIN = scalar("reward_margin", "mean")
 
 
 def step_share(phase: str) -> str:
-    """Share of `step_time` that `phase`, one of `STEP_PHASES`, took: `throughput/frac_<phase>`."""
+    """Return the key of a phase's share of `step_time`; `phase` is one of `STEP_PHASES`."""
     return f"{THROUGHPUT_PREFIX}frac_{phase.removeprefix(STEP_TIME + '/')}"
 
 
 def rewards_mean(name: str) -> str:
-    """Mean of the reward component `name` over the completions that it scored, TRL's key; NaN where it scored none."""
+    """Return TRL's key of the mean of reward component `name`: over completions that it scored, NaN where none."""
     return f"rewards/{name}/mean"
 
 
 def rewards_std(name: str) -> str:
-    """Standard deviation of the reward component `name`, TRL's key; NaN where it scored fewer than two completions."""
+    """Return TRL's key of the standard deviation of reward component `name`; NaN of fewer than two scores."""
     return f"rewards/{name}/std"
 
 
 def pair_agreement(name: str) -> str:
-    """Share of pairs within a group that the trained-on reward orders as the observed component `name` does.
+    """Return the key of the share of pairs within a group that reward and observed component `name` order alike.
 
     Pairs that the component rates equal do not count; a pair that only the reward rates equal counts half. NaN where
     no pair counts.

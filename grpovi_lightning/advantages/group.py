@@ -61,7 +61,7 @@ class GroupAdvantage(Advantage):
 
 
 def _global_std(rewards: Tensor) -> Tensor:
-    """Standard deviation with Bessel's correction over the scored rewards of all ranks; 0 of fewer than two."""
+    """Return the standard deviation (Bessel) over the scored rewards of all ranks; 0 of fewer than two."""
     rewards = gather_rows(rewards)
     scored = rewards[~rewards.isnan()]
     return scored.std() if scored.numel() > 1 else rewards.new_zeros(())
