@@ -156,7 +156,7 @@ def study_rows(study: str) -> Iterator[Row]:
         raise UserError(f"{study}: got no step with {STEP_TIME_ADJUSTMENT} and {STEP_TIME}, expected a study's runs")
     steps["share"] = steps[STEP_TIME_ADJUSTMENT] / steps[STEP_TIME]
     for arm, logged in steps.groupby(level="arm"):
-        part, share = float(logged[STEP_TIME_ADJUSTMENT].median()), float(logged["share"].median())
+        part, share = (float(np.median(logged[name])) for name in (STEP_TIME_ADJUSTMENT, "share"))
         yield "study", str(arm), "adjustment", None, None, part, len(logged), None, share, "training step"
 
 
@@ -176,13 +176,16 @@ def print_tables(console: Console, frame: pd.DataFrame, study: str | None) -> No
     rows = [[f"{p:,} x {g:,}", case, *map(duration, of)] for (p, g, case), *of in by_ties.itertuples()]
     print_table(console, "increase_variance on a batch [P, G]", ("shape", "rewards", "merge", "split"), rows)
 
-    loop, closed = tables["loop"].itertuples()
-    row = [loop.case, duration(loop.seconds), duration(closed.seconds), f"{loop.ratio:.0f}"]
+    loop, closed = tables["loop"].to_dict("records")
+    row = [loop["case"], duration(loop["seconds"]), duration(closed["seconds"]), f"{loop['ratio']:.0f}"]
     note = f"Ratio of the medians; promised for 1,024 x 16: at least {PROMISED_RATIO}."
     columns = ("shape", "loop of one pass", "closed form", "ratio")
     print_table(console, "One call against a Python loop, in turn", columns, [row], note)
     if study:
-        rows = [[r.case, f"{r.repeats:,}", duration(r.seconds), f"{r.ratio:.4%}"] for r in tables["study"].itertuples()]
+        rows = [
+            [r["case"], f"{r['repeats']:,}", duration(r["seconds"]), f"{r['ratio']:.4%}"]
+            for r in tables["study"].to_dict("records")
+        ]
         note = f"Medians over the steps of all seeds; promised: under {PROMISED_SHARE:.1%}."
         columns = ("arm", "steps", "adjustment", "share")
         print_table(console, f"Share of a training step in {study}", columns, rows, note)

@@ -89,15 +89,15 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
     wide = runs.pivot_table(figures, ["workload", "round"], "system", sort=False, dropna=False)
     assert wide.notna().all(axis=None), "every round has a run of both systems"
     found = wide.groupby(level="workload", sort=False).median()
-    ratios = wide["median_step_seconds"][TRL] / wide["median_step_seconds"][OURS]
-    by_workload = ratios.groupby(level="workload", sort=False)
+    seconds: Any = wide["median_step_seconds"]
+    by_workload = (seconds[TRL] / seconds[OURS]).groupby(level="workload", sort=False)
     return found.assign(lowest=by_workload.min(), highest=by_workload.max())
 
 
 def print_comparison(console: Console, runs: pd.DataFrame) -> None:
     """Print a line a workload."""
     rows = []
-    for workload, row in compare(runs).iterrows():
+    for workload, row in compare(runs).to_dict("index").items():
         (trl, ours), tokens, peaks = ([row[name, of] for of in (TRL, OURS)] for name in (KEYS[0], KEYS[1], KEYS[2]))
         ratio = f"{trl / ours:.2f} ({row['lowest', '']:.2f} to {row['highest', '']:.2f})"
         figures = [*(f"{value:,.0f}" for value in (*tokens, *peaks)), f"{peaks[0] / peaks[1]:.2f}"]

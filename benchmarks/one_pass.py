@@ -155,7 +155,7 @@ def print_learned_and_cost(console: Console, tracks: Tracks, bayes: pd.DataFrame
         rounds, state, total = round_seconds(track), by_seed(track, "state_bytes") / 1024, by_seed(track, "seconds")
         times = [at(rounds, EARLY).mean(), rounds.iloc[:, -1].mean(), total.sum(axis=1).mean()]
         cost.append([*arm, *map(duration, times), *(f"{s.mean():,.1f}" for s in (at(state, EARLY), state.iloc[:, -1]))])
-    learned.append(["the true reward", "", *(spread(bayes[name], 4) for name in bayes)])
+    learned.append(["the true reward", "", *(spread(pd.Series(bayes[name]), 4) for name in bayes)])
     note = f"Mean ± standard deviation over {len(bayes)} seeds; of SGD the rate that is best on these pairs."
     print_table(console, "Held-out pairs, after all rounds", ("", "", "cross-entropy", "accuracy"), learned, note)
     columns = ("", "", f"round at {EARLY:,}", "at the end", "all rounds", f"KiB at {EARLY:,}", "at the end")

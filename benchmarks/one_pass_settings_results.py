@@ -1,7 +1,7 @@
 """Rows of one_pass_settings.py -> paired differences with intervals, verdicts in words, tables and the picture."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -151,7 +151,8 @@ def _bars(
             found = [results.difference(cell, cell._replace(method=baseline)) for cell in own]
             low, point, high = (np.array([getattr(e, end) for e in found]) for end in ("low", "point", "high"))
             x = np.arange(len(places)) + 0.1 * (2 * i + j - len(colours) + 0.5)
-            look = {"linestyle": DASHES[j][0] if joined else "none", "markerfacecolor": "white" if j else PALETTE[i]}
+            look: dict[str, Any] = {"linestyle": DASHES[j][0] if joined else "none"}
+            look |= {"markerfacecolor": "white" if j else PALETTE[i]}
             look |= {"color": PALETTE[i], "linewidth": 1.0, "marker": "o", "markersize": 4.0}
             axes.errorbar(x, point, yerr=[point - low, high - point], label=f"{value}, {estimator}", **look)
     axes.set_xticks(range(len(places)), [text.removeprefix("beta ") for text in places])

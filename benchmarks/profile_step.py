@@ -36,7 +36,7 @@ def profile(scalars: Sequence[Mapping[str, float]], ends: Sequence[float]) -> pd
         ends: when each of these steps ended, seconds.
     """
     medians = pd.DataFrame(scalars[1:]).median()
-    parts, step = medians[list(keys.STEP_PHASES)], medians[keys.STEP_TIME]
+    parts, step = medians.reindex(list(keys.STEP_PHASES)), float(medians.loc[keys.STEP_TIME])
     left = pd.Series({REST: step - parts.sum(), BETWEEN: float(np.median(np.diff(ends))) - step})
     return pd.concat([parts, left])
 
@@ -71,8 +71,8 @@ def profile_figure(profiles: pd.DataFrame) -> Figure:
         )
         texts = [f"{width:,.0f}" if width > 0.06 * widths.sum().max() else "" for width in widths.loc[part]]
         axes.bar_label(bars, texts, label_type="center", color=INK if part in LIGHT else PAPER, fontsize=8.0)
-    for row, (name, total) in enumerate(profiles.sum().items()):
-        axes.text(widths[name].sum(), row, f" {duration(total)}", va="center", fontweight="bold")
+    for row, (width, total) in enumerate(zip(widths.sum().tolist(), profiles.sum().tolist(), strict=True)):
+        axes.text(width, row, f" {duration(total)}", va="center", fontweight="bold")
     axes.set_xlim(0.0, widths.sum().max() * 1.1)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)

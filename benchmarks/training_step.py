@@ -70,6 +70,7 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
     )
     data = PromptDataModule(train=str(work.folder / "prompts.jsonl"), prompts_per_step=work.prompts_per_step, seed=seed)
     gpu = torch.cuda.is_available()
+    nothing: dict[str, Any] = dict.fromkeys(NOTHING_BESIDE, False)
     trainer = L.Trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=1,
@@ -77,7 +78,7 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
         max_steps=steps,
         max_epochs=-1,
         callbacks=[times],
-        **dict.fromkeys(NOTHING_BESIDE, False),
+        **nothing,
     )
     trainer.fit(module, data)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
