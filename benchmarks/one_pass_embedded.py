@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import one_pass
+import numpy as np
 import pandas as pd
 import torch
 from command import run_command
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     frame, table = pd.DataFrame(rows, columns=COLUMNS), []
     for arm in arms():
         own = frame[(frame["arm"] == arm.name) & (frame["setting"] == arm.setting)]
-        accuracy, seconds, loss = (own[name].to_numpy() for name in ("accuracy", "seconds", "cross_entropy"))
+        accuracy, seconds, loss = (np.asarray(own[name]) for name in ("accuracy", "seconds", "cross_entropy"))
         line = [f"{accuracy.mean():.2%}", f"{accuracy.min():.2%} to {accuracy.max():.2%}"]
         table.append([arm.name, arm.setting, *line, f"{loss.mean():.4f}", duration(seconds.mean())])
     columns = ("", "", "accuracy", "lowest to highest", "cross-entropy", "time")

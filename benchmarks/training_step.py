@@ -39,7 +39,7 @@ class StepTimes(L.Callback):
         self.ends: list[float] = []
         self.scalars: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())

@@ -44,7 +44,13 @@ class CompletionSamples(L.Callback):
         self._write(trainer, "completions", markdown_table(header, rows), batch_idx)
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the first completions of the evaluation."""
         if batch_idx or not isinstance(outputs, ScoredRollout) or trainer.sanity_checking:

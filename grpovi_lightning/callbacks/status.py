@@ -70,7 +70,7 @@ class RunStatus(L.Callback):
         elif time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self._write(trainer, State.RUNNING)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Show that a run lives during a long evaluation, too."""
         if trainer.state.fn == "fit" and time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self._write(trainer, State.RUNNING)
