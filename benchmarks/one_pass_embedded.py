@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import one_pass
 import numpy as np
+import one_pass
 import pandas as pd
 import torch
 from command import run_command
