@@ -80,3 +80,22 @@ def test_arms_of_the_online_study_differ_from_grpo_in_the_adjustment_and_from_ea
     assert "online" not in parts["frozen"] and parts["one_pass"]["online"] == parts["refit"]["online"]
     assert parts["one_pass"] == parts["frozen"] | {"online": parts["one_pass"]["online"]}
     assert {key for key in parts["refit"] if parts["refit"][key] != parts["one_pass"][key]} == {"estimator", "start"}
+
+
+def test_arms_of_the_network_study_differ_in_the_optimizer_and_in_what_it_trains_and_see_each_pair_once():
+    folder = ROOT / "one-pass-network"
+    task, shared = (yaml.safe_load((folder / name).read_text()) for name in ("task.yaml", "reward_model.yaml"))
+    steps = shared["trainer"]["max_steps"]
+    assert steps * shared["data"]["init_args"]["batch_size"] == task["n_pairs"]
+    for scope in ("head", "whole"):
+        for path in folder.glob(f"{scope}_*.yaml"):
+            overlay = yaml.safe_load(path.read_text())
+            assert list(overlay) == ["model"] and set(overlay["model"]["init_args"]) == {"head_only", "optimizer"}
+            assert overlay["model"]["init_args"]["head_only"] is (scope == "head")
+            assert overlay["model"]["init_args"]["optimizer"]["init_args"].get("total_steps", steps) == steps
+    study = load_study(folder / "study.yaml")
+    assert {arm.name: arm.baseline for arm in study.arms} == {
+        f"{scope}-{name}": None if name == "adamw" else f"{scope}-adamw"
+        for scope in ("head", "whole")
+        for name in ("adamw", "sgd", "one-pass")
+    }
