@@ -1,4 +1,4 @@
-"""Trains three GRPO steps over some processes and saves the weights: ddp_driver.py POLICY OUT DEVICES VARIANT."""
+"""Trains three GRPO steps of every variant and saves the weights: ddp_driver.py POLICY OUT DEVICES."""
 
 import sys
 from pathlib import Path
@@ -61,8 +61,7 @@ VARIANTS = {
 }
 
 
-def main() -> None:
-    policy_folder, folder, devices, variant = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+def run_variant(policy_folder: str, folder: Path, devices: int, variant: str) -> None:
     settings = dict(VARIANTS[variant])
     reward = settings.pop("reward", graded)
     module = grpo(
@@ -86,4 +85,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for name in VARIANTS:  # in one process a rank: starting them takes longer than the steps
+        run_variant(sys.argv[1], Path(sys.argv[2]) / name, int(sys.argv[3]), name)

@@ -14,26 +14,38 @@ from transformers import AutoModelForCausalLM
 DRIVER = Path(__file__).parent / "ddp_driver.py"
 
 
-def run(policy_folder, folder, devices, variant):
-    folder.mkdir()
+def run_all(policy_folder, folder, devices):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(DRIVER), str(policy_folder), str(folder), str(devices), variant],
+        [sys.executable, str(DRIVER), str(policy_folder), str(folder), str(devices)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         env=environment,
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(policy_folder, tmp_path_factory):
+    """The folder in which one process and two have trained every variant."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name, devices in (("one", 1), ("two", 2)):
+        (folder / name).mkdir()
+        run_all(policy_folder, folder / name, devices)
+    return folder
+
+
+def saved(folder, devices):
     return [torch.load(folder / f"weights_{rank}.pt", weights_only=True) for rank in range(devices)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "resampling"])
-def test_two_processes_end_with_the_parameters_and_metrics_of_one(policy_folder, tmp_path, variant):
-    (alone,) = run(policy_folder, tmp_path / "one", 1, variant)
-    first, second = run(policy_folder, tmp_path / "two", 2, variant)
+def test_two_processes_end_with_the_parameters_and_metrics_of_one(policy_folder, runs, variant):
+    (alone,) = saved(runs / "one" / variant, 1)
+    first, second = saved(runs / "two" / variant, 2)
 
     assert identical(first["weights"], second["weights"])
     assert relative_difference(first["weights"], alone["weights"]) < 1e-5
@@ -42,7 +54,7 @@ def test_two_processes_end_with_the_parameters_and_metrics_of_one(policy_folder,
     assert relative_difference(*moved) < 1e-3
     assert relative_difference(alone["weights"], initial) > 1e-3
     assert first["range"] == second["range"] == alone["range"]
-    one, two = scalars(tmp_path / "one"), scalars(tmp_path / "two")
+    one, two = scalars(runs / "one" / variant), scalars(runs / "two" / variant)
     assert one.keys() == two.keys()
     for tag in one:
         if variant == "zero-advantage groups" and tag == "entropy":  # over the groups that go through a rank's model
@@ -54,10 +66,11 @@ def test_two_processes_end_with_the_parameters_and_metrics_of_one(policy_folder,
 
 
 @pytest.mark.slow
-def test_two_processes_resample_together_and_stay_together(policy_folder, tmp_path):
+def test_two_processes_resample_together_and_stay_together(runs):
     # Which spare prompts a rank gets differs with the number of ranks, so the result may; the ranks must agree.
-    first, second = run(policy_folder, tmp_path / "two", 2, "resampling")
+    folder = runs / "two" / "resampling"
+    first, second = saved(folder, 2)
     assert identical(first["weights"], second["weights"])
-    logged = scalars(tmp_path / "two")
+    logged = scalars(folder)
     assert max(logged["frac_groups_resampled"].values()) > 0
     assert min(logged["frac_reward_zero_std"].values()) < 0.5

@@ -40,36 +40,35 @@ def still(parameters):
     return torch.optim.SGD(parameters, lr=0.0)
 
 
-def main(kind, policy, reward, folder, devices) -> None:
-    folder = Path(folder)
-    run = trainer(folder, 2, devices=int(devices), strategy="ddp" if devices == "2" else "auto")
-    data = folder.parent / f"{folder.name}_{run.global_rank}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    with quiet():
-        run.fit(MODULES[kind](policy, reward), DATA[kind](str(data), batch_size=4, seed=1))
+def run_both(policy, reward, folder, devices) -> None:
+    for kind, make in MODULES.items():
+        run = trainer(Path(folder) / kind, 2, devices=int(devices), strategy="ddp" if devices == "2" else "auto")
+        data = Path(folder) / f"{kind}_{run.global_rank}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        with quiet():
+            run.fit(make(policy, reward), DATA[kind](str(data), batch_size=4, seed=1))
 
 
-@pytest.mark.parametrize("kind", MODULES)
-def test_logged_scalars_are_means_over_the_rows_of_both_processes(policy_folder, reward_folder, tmp_path, kind):
+@pytest.fixture(scope="module")
+def logged(policy_folder, reward_folder, tmp_path_factory):
+    """What one process and two have logged, by the number of processes."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    for devices in ("1", "2"):
-        command = [
-            sys.executable,
-            __file__,
-            kind,
-            str(policy_folder),
-            str(reward_folder),
-            str(tmp_path / devices),
-            devices,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    folders = {devices: tmp_path_factory.mktemp(f"processes_{devices}") for devices in ("1", "2")}
+    for devices, folder in folders.items():
+        command = [sys.executable, __file__, str(policy_folder), str(reward_folder), str(folder), devices]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = scalars(tmp_path / "1"), scalars(tmp_path / "2")
-    names = ["loss"] if kind == "sft" else ["loss", "pair_accuracy"]
-    for name in names:
-        assert sorted(one[name]) == [0, 1]
-        assert two[name] == pytest.approx(one[name], rel=1e-5), name
+    return {devices: {kind: scalars(folder / kind) for kind in MODULES} for devices, folder in folders.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("sft", "loss"), ("reward_model", "loss"), ("reward_model", "pair_accuracy")]
+)
+def test_logged_scalars_are_means_over_the_rows_of_both_processes(logged, kind, name):
+    one, two = (logged[devices][kind][name] for devices in ("1", "2"))
+    assert sorted(one) == [0, 1]
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_both(*sys.argv[1:])
