@@ -58,14 +58,12 @@ class Adjustment(nn.Module):
     It is an `nn.Module`, so that the state of a range is part of the checkpoint.
     """
 
-    adjusts: bool = True
-    """Whether adjusted rewards can differ from raw ones; False is GRPO."""
     needs_reference: bool = False
     """Whether the rollout must carry the reference policy's log-probabilities."""
     changes_pairs: bool = True
     """Whether the standardised advantages of a group of two can differ from those of the raw rewards."""
     adjusts: bool = True
-    """Whether adjusted rewards can differ from the raw ones at all; recorded with the run, for the report."""
+    """Whether adjusted rewards can differ from raw ones; False is GRPO. Recorded with the run, for the report."""
 
     @abstractmethod
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:

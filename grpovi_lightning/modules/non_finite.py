@@ -36,14 +36,9 @@ def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics
         "completions": list(rollout.texts),
         "advantages": experience.advantages,
         "loss_mask": experience.loss_mask,
-        "prompt_ids": rollout.prompt_ids,
-        "prompt_mask": rollout.prompt_mask,
-        "completion_ids": rollout.completion_ids,
-        "completion_mask": rollout.completion_mask,
-        "old_logprobs": rollout.old_logprobs,
-        "ref_logprobs": rollout.ref_logprobs,
     }
-    torch.save(content, file)
+    tensors = "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logprobs", "ref_logprobs"
+    torch.save(content | {name: getattr(rollout, name) for name in tensors}, file)
     raise TrainingError(
         f"step {rollout.step}: loss {metrics[keys.LOSS]}, gradient norm {metrics[keys.GRAD_NORM]}; the update was not "
         f"made, its batch is in {file}; lower the learning rate or look at the rewards of this step"

@@ -1,7 +1,7 @@
 """The forward passes: over whole sequences, over prompts once for their group, and token by token."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -151,14 +151,9 @@ class ForwardPasses:
         cache.advance()
         return parts.logits(states[:, -1])
 
-    @contextmanager
-    def generating(self) -> Iterator[None]:
+    def generating(self) -> AbstractContextManager[None]:
         """Have a model with gradient checkpointing keep its cache, which it would drop in training mode."""
-        if not (self.model.training and self._checkpoints):
-            yield
-            return
-        with evaluating(self.model):
-            yield
+        return evaluating(self.model) if self.model.training and self._checkpoints else nullcontext()
 
 
 @contextmanager

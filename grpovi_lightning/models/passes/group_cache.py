@@ -54,7 +54,6 @@ class GroupCache(Cache):
         # because whether there is padding must not change the code that runs.
         if static or not bool(prompt_mask.all()):
             keys = prompts[0].keys
-            assert keys is not None
             zeros = torch.zeros_like(prompt_mask, dtype=keys.dtype)
             self.mask = zeros.masked_fill_(~prompt_mask, -torch.inf).repeat_interleave(keys.shape[1], dim=0)[:, None]
 
@@ -71,7 +70,7 @@ class GroupCache(Cache):
     def keep(self, groups: Tensor, members: Tensor) -> None:
         """Keep some completions: `members` [P', G'] of the groups [P']."""
         if self.mask is not None:
-            before, heads = self.layers[0].keys.shape[:2]  # type: ignore[union-attr]
+            before, heads = self.layers[0].keys.shape[:2]
             self.mask = self.mask.unflatten(0, (before, heads))[groups].flatten(0, 1)
         for layer in self.layers:
             layer.keep(groups, members)

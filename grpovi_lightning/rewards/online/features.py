@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,6 @@ class FeatureModel(nn.Module):
         self.model: PreTrainedModel | None = None
         self.cache = None if cache is None else FeatureCache(cache)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._fingerprint: str | None = None
 
     def check(self) -> None:
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
@@ -117,17 +117,15 @@ class FeatureModel(nn.Module):
         assert self.model is not None, "load() comes before dim"
         return self.model.config.get_text_config().hidden_size * len(self.poolings)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the weights and of the poolings, in hexadecimal: equal fingerprints give equal features."""
-        if self._fingerprint is None:
-            assert self.model is not None, "load() comes before fingerprint"
-            digest = hashlib.sha256(repr([type(pooling).__qualname__ for pooling in self.poolings]).encode())
-            for name, weights in sorted(self.model.state_dict().items()):
-                digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
-                digest.update(weights.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+        assert self.model is not None, "load() comes before fingerprint"
+        digest = hashlib.sha256(repr([type(pooling).__qualname__ for pooling in self.poolings]).encode())
+        for name, weights in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+            digest.update(weights.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def forward(self, rows: list[list[int]]) -> Tensor:
         """Return features [B, D] of B token lists, float32 on the CPU; those in the cache are read from it.

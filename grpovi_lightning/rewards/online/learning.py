@@ -90,7 +90,8 @@ class OnlineLearning:
         rollout, features = _of_all_ranks(rollout, features)
         grouped = rollout.grouped(features)
         pairs = from_first_rank(lambda: self._choose(estimator, grouped, selection_generator(seed, rollout.step)))
-        questions = _questions(rollout, pairs)
+        size, places = rollout.group_size, zip(pairs.prompts, pairs.first, pairs.second, strict=True)
+        questions = Question.about(rollout, [(p * size + a, p * size + b) for p, a, b in places])
         unanswered = list(self.pending)
 
         def ask() -> tuple[Answers, bool]:
@@ -168,11 +169,6 @@ def _of_all_ranks(rollout: Rollout, features: Tensor) -> tuple[Rollout, Tensor]:
     if len(parts) == 1:
         return rollout, features
     return Rollout.concatenate([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def _questions(rollout: Rollout, pairs: Pairs) -> list[Question]:
-    size, places = rollout.group_size, zip(pairs.prompts, pairs.first, pairs.second, strict=True)
-    return Question.about(rollout, [(p * size + a, p * size + b) for p, a, b in places])
 
 
 def _regret(gold: Tensor, pairs: Pairs) -> float:

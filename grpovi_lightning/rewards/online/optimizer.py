@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from grpovi_lightning.distributed import world_size
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.rewards.online.conjugate_gradient import conjugate_gradient
 
@@ -203,9 +204,8 @@ class _KeptGraph(TorchFunctionMode):
 
 
 def _refuse_several_processes() -> None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+    if world_size() > 1:
         raise UserError(
-            f"one-pass optimizer: got {distributed.get_world_size()} processes, expected 1, as Hessian-vector products "
-            "are not averaged over processes; set `devices: 1`"
+            f"one-pass optimizer: got {world_size()} processes, expected 1, as Hessian-vector products are not "
+            "averaged over processes; set `devices: 1`"
         )
