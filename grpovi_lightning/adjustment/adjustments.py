@@ -67,14 +67,9 @@ class Adjustment(nn.Module):
 
     @abstractmethod
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Adjust the rewards of every group, in a new tensor.
+        """Adjust the raw rewards [P, G] of a rollout, in a new tensor.
 
-        Args:
-            rewards: [P, G] raw; NaN where a completion could not be scored.
-            rollout: the completions that were scored.
-
-        Returns:
-            the adjusted rewards [P, G]; NaN stays NaN and moves no other reward.
+        NaN, the reward of a completion that could not be scored, stays NaN and moves no other reward.
         """
 
     def reward_changed(self) -> None:
@@ -127,8 +122,6 @@ class VarianceIncrease(Adjustment):
 
     Degenerate cases: rewards that already sit at the two ends of the range (0/1 rewards with range [0, 1]) stay as
     they are; with two completions and standardised advantages nothing changes.
-
-    The default `weights` are the paper's. A learned reward has no given `range`, and `ties` may depart from the paper.
 
     >>> from grpovi_lightning.adjustment import FixedRange, UniformWeights
     >>> from grpovi_lightning.structures import PromptBatch

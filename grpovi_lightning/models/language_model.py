@@ -87,14 +87,10 @@ class LanguageModel(nn.Module):
         return has_sharded_weights(self.model)
 
     def completion_statistics(self, rollout: Rollout, temperature: float) -> TokenStatistics:
-        """Return log-probabilities and entropies of completions under this model, in nats.
+        """Return log-probabilities and entropies of completions, in nats, with logits divided by the temperature.
 
         Each prompt is run once, with gradient, and its keys and values are expanded to the group. Where that is not
         possible (`runs_prompts_once`), prompt and completion are run as one sequence.
-
-        Args:
-            rollout: the completions.
-            temperature: the sampling temperature; logits are divided by it.
 
         Returns:
             two [B, T] float32 tensors, 0 at masked positions.

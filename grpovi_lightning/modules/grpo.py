@@ -182,7 +182,6 @@ class GRPOModule(FrozenLeftOut):
             )
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer over the policy's parameters, and the schedule."""
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
 
     # The algorithm.
@@ -235,12 +234,7 @@ class GRPOModule(FrozenLeftOut):
             return self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)
 
     def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:
-        """Count and log a step whose time is over.
-
-        Args:
-            outcome: of the step.
-            seconds: of `step_time` and of each phase, on this rank.
-        """
+        """Count and log a step that took so many seconds on this rank: `step_time`, and each phase."""
         self.n_tokens += sum_over_ranks(outcome.scored.n_tokens)
         self.train_seconds += seconds[keys.STEP_TIME]
         increase = outcome.adjusted.increase or self.counterfactual.increase(outcome.rewards, outcome.rollout)

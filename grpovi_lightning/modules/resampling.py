@@ -81,12 +81,7 @@ class DynamicResampling:
     def __call__(
         self, scored: ScoredRollout, spare: PromptBatch | None, roll_out: Callable[[PromptBatch], ScoredRollout]
     ) -> ScoredRollout:
-        """Replace groups without reward variance by those of spare prompts, as far as the tries go.
-
-        Args:
-            scored: the rollout of the step's prompts.
-            spare: further prompts.
-            roll_out: samples and scores completions of prompts.
+        """Replace groups without reward variance by those of spare prompts, which `roll_out` samples and scores.
 
         Raises:
             UserError: the data hands out no spare prompts.

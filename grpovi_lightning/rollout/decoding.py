@@ -86,10 +86,7 @@ def still_needed(unfinished: Tensor) -> tuple[Tensor, Tensor]:
     """Choose the completions that stay, the same number in all groups, because tensors are rectangular.
 
     Groups without an unfinished completion go. Of each other group all unfinished completions stay, and as many
-    finished ones as bring it to the size of the largest.
-
-    Args:
-        unfinished: [P, G] bool, true somewhere.
+    finished ones as bring it to the size of the largest. `unfinished` is [P, G] bool, true somewhere.
 
     Returns:
         groups [P'], and members [P', G'] of each, unfinished ones first.

@@ -33,15 +33,7 @@ class GroupCache(Cache):
     layers: list[GroupLayer]
 
     def __init__(self, prefix: Cache, prompt_mask: Tensor, members: int, length: int, static: bool = False) -> None:
-        """Make room for `length` tokens of `members` completions behind each prompt.
-
-        Args:
-            prefix: the prompts, in `PrefixLayer`s.
-            prompt_mask: [P, S] bool.
-            members: G.
-            length: tokens that a completion may have.
-            static: whether no shape may change from token to token.
-        """
+        """Make room behind the prompts, in the `PrefixLayer`s of `prefix`; see `ForwardPasses.start_groups`."""
         prompts: list[Any] = prefix.layers
         self.place = torch.zeros(1, dtype=torch.long, device=prompt_mask.device)
         if static:

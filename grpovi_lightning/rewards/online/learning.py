@@ -80,12 +80,8 @@ class OnlineLearning:
     ) -> RewardUpdate:
         """Run one round with the completions of all ranks; every rank gets the same estimate.
 
-        Args:
-            estimator: learns from the answers.
-            rollout: the completions of a step on this rank.
-            features: [B, D] of them, on the CPU.
-            seed: the run's seed.
-            stopping: whether the run was asked to stop; the round then waits no longer for answers.
+        The rollout is that of a step on this rank, with features [B, D] on the CPU. The round waits for answers no
+        longer than until `stopping` says that the run was asked to stop.
         """
         rollout, features = _of_all_ranks(rollout, features)
         grouped = rollout.grouped(features)

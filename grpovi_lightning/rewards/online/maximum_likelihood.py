@@ -100,18 +100,10 @@ class MaximumLikelihood(UncertainEstimator):
 
 
 def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, tolerance: float) -> Tensor:
-    """Return the theta that minimises lam / 2 ||theta||^2 + the Bradley-Terry losses, found by L-BFGS.
+    """Return the theta [D] that minimises lam / 2 ||theta||^2 + the Bradley-Terry losses of z [t, D] and labels y [t].
 
-    Args:
-        z: [t, D] feature differences, float64.
-        y: [t] labels.
-        lam: weight of the regularisation.
-        start: [D], where the search begins.
-        length: the sum of ||z||, which the norm of the losses' gradient never exceeds.
-        tolerance: the search ends where no entry of the gradient is larger than this share of `length`.
-
-    Returns:
-        [D] float64.
+    L-BFGS begins at `start` [D]. It ends where no entry of the gradient is larger than the share `tolerance` of
+    `length`, the sum of ||z||, which the norm of the losses' gradient never exceeds. All tensors are float64.
 
     Raises:
         TrainingError: the gradient at the end of the search is not small.

@@ -43,11 +43,7 @@ class MirrorDescent(UncertainEstimator):
 
     @abstractmethod
     def _step(self, woodbury: WoodburyUpdate, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the round's estimate without a bound, and the norm in which it is projected.
-
-        Args:
-            woodbury: P and the round's b comparisons Z.
-            y: [b] labels.
+        """Return the round's estimate without a bound, from its comparisons Z [b, D] and labels [b].
 
         Returns:
             theta' [D], and the weights w [b] of the look-ahead Hessian H~ = H + Z' diag(w) Z, whose norm it is.
@@ -116,13 +112,8 @@ def project(theta: Tensor, inverse: Tensor, radius: float) -> Tensor:
     >>> [round(value, 4) for value in project(torch.tensor([3.0, 4.0]), torch.eye(2), radius=1.0).tolist()]
     [0.6, 0.8]
 
-    Args:
-        theta: [D], outside the ball.
-        inverse: [D, D], H~^{-1}, symmetric and positive definite.
-        radius: of the ball, positive.
-
-    Returns:
-        [D], on the sphere to rounding.
+    theta [D] lies outside the ball, the result [D] on the sphere to rounding. `inverse` [D, D] is H~^{-1}, symmetric
+    and positive definite.
     """
     eigenvalues, vectors = torch.linalg.eigh(inverse)
     eigenvalues.clamp_min_(torch.finfo(torch.float64).eps * eigenvalues[-1].item())  # rounding may leave one below 0
