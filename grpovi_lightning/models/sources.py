@@ -195,14 +195,9 @@ def load_config(path: str) -> PreTrainedConfig:
 def load_model(
     auto_class: Any, path: str, dtype: Precision, new: tuple[str, ...] = (), **settings: Any
 ) -> PreTrainedModel:
-    """Load a model whose weights are in safetensors files.
+    """Load a model by a `transformers` auto class, from weights in safetensors files at a folder or hub name.
 
-    Args:
-        auto_class: a `transformers` auto class.
-        path: folder or hub name.
-        dtype: dtype of the weights.
-        new: names of weights that the checkpoint need not have.
-        settings: values that replace those of the configuration.
+    The checkpoint need not have the weights named in `new`. `settings` replace those of its configuration.
 
     Raises:
         UserError: the class cannot hold the checkpoint, or the checkpoint lacks weights.

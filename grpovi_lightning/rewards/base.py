@@ -62,7 +62,6 @@ class Reward(nn.Module):
 
     def save_learned(self, folder: str | Path) -> None:
         """Write what was learned during training into a folder; nothing for a reward that does not learn."""
-        return
 
     def progress(self) -> dict[str, float]:
         """Return running totals, such as labels used, as an axis for held-out curves; the same names every time."""

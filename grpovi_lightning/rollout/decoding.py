@@ -18,13 +18,9 @@ class Decoder(ABC):
 
     @abstractmethod
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        """Draw every completion to its end, or to the sampler's length.
+        """Draw every completion of left-padded prompts [P, S] to its end, or to the sampler's length.
 
-        Args:
-            policy: the model.
-            prompt_ids: [P, S] left-padded.
-            prompt_mask: [P, S] bool.
-            sampler: draws and keeps the B completions; those of one prompt are adjacent.
+        The sampler keeps the B completions, of which those of one prompt are adjacent.
         """
 
 

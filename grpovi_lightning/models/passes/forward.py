@@ -66,16 +66,9 @@ class ForwardPasses:
     def group_states(
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
     ) -> Tensor:
-        """Compute `shared_prefix_states` from tensors alone, so that it can be compiled.
+        """Compute `shared_prefix_states` [B, T, D] from tensors alone, so that it can be compiled.
 
-        Args:
-            prompt_ids: [P, S] left-padded.
-            prompt_mask: [P, S] bool.
-            completion_ids: [P, G, T].
-            completion_mask: [P, G, T] bool.
-
-        Returns:
-            [B, T, D].
+        Prompts are [P, S], left-padded, and completions [P, G, T].
         """
         members, length = completion_ids.shape[1:]
         first, prefix = self.prefill(prompt_ids, prompt_mask)
@@ -135,13 +128,9 @@ class ForwardPasses:
     def next_logits(
         self, tokens: Tensor, positions: Tensor, cache: GroupCache, parts: SeparateHead | FusedHead | None = None
     ) -> Tensor:
-        """Feed one token to every completion in the cache, and return the logits of the next, [b, V].
+        """Feed one token to each completion in the cache, which grows by it, and return the logits of the next, [b, V].
 
-        Args:
-            tokens: [b].
-            positions: [b] of these tokens in their sequences.
-            cache: grows by one token.
-            parts: what computes; None: the model as it is.
+        Tokens [b] come with their positions [b] in their sequences. `parts` computes; None: the model as it is.
         """
         parts = parts or self.parts
         with self.generating(), attention_by_groups(self.model, cache):
