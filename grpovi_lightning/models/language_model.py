@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import has_adapters, merged
-from grpovi_lightning.models.passes import Capabilities, CompiledPasses, ForwardPasses, find_capabilities
+from grpovi_lightning.models.passes import CompiledPasses, ForwardPasses, find_capabilities
 from grpovi_lightning.models.passes.forward import has_sharded_weights
 from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left
 from grpovi_lightning.structures import Rollout
@@ -42,11 +42,6 @@ class LanguageModel(nn.Module):
         if self._passes is None:
             self._passes = ForwardPasses(self.model, find_capabilities(self.model))
         return self._passes
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this model can do."""
-        return self.passes.capabilities
 
     @property
     def runs_prompts_once(self) -> bool:

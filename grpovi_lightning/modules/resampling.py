@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.distributed import largest_over_ranks
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.ops.masked import differs
 from grpovi_lightning.structures import PromptBatch, Rollout
 
@@ -74,8 +74,7 @@ class DynamicResampling:
         Args:
             max_tries: how often a step samples again; the data module must hand out `spare_prompts_per_step`.
         """
-        if max_tries < 1:
-            raise UserError(f"dynamic resampling max_tries: got {max_tries}, expected at least 1")
+        at_least_one("dynamic resampling ", max_tries=max_tries)
         self.max_tries = max_tries
 
     def __call__(

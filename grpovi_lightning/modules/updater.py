@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import largest_over_ranks, reduce_scalars, share_of_rank, sum_over_ranks
-from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.errors import TrainingError, UserError, at_least_one
 from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
 from grpovi_lightning.models import LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.batching import micro_batches, minibatches
@@ -53,10 +53,8 @@ class UpdateSettings:
     def __post_init__(self) -> None:
         if not self.max_grad_norm > 0:
             raise UserError(f"updates.max_grad_norm: got {self.max_grad_norm}, expected above 0")
-        for name in ("num_iterations", "num_minibatches", "prompts_per_micro_batch", "tokens_per_micro_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"updates.{name}: got {value}, expected at least 1")
+        counts = ("num_iterations", "num_minibatches", "prompts_per_micro_batch", "tokens_per_micro_batch")
+        at_least_one("updates.", **{name: getattr(self, name) for name in counts})
 
     @property
     def per_rollout(self) -> int:

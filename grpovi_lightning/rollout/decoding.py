@@ -43,7 +43,7 @@ class GroupDecoder(Decoder):
         self.drop_share = drop_share
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        if not policy.capabilities.decodes_by_groups:
+        if not policy.passes.capabilities.decodes_by_groups:
             PlainDecoder().decode(policy, prompt_ids, prompt_mask, sampler)
             return
         interval = sync_interval(prompt_ids)

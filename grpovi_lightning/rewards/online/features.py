@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.errors import TrainingError, UserError, at_least_one
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_model, load_tokenizer
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.online.feature_cache import FeatureCache
@@ -82,8 +82,7 @@ class FeatureModel(nn.Module):
             UserError: `batch_size` is below 1, or `poolings` is empty.
         """
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"feature model batch_size: got {batch_size}, expected at least 1")
+        at_least_one("feature model ", batch_size=batch_size)
         if poolings is not None and not poolings:
             raise UserError("feature model poolings: got none, expected at least one such as LastToken")
         self.path, self.batch_size = path, batch_size

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import from_first_rank, gather_objects
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import at_least_one
 from grpovi_lightning.randomness import selection_generator
 from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, UncertainEstimator
@@ -48,13 +48,8 @@ class OnlineLearning:
         Raises:
             UserError: a number is below 1.
         """
-        for name, value in (
-            ("every_n_steps", every_n_steps),
-            ("pairs_per_round", pairs_per_round),
-            ("max_labels", max_labels),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"online learning {name}: got {value}, expected at least 1")
+        counts = {"every_n_steps": every_n_steps, "pairs_per_round": pairs_per_round, "max_labels": max_labels}
+        at_least_one("online learning ", **counts)
         self.oracle, self.selection = oracle, selection or RandomPairs()
         self.every_n_steps, self.pairs_per_round, self.max_labels = every_n_steps, pairs_per_round, max_labels
         self.n_labels = 0
