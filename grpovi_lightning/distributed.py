@@ -66,12 +66,7 @@ def share_of_rank(count: Tensor) -> Tensor:
 
 
 def mean_over_ranks(mean: Tensor, count: Tensor) -> Tensor:
-    """Return the mean over the rows of all ranks.
-
-    Args:
-        mean: [...] the means over this rank's rows.
-        count: scalar, how many rows (tokens, pairs) they are over.
-    """
+    """Return means over the rows of all ranks, from those over this rank's `count` rows (tokens, pairs)."""
     if world_size() == 1:
         return mean
     total = sum_over_ranks(torch.cat([(mean.double() * count).flatten(), count.double().flatten()]))
@@ -88,13 +83,9 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def gather_named_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the rows of all ranks of several tensors, by one collective.
+    """Return the rows of all ranks of several tensors, by one collective: [P, ...] -> [P * ranks, ...] each.
 
-    Args:
-        tensors: name -> [P, ...], with the same P; numbers that float64 holds.
-
-    Returns:
-        name -> [P * ranks, ...] in the dtype it had.
+    They have the same P, hold numbers that float64 can hold, and keep their dtypes.
     """
     if world_size() == 1:
         return dict(tensors)

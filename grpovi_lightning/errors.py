@@ -1,4 +1,4 @@
-"""The exceptions whose messages are for the user, not for a developer."""
+"""The exceptions whose messages are for the user, not for a developer, and a check that many settings share."""
 
 
 class UserError(ValueError):
@@ -14,3 +14,10 @@ class TrainingError(RuntimeError):
 
     The command line prints it as one line and exits with status 1.
     """
+
+
+def at_least_one(where: str, **settings: int | None) -> None:
+    """Raise `UserError` for the first of these settings that is below 1; None says that it is not set."""
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise UserError(f"{where}{name}: got {value}, expected at least 1")

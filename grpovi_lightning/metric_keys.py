@@ -116,16 +116,7 @@ STEP_TIME_ADJUSTMENT = scalar("step_time/adjustment", "mean")
 STEP_TIME_FORWARD = scalar("step_time/forward", "mean")
 STEP_TIME_BACKWARD = scalar("step_time/backward", "mean")
 STEP_TIME_OPTIMIZER = scalar("step_time/optimizer", "mean")
-STEP_PHASES = (
-    STEP_TIME_PREFILL,
-    STEP_TIME_DECODE,
-    STEP_TIME_REFERENCE,
-    STEP_TIME_REWARD,
-    STEP_TIME_ADJUSTMENT,
-    STEP_TIME_FORWARD,
-    STEP_TIME_BACKWARD,
-    STEP_TIME_OPTIMIZER,
-)
+STEP_PHASES = tuple(name for name in _OVER_RANKS if name.startswith(f"{STEP_TIME}/"))
 
 # What a training step got out of the machine. Like the times, these differ between two runs of one seed. With several
 # ranks, tokens count over all of them, the shares and the utilisation are means, and the memory is that of the rank
@@ -139,7 +130,7 @@ MFU = scalar("throughput/mfu", "mean")
 """Model FLOP utilisation: FLOPs that the policy's matrices need for a step, as a share of what the GPU could do in
 `step_time`. Logged on GPUs that Lightning has the figure of."""
 STEP_SHARE_REST = scalar("throughput/frac_rest", "mean")
-"""Return the key of the share of `step_time` that no phase took."""
+"""Share of `step_time` that no phase took."""
 
 # The variance increase. Every GRPO-family run logs all of these: what it did where the run applies one, and what it
 # would have done to the run's own rollouts where it does not. Means over groups, where nothing else is said; only

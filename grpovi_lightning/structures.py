@@ -159,10 +159,6 @@ class Rollout:
             **joined,
         )
 
-    def with_reference(self, ref_logprobs: Tensor) -> Self:
-        """Return the rollout with the reference policy's log-probabilities [B, T]."""
-        return replace(self, ref_logprobs=ref_logprobs)
-
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -22,13 +22,6 @@ def test_lengths_count_what_the_mask_keeps():
     assert rollout_of_logprobs(ROWS, group_size=2).lengths.tolist() == [2, 1, 2, 2]
 
 
-def test_a_rollout_with_a_reference_is_a_new_one():
-    rollout = replace(rollout_of_logprobs(ROWS, group_size=2), ref_logprobs=None)
-    found = rollout.with_reference(torch.ones(4, 2))
-    assert rollout.ref_logprobs is None and torch.equal(found.ref_logprobs, torch.ones(4, 2))
-    assert found.completion_ids is rollout.completion_ids
-
-
 def test_neither_batch_can_be_written_to():
     rollout = rollout_of_logprobs(ROWS, group_size=2)
     with pytest.raises(FrozenInstanceError):

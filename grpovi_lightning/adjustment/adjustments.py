@@ -58,25 +58,18 @@ class Adjustment(nn.Module):
     It is an `nn.Module`, so that the state of a range is part of the checkpoint.
     """
 
-    adjusts: bool = True
-    """Whether adjusted rewards can differ from raw ones; False is GRPO."""
     needs_reference: bool = False
     """Whether the rollout must carry the reference policy's log-probabilities."""
     changes_pairs: bool = True
     """Whether the standardised advantages of a group of two can differ from those of the raw rewards."""
     adjusts: bool = True
-    """Whether adjusted rewards can differ from the raw ones at all; recorded with the run, for the report."""
+    """Whether adjusted rewards can differ from raw ones; False is GRPO. Recorded with the run, for the report."""
 
     @abstractmethod
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
-        """Adjust the rewards of every group, in a new tensor.
+        """Adjust the raw rewards [P, G] of a rollout, in a new tensor.
 
-        Args:
-            rewards: [P, G] raw; NaN where a completion could not be scored.
-            rollout: the completions that were scored.
-
-        Returns:
-            the adjusted rewards [P, G]; NaN stays NaN and moves no other reward.
+        NaN, the reward of a completion that could not be scored, stays NaN and moves no other reward.
         """
 
     def reward_changed(self) -> None:
@@ -129,8 +122,6 @@ class VarianceIncrease(Adjustment):
 
     Degenerate cases: rewards that already sit at the two ends of the range (0/1 rewards with range [0, 1]) stay as
     they are; with two completions and standardised advantages nothing changes.
-
-    The default `weights` are the paper's. A learned reward has no given `range`, and `ties` may depart from the paper.
 
     >>> from grpovi_lightning.adjustment import FixedRange, UniformWeights
     >>> from grpovi_lightning.structures import PromptBatch

@@ -12,11 +12,7 @@ class ImportanceSampling(ABC):
 
     @abstractmethod
     def __call__(self, log_ratio: Tensor) -> Tensor:
-        """Return the factors [B, T] of the tokens.
-
-        Args:
-            log_ratio: [B, T] log-probability in the trainer minus that in the sampler; 0 where masked.
-        """
+        """Return the factors [B, T] for log-probabilities in the trainer minus those in the sampler; 0 where masked."""
 
 
 class TruncatedImportanceSampling(ImportanceSampling):

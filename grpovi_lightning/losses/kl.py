@@ -44,9 +44,8 @@ class KLEstimator(ABC):
 class K1(KLEstimator):
     """lp - ref: unbiased, of either sign and of high variance.
 
-    As a penalty it measures but does not pull: its gradient, that of lp, has expectation zero under the policy that
-    sampled, so `beta` only adds noise. Two things break that expectation and let it act: further updates on one
-    rollout, and dividing by the length of the completion.
+    As a penalty it measures but does not pull, so `beta` only adds noise. Two things break the expectation of zero and
+    let it act: further updates on one rollout, and dividing by the length of the completion.
     """
 
     def __call__(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -63,8 +62,8 @@ class K2(KLEstimator):
 class K3(KLEstimator):
     """exp(ref - lp) - (ref - lp) - 1: unbiased and never negative; the penalty of GRPO and of TRL.
 
-    As a penalty it has the gradient of KL(reference || policy). That raises the policy where the reference has mass,
-    more than it lowers it on tokens that are unlikely under the reference.
+    As a penalty it raises the policy where the reference has mass, more than it lowers it on tokens that are unlikely
+    under the reference.
     """
 
     def __call__(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

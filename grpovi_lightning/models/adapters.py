@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import UserError, at_least_one
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class LoRA:
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"lora.r: got {self.r}, expected at least 1")
+        at_least_one("lora.", r=self.r)
         if not 0.0 < self.lora_alpha < float("inf"):
             raise UserError(f"lora.lora_alpha: got {self.lora_alpha}, expected a number above 0")
 

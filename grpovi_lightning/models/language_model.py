@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import has_adapters, merged
-from grpovi_lightning.models.passes import Capabilities, CompiledPasses, ForwardPasses, find_capabilities
+from grpovi_lightning.models.passes import CompiledPasses, ForwardPasses, find_capabilities
 from grpovi_lightning.models.passes.forward import has_sharded_weights
 from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left
 from grpovi_lightning.structures import Rollout
@@ -42,11 +42,6 @@ class LanguageModel(nn.Module):
         if self._passes is None:
             self._passes = ForwardPasses(self.model, find_capabilities(self.model))
         return self._passes
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What this model can do."""
-        return self.passes.capabilities
 
     @property
     def runs_prompts_once(self) -> bool:
@@ -87,14 +82,10 @@ class LanguageModel(nn.Module):
         return has_sharded_weights(self.model)
 
     def completion_statistics(self, rollout: Rollout, temperature: float) -> TokenStatistics:
-        """Return log-probabilities and entropies of completions under this model, in nats.
+        """Return log-probabilities and entropies of completions, in nats, with logits divided by the temperature.
 
         Each prompt is run once, with gradient, and its keys and values are expanded to the group. Where that is not
         possible (`runs_prompts_once`), prompt and completion are run as one sequence.
-
-        Args:
-            rollout: the completions.
-            temperature: the sampling temperature; logits are divided by it.
 
         Returns:
             two [B, T] float32 tensors, 0 at masked positions.

@@ -1,6 +1,8 @@
 """Where a model comes from: a checkpoint, or a configuration with fresh weights."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,10 +186,8 @@ def check_checkpoint(path: str, role: str) -> None:
 
 def load_config(path: str) -> PreTrainedConfig:
     """Load the model configuration with all dropout off; no code from the checkpoint is run."""
-    try:
+    with _loading(f"model {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path} cannot be loaded: {_first_line(error)}") from error
     _without_dropout(config)
     return config
 
@@ -195,14 +195,9 @@ def load_config(path: str) -> PreTrainedConfig:
 def load_model(
     auto_class: Any, path: str, dtype: Precision, new: tuple[str, ...] = (), **settings: Any
 ) -> PreTrainedModel:
-    """Load a model whose weights are in safetensors files.
+    """Load a model by a `transformers` auto class, from weights in safetensors files at a folder or hub name.
 
-    Args:
-        auto_class: a `transformers` auto class.
-        path: folder or hub name.
-        dtype: dtype of the weights.
-        new: names of weights that the checkpoint need not have.
-        settings: values that replace those of the configuration.
+    The checkpoint need not have the weights named in `new`. `settings` replace those of its configuration.
 
     Raises:
         UserError: the class cannot hold the checkpoint, or the checkpoint lacks weights.
@@ -210,7 +205,7 @@ def load_model(
     config = load_config(path)
     for name, value in settings.items():
         setattr(config, name, value)
-    try:
+    with _loading(f"model {path}"):
         model, report = auto_class.from_pretrained(
             path,
             config=config,
@@ -219,8 +214,6 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path} cannot be loaded: {_first_line(error)}") from error
     # `transformers` would put random weights in their place.
     missing = sorted(set(report["missing_keys"]) - set(new))
     if missing:
@@ -233,10 +226,8 @@ def load_model(
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer from a folder or by a hub name."""
-    try:
+    with _loading(f"tokenizer {path}"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer {path} cannot be loaded: {_first_line(error)}") from error
 
 
 def _new_config(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
@@ -261,5 +252,11 @@ def _without_dropout(config: PreTrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Turn the errors of `transformers` into a `UserError` with their first line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{what} cannot be loaded: {first}") from error

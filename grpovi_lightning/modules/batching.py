@@ -38,15 +38,22 @@ def micro_batches(
     """
     if max_prompts is None and max_tokens is None and at_least == 1:
         return [prompts]
-    costs = _Costs(rollout, shares_prefix)
+    copies = 1 if shares_prefix else rollout.group_size
+    prompt_lengths: list[int] = rollout.prompt_mask.sum(dim=1).tolist()
+    completion_lengths: list[int] = rollout.grouped(rollout.lengths).amax(dim=1).tolist()
+
+    def tokens(part: list[int]) -> int:
+        """Count what goes through the model: each prompt, and its completions, at the length of the longest."""
+        longest_prompt, longest_completion = (max(n[p] for p in part) for n in (prompt_lengths, completion_lengths))
+        return len(part) * (copies * longest_prompt + rollout.group_size * longest_completion)
+
+    def fits(part: list[int]) -> bool:
+        return (max_prompts is None or len(part) <= max_prompts) and (max_tokens is None or tokens(part) <= max_tokens)
+
     parts: list[list[int]] = []
-    for prompt in sorted(prompts, key=lambda p: costs.tokens([p]), reverse=True):
-        grown = [*parts[-1], prompt] if parts else []
-        fits = (max_prompts is None or len(grown) <= max_prompts) and (
-            max_tokens is None or costs.tokens(grown) <= max_tokens
-        )
-        if grown and fits:
-            parts[-1] = grown
+    for prompt in sorted(prompts, key=lambda p: tokens([p]), reverse=True):
+        if parts and fits([*parts[-1], prompt]):
+            parts[-1].append(prompt)
         else:
             parts.append([prompt])
     while len(parts) < min(at_least, len(prompts)):
@@ -54,18 +61,3 @@ def micro_batches(
         part = parts.pop(largest)
         parts[largest:largest] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return parts
-
-
-class _Costs:
-    """Counts tokens that go through the model: each prompt, and its completions at the length of the longest."""
-
-    def __init__(self, rollout: Rollout, shares_prefix: bool) -> None:
-        self.group_size = rollout.group_size
-        self.copies = 1 if shares_prefix else rollout.group_size
-        self.prompt: list[int] = rollout.prompt_mask.sum(dim=1).tolist()
-        self.completion: list[int] = rollout.grouped(rollout.lengths).amax(dim=1).tolist()
-
-    def tokens(self, prompts: list[int]) -> int:
-        longest_prompt = max((self.prompt[p] for p in prompts), default=0)
-        longest_completion = max((self.completion[p] for p in prompts), default=0)
-        return len(prompts) * (self.copies * longest_prompt + self.group_size * longest_completion)

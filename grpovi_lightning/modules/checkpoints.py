@@ -8,23 +8,20 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch documents `
 
 
 class FrozenLeftOut(L.LightningModule):
-    """A module whose checkpoints leave out frozen state."""
+    """A module whose checkpoints leave out frozen state. The extra state of its parts, what they learned, is saved."""
 
     @abstractmethod
     def frozen_state(self) -> set[str]:
-        """Return the names of the state that never changes."""
+        """Return the names of the state that never changes; those of extra state among them are passed over."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen state out."""
-        frozen = self.frozen_state()
+        frozen = self._left_out()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill frozen state in again, so that loading can stay strict about all the rest."""
-        frozen = self.frozen_state()
+        frozen = self._left_out()
         checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if k in frozen}
 
-
-def is_extra_state(name: str) -> bool:
-    """Return whether a name in a state dictionary is that of what a module's `get_extra_state` returned."""
-    return name.endswith(_EXTRA_STATE_KEY_SUFFIX)
+    def _left_out(self) -> set[str]:
+        return {name for name in self.frozen_state() if not name.endswith(_EXTRA_STATE_KEY_SUFFIX)}

@@ -8,8 +8,8 @@ from torchmetrics import CatMetric, MeanMetric
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.losses.base import k3_divergence
+from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.ops import TokenStatistics
-from grpovi_lightning.structures import Rollout
 
 
 class HeldOutMetrics:
@@ -22,17 +22,9 @@ class HeldOutMetrics:
         self.means: dict[str, MeanMetric] = {}
         self.values: dict[str, CatMetric] = {}
 
-    def update(
-        self, rollout: Rollout, rewards: Tensor, components: dict[str, Tensor], statistics: TokenStatistics
-    ) -> None:
-        """Add a batch.
-
-        Args:
-            rollout: B completions.
-            rewards: [B] totals, NaN where a completion could not be scored.
-            components: name -> [B], likewise.
-            statistics: of the current policy, [B, T].
-        """
+    def update(self, scored: ScoredRollout, statistics: TokenStatistics) -> None:
+        """Add a batch of completions, with the current policy's statistics [B, T] of them."""
+        rollout, rewards = scored.rollout, scored.rewards.flatten()
         mask = rollout.completion_mask
         self._mean(keys.REWARD, rewards)
         self._mean(keys.FRAC_UNSCORABLE, rewards.isnan().float())
@@ -41,7 +33,7 @@ class HeldOutMetrics:
         self._mean(keys.ENTROPY, statistics.entropies[mask])
         if rollout.ref_logprobs is not None:
             self._mean(keys.KL, k3_divergence(statistics.logprobs[mask], rollout.ref_logprobs[mask]))
-        for name, values in components.items():
+        for name, values in scored.components.items():
             metric = self.values.setdefault(name, CatMetric(nan_strategy="ignore").to(values.device))
             metric.update(values)
 

@@ -1,5 +1,6 @@
 """GRPO and GRPOVI: rollout, rewards, adjustment, advantages, update."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from grpovi_lightning.distributed import reduce_scalars, sum_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
-from grpovi_lightning.modules.checkpoints import FrozenLeftOut, is_extra_state
+from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup
@@ -181,7 +182,6 @@ class GRPOModule(FrozenLeftOut):
             )
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer over the policy's parameters, and the schedule."""
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
 
     # The algorithm.
@@ -202,11 +202,7 @@ class GRPOModule(FrozenLeftOut):
 
     def roll_out(self, prompts: PromptBatch) -> ScoredRollout:
         """Sample G completions for each of the prompts, and score them."""
-        rollout = self.sample(prompts, self.group_size, int(self.n_steps))
-        with phase(keys.STEP_TIME_REWARD):
-            components = self.reward.components(rollout)
-            rewards = rollout.grouped(self.reward.total(components, self.group_size))
-        return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
+        return self.score(self.sample(prompts, self.group_size, int(self.n_steps)))
 
     def sample(self, prompts: PromptBatch, group_size: int, step: int) -> Rollout:
         """Sample completions of the current policy, with the reference's log-probabilities where they are needed."""
@@ -214,7 +210,14 @@ class GRPOModule(FrozenLeftOut):
         if self.reference is None:
             return rollout
         with phase(keys.STEP_TIME_REFERENCE):
-            return rollout.with_reference(self.updater.logprobs(self.reference, rollout))
+            return replace(rollout, ref_logprobs=self.updater.logprobs(self.reference, rollout))
+
+    def score(self, rollout: Rollout) -> ScoredRollout:
+        """Score completions by every component of the reward, and by their total."""
+        with phase(keys.STEP_TIME_REWARD):
+            components = self.reward.components(rollout)
+            rewards = rollout.grouped(self.reward.total(components, rollout.group_size))
+        return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
 
     def adjust(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         """Adjust raw rewards [P, G]."""
@@ -231,12 +234,7 @@ class GRPOModule(FrozenLeftOut):
             return self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)
 
     def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:
-        """Count and log a step whose time is over.
-
-        Args:
-            outcome: of the step.
-            seconds: of `step_time` and of each phase, on this rank.
-        """
+        """Count and log a step that took so many seconds on this rank: `step_time`, and each phase."""
         self.n_tokens += sum_over_ranks(outcome.scored.n_tokens)
         self.train_seconds += seconds[keys.STEP_TIME]
         increase = outcome.adjusted.increase or self.counterfactual.increase(outcome.rewards, outcome.rollout)
@@ -266,12 +264,9 @@ class GRPOModule(FrozenLeftOut):
         Returns:
             a `ScoredRollout` with G of 1, for callbacks.
         """
-        rollout = self.sample(prompts, 1, HELD_OUT_STEP)
-        components = self.reward.components(rollout)
-        statistics = self.policy.completion_statistics(rollout, self.updater.temperature)
-        rewards = self.reward.total(components, group_size=1)
-        self.held_out.update(rollout, rewards, components, statistics)
-        return ScoredRollout(rollout, components, rewards[:, None], rollout.lengths.sum())
+        scored = self.score(self.sample(prompts, 1, HELD_OUT_STEP))
+        self.held_out.update(scored, self.policy.completion_statistics(scored.rollout, self.updater.temperature))
+        return scored
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out means, with the training cost so far as further axes."""
@@ -285,13 +280,9 @@ class GRPOModule(FrozenLeftOut):
     on_test_epoch_end = on_validation_epoch_end
 
     def frozen_state(self) -> set[str]:
-        """Return the names of state that is loaded from where it came: reference, rewards, weights under adapters.
-
-        What a reward has learned is its extra state, and is saved.
-        """
+        """Return the names of state that is loaded from where it came: reference, rewards, weights under adapters."""
         under = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        frozen = {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
-        return under | {name for name in frozen if not is_extra_state(name)}
+        return under | {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
 
     def save_pretrained(self, folder: str) -> None:
         """Write policy and tokenizer as a Hugging Face checkpoint folder, and what the reward learned beside it."""

@@ -12,14 +12,10 @@ from grpovi_lightning.structures import Experience
 
 
 def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics: dict[str, float]) -> None:
-    """Raise where loss or gradient norm is not finite, after every rank wrote its part of the batch.
+    """Refuse an update, computed from `experience`, whose loss or gradient norm over all ranks is not finite.
 
-    The file holds tensors and text, and is read with `torch.load(FILE, weights_only=True)`.
-
-    Args:
-        module: the module that trains.
-        experience: what the update was computed from.
-        metrics: of this update over all ranks; loss and gradient norm are looked at.
+    Every rank writes its part of the batch first: a file of tensors and text, which is read with
+    `torch.load(FILE, weights_only=True)`.
 
     Raises:
         TrainingError: names the numbers and the file.
@@ -36,14 +32,9 @@ def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics
         "completions": list(rollout.texts),
         "advantages": experience.advantages,
         "loss_mask": experience.loss_mask,
-        "prompt_ids": rollout.prompt_ids,
-        "prompt_mask": rollout.prompt_mask,
-        "completion_ids": rollout.completion_ids,
-        "completion_mask": rollout.completion_mask,
-        "old_logprobs": rollout.old_logprobs,
-        "ref_logprobs": rollout.ref_logprobs,
     }
-    torch.save(content, file)
+    tensors = "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logprobs", "ref_logprobs"
+    torch.save(content | {name: getattr(rollout, name) for name in tensors}, file)
     raise TrainingError(
         f"step {rollout.step}: loss {metrics[keys.LOSS]}, gradient norm {metrics[keys.GRAD_NORM]}; the update was not "
         f"made, its batch is in {file}; lower the learning rate or look at the rewards of this step"

@@ -28,6 +28,9 @@ class OnePassRewardModule(FrozenLeftOut):
     standardised, and the run says so.
     """
 
+    estimator: PreferenceEstimator
+    """Made by `configure_model`, when the number of features is known."""
+
     def __init__(self, features: FeatureModel, estimator: EstimatorFactory = OnlineMirrorDescent) -> None:
         """Compose the model; `configure_model` loads it.
 
@@ -37,7 +40,6 @@ class OnePassRewardModule(FrozenLeftOut):
         """
         super().__init__()
         self.features, self.make_estimator = features, estimator
-        self.estimator: PreferenceEstimator | None = None
         self.automatic_optimization = False
         # Lightning counts steps, for `max_steps` and checkpoints, by those of an optimizer: this one moves nothing.
         self.counter = nn.Parameter(torch.zeros(()))
@@ -65,7 +67,7 @@ class OnePassRewardModule(FrozenLeftOut):
                 f"OnePassRewardModule: got {self.trainer.world_size} processes, expected 1; its rounds are one after "
                 "the other: set trainer.devices 1"
             )
-        if self.estimator is None:
+        if not hasattr(self, "estimator"):
             self.features.load()
             self.estimator = self.make_estimator(self.features.dim)
 
@@ -74,7 +76,6 @@ class OnePassRewardModule(FrozenLeftOut):
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> None:
         """Run one round. Loss and accuracy are those of the estimate before it learned from the batch."""
-        assert self.estimator is not None
         chosen, rejected = self._features(batch)
         scores = self.estimator.reward(chosen), self.estimator.reward(rejected)
         self.estimator.update(chosen - rejected, torch.ones(len(chosen)))
@@ -90,7 +91,6 @@ class OnePassRewardModule(FrozenLeftOut):
         self.moments = FeatureMoments(self.features.dim)
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
-        assert self.estimator is not None
         sides = self._features(batch)
         self.held_out.update(*(self.estimator.reward(side).to(self.device) for side in sides))
         if self.moments is not None:
@@ -112,7 +112,6 @@ class OnePassRewardModule(FrozenLeftOut):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the estimator's state, the identity of its features, and their moments at the last evaluation."""
-        assert self.estimator is not None
         moments = None if self.moments is None else vars(self.moments)
         return {
             "identity": identity(self.features.fingerprint, self.estimator),
@@ -121,7 +120,6 @@ class OnePassRewardModule(FrozenLeftOut):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        assert self.estimator is not None
         check_identity(state["identity"], identity(self.features.fingerprint, self.estimator), "checkpoint")
         self.estimator.load_state_dict(state["estimator"])
         if state["moments"] is not None:
@@ -133,7 +131,6 @@ class OnePassRewardModule(FrozenLeftOut):
 
     def save_pretrained(self, folder: str) -> None:
         """Write the folder that a `LinearReward` starts from."""
-        assert self.estimator is not None
         mean, std = (0.0, 1.0) if self.moments is None else self.moments.score_mean_and_std(self.estimator.theta)
         if std <= 0.0 or self.moments is None:
             self.print("the rewards are not standardised: no held-out pairs, or their scores are all equal")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from functools import wraps
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -11,36 +11,21 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.adjustment import Increase, increase_metrics
 from grpovi_lightning.advantages import Advantage
 from grpovi_lightning.distributed import gather_named_rows, on_gathered_rows
-from grpovi_lightning.modules.outcome import StepCost, StepOutcome, as_outputs
+from grpovi_lightning.modules.outcome import StepOutcome, as_outputs
 from grpovi_lightning.modules.rollout_metrics import as_floats, pair_agreement, rollout_metrics
 from grpovi_lightning.modules.update_metrics import combined_metrics
 from grpovi_lightning.structures import PromptBatch
-from grpovi_lightning.timing import StepClock
 
 
-class Reporting(Protocol):
-    """A module whose training steps are reported."""
-
-    clock: StepClock
-
-    def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:
-        """Count and log a step whose time is over."""
-        ...
-
-
-Module = TypeVar("Module", bound=Reporting)
-
-
-def reported(
-    step: Callable[[Module, PromptBatch, int], StepOutcome],
-) -> Callable[[Module, PromptBatch, int], dict[str, Any]]:
+def reported(step: Callable[[Any, PromptBatch, int], StepOutcome]) -> Callable[..., dict[str, Any]]:
     """Wrap a training step that returns its outcome, so that the step itself holds the algorithm and nothing else.
 
-    The clock runs while the step does. What is computed for the report alone comes after it and costs no `step_time`.
+    The module's `clock` runs while the step does. What is computed for the report alone comes after it, in the module's
+    `close_step`, and costs no `step_time`.
     """
 
     @wraps(step)
-    def training_step(self: Module, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self: Any, prompts: PromptBatch, batch_idx: int) -> dict[str, Any]:
         self.clock.start()
         outcome = step(self, prompts, batch_idx)
         seconds = self.clock.stop()

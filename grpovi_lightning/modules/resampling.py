@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.distributed import largest_over_ranks
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.ops.masked import differs
 from grpovi_lightning.structures import PromptBatch, Rollout
 
@@ -74,19 +74,13 @@ class DynamicResampling:
         Args:
             max_tries: how often a step samples again; the data module must hand out `spare_prompts_per_step`.
         """
-        if max_tries < 1:
-            raise UserError(f"dynamic resampling max_tries: got {max_tries}, expected at least 1")
+        at_least_one("dynamic resampling ", max_tries=max_tries)
         self.max_tries = max_tries
 
     def __call__(
         self, scored: ScoredRollout, spare: PromptBatch | None, roll_out: Callable[[PromptBatch], ScoredRollout]
     ) -> ScoredRollout:
-        """Replace groups without reward variance by those of spare prompts, as far as the tries go.
-
-        Args:
-            scored: the rollout of the step's prompts.
-            spare: further prompts.
-            roll_out: samples and scores completions of prompts.
+        """Replace groups without reward variance by those of spare prompts, which `roll_out` samples and scores.
 
         Raises:
             UserError: the data hands out no spare prompts.

@@ -30,6 +30,10 @@ class RewardModelModule(L.LightningModule):
     standardised rewards.
     """
 
+    model: PreTrainedModel
+    """Loaded by `configure_model`, with its tokenizer."""
+    tokenizer: PreTrainedTokenizerBase
+
     def __init__(
         self,
         path: str,
@@ -56,8 +60,6 @@ class RewardModelModule(L.LightningModule):
         self.weight_dtype: Precision = dtype
         self.centering_coefficient, self.head_only = centering_coefficient, head_only
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.model: PreTrainedModel | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
         self.held_out = HeldOutPairs()
 
     def check_inputs(self) -> None:
@@ -65,14 +67,12 @@ class RewardModelModule(L.LightningModule):
         check_checkpoint(self.path, "reward model")
 
     def configure_model(self) -> None:
-        """Load the model once."""
-        if self.model is None:
+        if not hasattr(self, "model"):
             self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, new_head=True)
             if self.head_only:
                 self.model.base_model.requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
-        assert self.model is not None
         return optimizer_setup(self.model.parameters(), self.optimizer, self.lr_scheduler)
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
@@ -87,12 +87,10 @@ class RewardModelModule(L.LightningModule):
         return loss + self.centering_coefficient * centring
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
-        """Add held-out pairs."""
         self.held_out.update(*self._scores(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log held-out accuracy, loss and margin, and keep the scores' mean and spread for the checkpoint."""
-        assert self.model is not None
         log_held_out(self, self.held_out.compute(), self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
         mean, std = self.held_out.moments()
         if self.trainer.validating and std > 0.0:
@@ -103,15 +101,12 @@ class RewardModelModule(L.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
-        assert self.model is not None and self.tokenizer is not None
-        rows = [
-            row for side in ("chosen", "rejected") for row in text_rows(self.tokenizer, batch["prompt"], batch[side])
-        ]
+        sides = ("chosen", "rejected")
+        rows = [row for side in sides for row in text_rows(self.tokenizer, batch["prompt"], batch[side])]
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
 
     def save_pretrained(self, folder: str) -> None:
         """Write the classifier and its tokenizer as a Hugging Face checkpoint folder."""
-        assert self.model is not None and self.tokenizer is not None
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -23,6 +23,9 @@ class SFTModule(L.LightningModule):
     The loss is the mean over the completion tokens of the batch, the end token included, in nats.
     """
 
+    policy: LanguageModel
+    """Loaded by `configure_model`."""
+
     def __init__(
         self,
         policy: CausalLMSource,
@@ -38,7 +41,6 @@ class SFTModule(L.LightningModule):
         """
         super().__init__()
         self.policy_source, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
-        self.policy: LanguageModel | None = None
         self.held_out_loss = MeanMetric()
 
     def check_inputs(self) -> None:
@@ -46,12 +48,10 @@ class SFTModule(L.LightningModule):
         self.policy_source.check()
 
     def configure_model(self) -> None:
-        """Load the model once."""
-        if self.policy is None:
+        if not hasattr(self, "policy"):
             self.policy = self.policy_source.load()
 
     def configure_optimizers(self) -> Any:
-        assert self.policy is not None
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
@@ -62,12 +62,10 @@ class SFTModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
-        """Add to the held-out loss, weighted by tokens."""
         total, count = self._loss(batch)
         self.held_out_loss.update(total / count, weight=count)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean over all held-out tokens."""
         log_held_out(self, {keys.LOSS: float(self.held_out_loss.compute())}, self.trainer.global_step, [keys.LOSS])
         self.held_out_loss.reset()
 
@@ -75,7 +73,6 @@ class SFTModule(L.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def _loss(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
-        assert self.policy is not None
         ids, mask, is_completion = encode_pairs(self.policy, batch["prompt"], batch["completion"])
         logits = self.policy.model(
             input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
@@ -85,7 +82,6 @@ class SFTModule(L.LightningModule):
 
     def save_pretrained(self, folder: str) -> None:
         """Write the model and its tokenizer as a Hugging Face checkpoint folder."""
-        assert self.policy is not None
         self.policy.save_pretrained(folder)
 
 
@@ -99,8 +95,7 @@ def encode_pairs(model: LanguageModel, prompts: list[str], completions: list[str
     prompt_rows = [ids[kept].tolist() for ids, kept in zip(encoded_prompts, prompt_mask, strict=True)]
     end = model.end_token_ids[0]
     completion_rows = [[*row, end] for row in model.encode(completions)]
-    ids, mask = pad_right([p + c for p, c in zip(prompt_rows, completion_rows, strict=True)], model.pad_token_id)
-    _, is_prompt = pad_right(prompt_rows, 0)
-    is_completion = mask.clone()
-    is_completion[:, : is_prompt.shape[1]] &= ~is_prompt
+    rows = list(zip(prompt_rows, completion_rows, strict=True))
+    ids, mask = pad_right([p + c for p, c in rows], model.pad_token_id)
+    is_completion = pad_right([[0] * len(p) + [1] * len(c) for p, c in rows], 0)[0].bool()
     return ids.to(model.device), mask.to(model.device), is_completion.to(model.device)

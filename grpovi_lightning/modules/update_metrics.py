@@ -47,8 +47,7 @@ class UpdateMetrics:
     def compute(self, n_tokens: Tensor) -> dict[str, float]:
         """Return the numbers of this rank, which over all ranks give those of the whole update.
 
-        Args:
-            n_tokens: tokens trained on over all ranks, divided by the number of ranks.
+        `n_tokens` are the tokens trained on over all ranks, divided by the number of ranks.
         """
         tensors = {name: total / n_tokens.clamp(min=1) for name, total in self._sums.items()} | {keys.LOSS: self._loss}
         log_ratios = torch.cat(self._log_ratios).double()

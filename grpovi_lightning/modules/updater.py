@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import largest_over_ranks, reduce_scalars, share_of_rank, sum_over_ranks
-from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.errors import TrainingError, UserError, at_least_one
 from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
 from grpovi_lightning.models import LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.batching import micro_batches, minibatches
@@ -53,10 +53,8 @@ class UpdateSettings:
     def __post_init__(self) -> None:
         if not self.max_grad_norm > 0:
             raise UserError(f"updates.max_grad_norm: got {self.max_grad_norm}, expected above 0")
-        for name in ("num_iterations", "num_minibatches", "prompts_per_micro_batch", "tokens_per_micro_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"updates.{name}: got {value}, expected at least 1")
+        counts = ("num_iterations", "num_minibatches", "prompts_per_micro_batch", "tokens_per_micro_batch")
+        at_least_one("updates.", **{name: getattr(self, name) for name in counts})
 
     @property
     def per_rollout(self) -> int:
@@ -67,17 +65,12 @@ class UpdateSettings:
 class PolicyUpdater:
     """Turns advantages into optimiser steps.
 
-    Neither micro-batches nor ranks change the gradient: each update has one denominator, that of its whole batch, and
-    minibatches are dealt so that the ranks' parts of one make up the minibatch of a single process.
+    Neither micro-batches nor ranks change the gradient: each update has one denominator, that of its whole batch. See
+    `minibatches` for how prompts are dealt to the ranks.
     """
 
     def __init__(self, loss: PolicyLoss, settings: UpdateSettings, temperature: float) -> None:
-        """Compose the updates.
-
-        Args:
-            loss: the policy loss.
-            settings: how a rollout is divided and what is left out.
-            temperature: the sampler's; log-probabilities are those of the tempered policy.
+        """Compose the updates; log-probabilities are those of the policy at the sampler's `temperature`.
 
         Raises:
             UserError: a setting cannot take effect.
@@ -135,12 +128,8 @@ class PolicyUpdater:
     ) -> Experience:
         """Return what is learned from: never unscorable completions, nor truncated ones where the settings say so.
 
-        Args:
-            policy: the policy before the updates.
-            rollout: B completions.
-            rewards: [P, G] raw, NaN where a completion could not be scored.
-            advantages: [P, G].
-            precision: the trainer's.
+        `policy` is that before the updates. Raw rewards [P, G] are NaN where a completion could not be scored;
+        advantages are [P, G]; `precision` is the trainer's.
 
         Raises:
             TrainingError: no token of the step is left, on any rank.
@@ -179,11 +168,8 @@ class PolicyUpdater:
     ) -> UpdateResult:
         """Make one optimiser step on some prompts with their groups, in micro-batches with one common denominator.
 
-        Args:
-            module: whose optimiser and schedule are stepped; Lightning's manual optimisation.
-            policy: what is trained.
-            experience: of the whole rollout.
-            prompts: places of the prompts of this minibatch.
+        Optimiser and schedule are the module's, under Lightning's manual optimisation. `experience` is that of the
+        whole rollout, whose tokens the denominator may count.
 
         Raises:
             TrainingError: loss or gradient is not finite; the update is not made.

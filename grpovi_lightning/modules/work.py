@@ -9,13 +9,9 @@ from grpovi_lightning.structures import Experience
 
 
 def policy_work(policy: LanguageModel, experience: Experience, num_iterations: int, skips_groups: bool) -> PolicyWork:
-    """Return the work of a step whose updates made `num_iterations` passes over its rollout.
+    """Return the work of a step that trained the policy on `experience`, in so many iterations over the rollout.
 
-    Args:
-        policy: the policy that was trained.
-        experience: what it learned from.
-        num_iterations: passes over the rollout.
-        skips_groups: whether groups of zero advantage were left out of the updates.
+    With `skips_groups`, groups of zero advantage were left out of the updates.
     """
     has_gradient = experience.groups_with_advantage()
     body, head = matrix_weights(policy.model)

@@ -5,15 +5,10 @@ from torch import Tensor
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Sum `values` where `mask` is true, over `dim` or over everything.
+    """Sum `values` where `mask`, bool of the same shape, is true: over `dim`, or over everything.
 
     >>> masked_sum(torch.tensor([1.0, 2.0, torch.inf]), torch.tensor([True, True, False])).item()
     3.0
-
-    Args:
-        values: any shape.
-        mask: bool, the same shape.
-        dim: the reduced dimension; None reduces all.
     """
     kept = torch.where(mask, values, torch.zeros_like(values))
     return kept.sum() if dim is None else kept.sum(dim=dim)
@@ -30,20 +25,14 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (Bessel) of each row where `mask` is true.
+    """Return mean and standard deviation (Bessel) of each row where `mask` is true, [P, G] -> two [P, 1].
 
-    A mask that is true everywhere gives torch's own `mean` and `std`, to the last bit.
+    The mean of nothing and the deviation of fewer than two values are 0. A mask that is true everywhere gives torch's
+    own `mean` and `std`, to the last bit.
 
     >>> mean, std = masked_moments(torch.tensor([[0.0, 0.0, 0.0, 1.0]]), torch.ones(1, 4, dtype=torch.bool))
     >>> mean.tolist(), std.tolist()
     ([[0.25]], [[0.5]])
-
-    Args:
-        values: [P, G], float.
-        mask: [P, G] bool.
-
-    Returns:
-        two tensors [P, 1]; the mean of nothing and the deviation of fewer than two values are 0.
     """
     if bool(mask.all()) and mask.shape[1] > 1:
         return values.mean(dim=1, keepdim=True), values.std(dim=1, keepdim=True)

@@ -17,12 +17,9 @@ def pad_right(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]
         (ids [B, L] int64, mask [B, L] bool), with L the length of the longest list.
     """
     length = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), length), fill, dtype=torch.long)
-    mask = torch.zeros((len(rows), length), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = True
-    return ids, mask
+    padded = [[*row, *[fill] * (length - len(row))] for row in rows]
+    mask = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+    return torch.tensor(padded, dtype=torch.long).view(len(rows), length), mask
 
 
 def pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
@@ -32,15 +29,9 @@ def pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """Return the position of each token among the unmasked ones, so that padding shifts nothing.
+    """Return the position of each token among the unmasked ones, so that padding shifts nothing; [B, L] -> [B, L].
 
-    >>> position_ids(torch.tensor([[False, False, True, True]])).tolist()
+    >>> position_ids(torch.tensor([[False, False, True, True]])).tolist()  # 0 at padding before the first token
     [[0, 0, 0, 1]]
-
-    Args:
-        mask: [B, L] bool.
-
-    Returns:
-        [B, L] int64; 0 at padding before the first token.
     """
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -53,18 +53,15 @@ class Reward(nn.Module):
         """Raise `UserError` if it can be told without loading that loading would fail."""
 
     def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
-        """Learn from the completions of a step; called at every step after the policy's update, on every rank.
+        """Learn from the completions of this rank on which the policy was trained.
 
-        Args:
-            rollout: the completions of this rank on which the policy was trained.
-            seed: the run's seed.
-            stopping: whether the run was asked to stop; a reward that waits for something then gives up.
+        Called at every step after the policy's update, on every rank. A reward that waits for something gives up once
+        `stopping` says that the run was asked to stop.
         """
         return RewardUpdate()
 
     def save_learned(self, folder: str | Path) -> None:
         """Write what was learned during training into a folder; nothing for a reward that does not learn."""
-        return
 
     def progress(self) -> dict[str, float]:
         """Return running totals, such as labels used, as an axis for held-out curves; the same names every time."""

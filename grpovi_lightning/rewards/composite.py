@@ -37,14 +37,14 @@ class CompositeReward(Reward):
         weights = [1.0] * len(rewards) if reward_weights is None else reward_weights
         if len(weights) != len(rewards) or not rewards:
             raise UserError(f"reward_weights: got {len(weights)} weights for {len(rewards)} rewards, expected one each")
-        self.parts = nn.ModuleList(rewards)
+        self.parts, self._rewards = nn.ModuleList(rewards), rewards  # the list knows that they are rewards
         self._weights: dict[str, float] = {}
         for part, factor in zip(rewards, weights, strict=True):
             for name, weight in part.weights().items():
                 if name in self._weights:
                     raise UserError(f"two rewards are named {name!r}; give one of them another `name`")
                 self._weights[name] = factor * weight
-        learning = [part for part in self._rewards() if part.learns]
+        learning = [part for part in self._rewards if part.learns]
         if len(learning) > 1:
             raise UserError(f"composite reward: got {len(learning)} parts that learn, expected at most one")
         self.learns = bool(learning)
@@ -57,18 +57,18 @@ class CompositeReward(Reward):
         return dict(self._weights)
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        for part in self._rewards():
+        for part in self._rewards:
             part.load(policy_tokenizer)
 
     def check(self) -> None:
-        for part in self._rewards():
+        for part in self._rewards:
             part.check()
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        return {name: score for part in self._rewards() for name, score in part.components(rollout).items()}
+        return {name: score for part in self._rewards for name, score in part.components(rollout).items()}
 
     def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
-        for part in self._rewards():
+        for part in self._rewards:
             if part.learns:
                 update = part.learn(rollout, seed, stopping)
                 # A part of weight 0 leaves the total as it was, whatever it has learned.
@@ -77,11 +77,8 @@ class CompositeReward(Reward):
         return RewardUpdate()
 
     def save_learned(self, folder: str | Path) -> None:
-        for part in self._rewards():
+        for part in self._rewards:
             part.save_learned(folder)
 
     def progress(self) -> dict[str, float]:
-        return {name: value for part in self._rewards() for name, value in part.progress().items()}
-
-    def _rewards(self) -> list[Reward]:
-        return [part for part in self.parts if isinstance(part, Reward)]
+        return {name: value for part in self._rewards for name, value in part.progress().items()}

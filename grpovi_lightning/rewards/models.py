@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.errors import TrainingError, at_least_one
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.base import Reward
@@ -40,8 +40,7 @@ class RewardModel(Reward):
             UserError: `batch_size` is below 1.
         """
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"reward model batch_size: got {batch_size}, expected at least 1")
+        at_least_one("reward model ", batch_size=batch_size)
         self.path, self.name, self.batch_size = path, name, batch_size
         self.dtype: Precision = dtype
         self.model: PreTrainedModel | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.models.passes import FusedHead, SeparateHead, compiling
 from grpovi_lightning.rollout.decoding import Decoder, PlainDecoder, sync_interval
@@ -30,8 +30,7 @@ class StaticDecoder(Decoder):
 
     def __init__(self, block: int = 32) -> None:
         """Choose for how many tokens shapes stay the same."""
-        if block < 1:
-            raise UserError(f"decoder.block: got {block}, expected at least 1")
+        at_least_one("decoder.", block=block)
         self.block = block
 
     def parts(self, policy: LanguageModel) -> SeparateHead | FusedHead:
@@ -41,7 +40,7 @@ class StaticDecoder(Decoder):
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
         if policy.is_sharded:
             raise UserError(f"{type(self).__name__}: got sharded weights, which it cannot gather; use GroupDecoder")
-        if not policy.capabilities.decodes_by_groups:
+        if not policy.passes.capabilities.decodes_by_groups:
             PlainDecoder().decode(policy, prompt_ids, prompt_mask, sampler)
             return
         more = -prompt_ids.shape[1] % self.block
@@ -103,8 +102,7 @@ class CompiledDecoder(StaticDecoder):
             max_shapes: more are an error, because a run that compiles all the time would be slow for no visible reason.
         """
         super().__init__(block)
-        if max_shapes < 1:
-            raise UserError(f"decoder.max_shapes: got {max_shapes}, expected at least 1")
+        at_least_one("decoder.", max_shapes=max_shapes)
         self.max_shapes = max_shapes
         self._compiled: tuple[LanguageModel, SeparateHead] | None = None
 

@@ -18,13 +18,9 @@ class Decoder(ABC):
 
     @abstractmethod
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        """Draw every completion to its end, or to the sampler's length.
+        """Draw every completion of left-padded prompts [P, S] to its end, or to the sampler's length.
 
-        Args:
-            policy: the model.
-            prompt_ids: [P, S] left-padded.
-            prompt_mask: [P, S] bool.
-            sampler: draws and keeps the B completions; those of one prompt are adjacent.
+        The sampler keeps the B completions, of which those of one prompt are adjacent.
         """
 
 
@@ -47,7 +43,7 @@ class GroupDecoder(Decoder):
         self.drop_share = drop_share
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        if not policy.capabilities.decodes_by_groups:
+        if not policy.passes.capabilities.decodes_by_groups:
             PlainDecoder().decode(policy, prompt_ids, prompt_mask, sampler)
             return
         interval = sync_interval(prompt_ids)
@@ -86,10 +82,7 @@ def still_needed(unfinished: Tensor) -> tuple[Tensor, Tensor]:
     """Choose the completions that stay, the same number in all groups, because tensors are rectangular.
 
     Groups without an unfinished completion go. Of each other group all unfinished completions stay, and as many
-    finished ones as bring it to the size of the largest.
-
-    Args:
-        unfinished: [P, G] bool, true somewhere.
+    finished ones as bring it to the size of the largest. `unfinished` is [P, G] bool, true somewhere.
 
     Returns:
         groups [P'], and members [P', G'] of each, unfinished ones first.

@@ -22,24 +22,12 @@ class RolloutEngine:
     """
 
     def __init__(self, sampling: SamplingConfig, decoder: Decoder | None = None) -> None:
-        """Choose how tokens are drawn, and how they are decoded.
-
-        Args:
-            sampling: the sampling settings.
-            decoder: default `GroupDecoder`; changes the time, and completions by rounding only.
-        """
+        # The decoder changes the time, and completions by rounding only.
         self.sampling, self.decoder = sampling, decoder or GroupDecoder()
 
     @torch.no_grad()
     def generate(self, policy: LanguageModel, prompts: PromptBatch, group_size: int, seed: int, step: int) -> Rollout:
-        """Sample `group_size` completions for each prompt.
-
-        Args:
-            policy: the policy; its mode is left as it is.
-            prompts: P prompts.
-            group_size: G.
-            seed: the run's seed.
-            step: the policy step.
+        """Sample G = `group_size` completions for each of P prompts; the policy's mode is left as it is.
 
         Returns:
             a rollout of B = P * G completions, T = the longest of them.

@@ -7,10 +7,9 @@ from grpovi_lightning.rollout.sampling import SamplingConfig, inverse_cdf
 
 
 class Sampler:
-    """The tokens of B completions, drawn one after the other.
+    """The tokens of B completions, drawn one after the other as `RolloutEngine` says.
 
-    Each token is the inverse CDF of the processed distribution at a uniform number that belongs to its place. So it
-    does not matter which rows are drawn together, nor what is drawn for a row after its end.
+    It does not matter which rows are drawn together, nor what is drawn for a row after its end.
 
     Attributes:
         length: tokens that a completion may have.

@@ -67,14 +67,9 @@ class SamplingConfig:
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the token at which the cumulative distribution first exceeds the uniform number.
+    """Return the tokens [B] at which cumulative distributions first exceed uniform numbers in [0, 1), float64 [B].
 
-    Args:
-        probabilities: [B, V] float64, up to a common factor in each row.
-        uniforms: [B] float64 in [0, 1).
-
-    Returns:
-        [B] int64.
+    Probabilities are [B, V] float64, up to a common factor in each row.
 
     >>> probabilities = torch.tensor([[0.25, 0.0, 0.75]], dtype=torch.float64).expand(3, -1)
     >>> inverse_cdf(probabilities, torch.tensor([0.0, 0.25, 0.999], dtype=torch.float64)).tolist()

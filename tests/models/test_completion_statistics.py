@@ -44,7 +44,7 @@ def test_logprobs_and_gradients_equal_unpadded_forward_passes_of_single_completi
 def test_running_a_prompt_once_for_its_group_gives_the_logprobs_and_gradients_of_the_plain_path(family, tiny_tokenizer):
     policy, data = language_model(family, tiny_tokenizer), rollout(*LENGTHS)
     weights = torch.randn(data.completion_ids.shape, generator=torch.Generator().manual_seed(2))
-    assert policy.capabilities.shares_prefix
+    assert policy.passes.capabilities.shares_prefix
     shared, shared_gradients = policy.completion_statistics(data, 0.7), gradients(policy, data, weights)
 
     set_capabilities(policy, shares_prefix=False)

@@ -83,7 +83,7 @@ def language_model(family, tokenizer, seed=3, **settings) -> LanguageModel:
 
 def set_capabilities(policy, **changes) -> None:
     """Has a policy run its model otherwise than the trial allows."""
-    policy._passes = ForwardPasses(policy.model, replace(policy.capabilities, **changes))
+    policy._passes = ForwardPasses(policy.model, replace(policy.passes.capabilities, **changes))
 
 
 def rollout(prompt_lengths, completion_lengths, vocabulary=40, seed=0, extra_padding=0) -> Rollout:

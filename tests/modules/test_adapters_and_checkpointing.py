@@ -116,7 +116,7 @@ class TestGradientCheckpointing:
     def test_updates_take_the_plain_path_and_rollouts_keep_their_cache(self, policy_folder):
         policy = PretrainedCausalLM(str(policy_folder), gradient_checkpointing=True).load()
         policy.train()
-        assert policy.capabilities.shares_prefix and not policy.runs_prompts_once
-        assert policy.capabilities.decodes_by_groups
+        assert policy.passes.capabilities.shares_prefix and not policy.runs_prompts_once
+        assert policy.passes.capabilities.decodes_by_groups
         policy.eval()
         assert policy.runs_prompts_once

@@ -12,6 +12,7 @@ from helpers.two_processes import run_in_two_processes
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
+from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.ops import TokenStatistics
 
 NAN = math.nan
@@ -26,7 +27,8 @@ def evaluated(batches):
         rollout = rollout_of_logprobs([[-1.0, -2.0]] * len(totals), 1)
         statistics = TokenStatistics(torch.full((len(totals), 2), -1.0), torch.ones(len(totals), 2))
         components = {"part": torch.tensor(part), "silent": torch.full((len(totals),), NAN)}
-        metrics.update(rollout, torch.tensor(totals), components, statistics)
+        rewards = torch.tensor(totals)[:, None]
+        metrics.update(ScoredRollout(rollout, components, rewards, rollout.lengths.sum()), statistics)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return metrics.compute()
@@ -64,7 +66,8 @@ def test_after_a_reset_nothing_is_left():
     statistics = TokenStatistics(torch.zeros(1, 1), torch.ones(1, 1))
     for value in (1.0, NAN, 3.0):
         metrics.reset()
-        metrics.update(rollout_of_logprobs([[0.0]], 1), torch.tensor([value]), {}, statistics)
+        rollout = rollout_of_logprobs([[0.0]], 1)
+        metrics.update(ScoredRollout(rollout, {}, torch.tensor([[value]]), rollout.lengths.sum()), statistics)
     assert metrics.compute()[keys.REWARD] == 3.0
 
 

@@ -73,7 +73,7 @@ def assert_logprobs_are_those_of_full_passes(policy, rollout, temperature):
 class TestEveryFamily:
     def test_old_logprobs_are_those_of_an_unpadded_pass_over_each_completion(self, family, decoder, tiny_tokenizer):
         policy = tiny(family, tiny_tokenizer)
-        assert policy.capabilities.decodes_by_groups
+        assert policy.passes.capabilities.decodes_by_groups
 
         rollout = generate(policy, decoder, temperature=0.8, top_k=20)
 
@@ -125,7 +125,7 @@ def test_how_seldom_it_is_asked_whether_all_are_finished_changes_nothing(module,
 
 def rows_fed(policy, **settings):
     """Numbers of tokens that the model reads in each of its forward passes."""
-    policy.capabilities  # noqa: B018  # found before it is counted
+    policy.passes.capabilities  # noqa: B018  # found before it is counted
     sizes = []
     handle = policy.model.get_input_embeddings().register_forward_hook(lambda m, args, _: sizes.append(args[0].shape))
     rollout = generate(policy, **settings)

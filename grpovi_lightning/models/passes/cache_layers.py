@@ -59,6 +59,9 @@ class GroupLayer(DynamicLayer):
     number of tensor operations here, so there are few.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, prefix: PrefixLayer, members: int, length: int) -> None:
         super().__init__()
         assert prefix.keys is not None and prefix.values is not None
@@ -81,7 +84,6 @@ class GroupLayer(DynamicLayer):
 
         The model passes them on to `group_attention`, which takes what it needs from this layer.
         """
-        assert self.keys is not None and self.values is not None
         groups, heads, members = self.keys.shape[:3]
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             store.select(3, self.n_tokens).copy_(states.reshape(groups, members, heads, -1).transpose(1, 2))
@@ -91,7 +93,6 @@ class GroupLayer(DynamicLayer):
 
     def keep(self, groups: Tensor, members: Tensor) -> None:
         """Keep some completions: `members` [P', G'] of the groups [P']."""
-        assert self.keys is not None and self.values is not None
         before, heads = self.keys.shape[:2]
         self.prompt_keys = self.prompt_keys.unflatten(0, (before, heads))[groups].flatten(0, 1)
         self.prompt_values = self.prompt_values.unflatten(0, (before, heads))[groups].flatten(0, 1)
@@ -138,7 +139,6 @@ class GroupLayer(DynamicLayer):
         softcap: float | None,
     ) -> Tensor:
         """Compute the attention to some columns; the masks are added to their scores."""
-        assert self.keys is not None and self.values is not None
         groups, heads, members = self.keys.shape[:3]
         rows, size = groups * heads, query.shape[-1]
         keys = self.keys.view(rows * members, -1, size)[:, of_completion]  # [P * K * G, t, D]
@@ -177,7 +177,6 @@ class StaticGroupLayer(GroupLayer):
 
     def __init__(self, prefix: PrefixLayer, members: int, length: int, place: Tensor) -> None:
         super().__init__(prefix, members, length)
-        assert self.keys is not None and self.values is not None
         # Columns that are not written yet are read and masked, and 0 times the NaN of unused memory would be NaN.
         self.keys.zero_()
         self.values.zero_()
@@ -188,7 +187,6 @@ class StaticGroupLayer(GroupLayer):
         return self.prompt_length
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
         groups, heads, members = self.keys.shape[:3]
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             column = states.reshape(groups, members, heads, 1, -1).transpose(1, 2)

@@ -1,7 +1,7 @@
 """The forward passes: over whole sequences, over prompts once for their group, and token by token."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -66,16 +66,9 @@ class ForwardPasses:
     def group_states(
         self, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
     ) -> Tensor:
-        """Compute `shared_prefix_states` from tensors alone, so that it can be compiled.
+        """Compute `shared_prefix_states` [B, T, D] from tensors alone, so that it can be compiled.
 
-        Args:
-            prompt_ids: [P, S] left-padded.
-            prompt_mask: [P, S] bool.
-            completion_ids: [P, G, T].
-            completion_mask: [P, G, T] bool.
-
-        Returns:
-            [B, T, D].
+        Prompts are [P, S], left-padded, and completions [P, G, T].
         """
         members, length = completion_ids.shape[1:]
         first, prefix = self.prefill(prompt_ids, prompt_mask)
@@ -135,13 +128,9 @@ class ForwardPasses:
     def next_logits(
         self, tokens: Tensor, positions: Tensor, cache: GroupCache, parts: SeparateHead | FusedHead | None = None
     ) -> Tensor:
-        """Feed one token to every completion in the cache, and return the logits of the next, [b, V].
+        """Feed one token to each completion in the cache, which grows by it, and return the logits of the next, [b, V].
 
-        Args:
-            tokens: [b].
-            positions: [b] of these tokens in their sequences.
-            cache: grows by one token.
-            parts: what computes; None: the model as it is.
+        Tokens [b] come with their positions [b] in their sequences. `parts` computes; None: the model as it is.
         """
         parts = parts or self.parts
         with self.generating(), attention_by_groups(self.model, cache):
@@ -151,14 +140,9 @@ class ForwardPasses:
         cache.advance()
         return parts.logits(states[:, -1])
 
-    @contextmanager
-    def generating(self) -> Iterator[None]:
+    def generating(self) -> AbstractContextManager[None]:
         """Have a model with gradient checkpointing keep its cache, which it would drop in training mode."""
-        if not (self.model.training and self._checkpoints):
-            yield
-            return
-        with evaluating(self.model):
-            yield
+        return evaluating(self.model) if self.model.training and self._checkpoints else nullcontext()
 
 
 @contextmanager

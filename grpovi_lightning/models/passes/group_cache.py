@@ -33,15 +33,7 @@ class GroupCache(Cache):
     layers: list[GroupLayer]
 
     def __init__(self, prefix: Cache, prompt_mask: Tensor, members: int, length: int, static: bool = False) -> None:
-        """Make room for `length` tokens of `members` completions behind each prompt.
-
-        Args:
-            prefix: the prompts, in `PrefixLayer`s.
-            prompt_mask: [P, S] bool.
-            members: G.
-            length: tokens that a completion may have.
-            static: whether no shape may change from token to token.
-        """
+        """Make room behind the prompts, in the `PrefixLayer`s of `prefix`; see `ForwardPasses.start_groups`."""
         prompts: list[Any] = prefix.layers
         self.place = torch.zeros(1, dtype=torch.long, device=prompt_mask.device)
         if static:
@@ -54,7 +46,6 @@ class GroupCache(Cache):
         # because whether there is padding must not change the code that runs.
         if static or not bool(prompt_mask.all()):
             keys = prompts[0].keys
-            assert keys is not None
             zeros = torch.zeros_like(prompt_mask, dtype=keys.dtype)
             self.mask = zeros.masked_fill_(~prompt_mask, -torch.inf).repeat_interleave(keys.shape[1], dim=0)[:, None]
 
@@ -71,7 +62,7 @@ class GroupCache(Cache):
     def keep(self, groups: Tensor, members: Tensor) -> None:
         """Keep some completions: `members` [P', G'] of the groups [P']."""
         if self.mask is not None:
-            before, heads = self.layers[0].keys.shape[:2]  # type: ignore[union-attr]
+            before, heads = self.layers[0].keys.shape[:2]
             self.mask = self.mask.unflatten(0, (before, heads))[groups].flatten(0, 1)
         for layer in self.layers:
             layer.keep(groups, members)

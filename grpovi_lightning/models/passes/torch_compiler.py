@@ -42,13 +42,9 @@ def reproducible_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> 
 def compiling(what: str, max_variants: int, instead: str) -> Iterator[None]:
     """Allow compiled functions to be called; what goes wrong is one line, and never plain code in silence.
 
-    Args:
-        what: names the setting and what is compiled, for errors.
-        max_variants: of the code of one function, for different sizes, modes and so on.
-        instead: what to do where there are more.
-
     Raises:
-        UserError: compilation fails, or there are more variants.
+        UserError: compilation of `what` fails, or a function needs more than `max_variants` of its code, for different
+            sizes, modes and so on; `instead` says what to do then.
     """
     # `torch.compiler` exports no exceptions. These imports load the compiler, which takes seconds, hence not above.
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported

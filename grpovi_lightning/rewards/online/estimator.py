@@ -129,10 +129,8 @@ class PreferenceEstimator(ABC):
 class UncertainEstimator(PreferenceEstimator):
     """An estimator that also knows how sure it is in each direction, by the inverse of the Hessian H of its loss."""
 
-    @property
-    @abstractmethod
-    def inverse(self) -> Tensor:
-        """[D, D] float64, H^{-1}."""
+    inverse: Tensor
+    """[D, D] float64, H^{-1}, symmetric."""
 
     def uncertainty(self, z: Tensor) -> Tensor:
         """Return ||z|| in the norm of H^{-1}, which the paper's active queries maximise: [..., D] -> [...] float64."""

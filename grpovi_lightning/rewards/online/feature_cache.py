@@ -31,16 +31,10 @@ class FeatureCache:
     def fetch(
         self, fingerprint: str, rows: list[list[int]], dim: int, compute: Callable[[list[list[int]]], Tensor]
     ) -> Tensor:
-        """Return features of token lists; compute and keep those that are not in the file yet.
+        """Return features [B, D] float32 of B token lists; compute and keep those that are not in the file yet.
 
-        Args:
-            fingerprint: of the feature model, 64 hexadecimal digits; each model has features of its own.
-            rows: B token lists.
-            dim: D.
-            compute: b token lists -> [b, D].
-
-        Returns:
-            [B, D] float32.
+        Each feature model has features of its own, under its fingerprint of 64 hexadecimal digits. `compute` returns
+        those of b token lists, [b, D].
 
         Raises:
             UserError: the file cannot be read or written, or its features have another width.

@@ -4,13 +4,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.errors import TrainingError, UserError, at_least_one
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_model, load_tokenizer
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.online.feature_cache import FeatureCache
@@ -81,8 +82,7 @@ class FeatureModel(nn.Module):
             UserError: `batch_size` is below 1, or `poolings` is empty.
         """
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"feature model batch_size: got {batch_size}, expected at least 1")
+        at_least_one("feature model ", batch_size=batch_size)
         if poolings is not None and not poolings:
             raise UserError("feature model poolings: got none, expected at least one such as LastToken")
         self.path, self.batch_size = path, batch_size
@@ -91,7 +91,6 @@ class FeatureModel(nn.Module):
         self.model: PreTrainedModel | None = None
         self.cache = None if cache is None else FeatureCache(cache)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._fingerprint: str | None = None
 
     def check(self) -> None:
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
@@ -117,17 +116,15 @@ class FeatureModel(nn.Module):
         assert self.model is not None, "load() comes before dim"
         return self.model.config.get_text_config().hidden_size * len(self.poolings)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the weights and of the poolings, in hexadecimal: equal fingerprints give equal features."""
-        if self._fingerprint is None:
-            assert self.model is not None, "load() comes before fingerprint"
-            digest = hashlib.sha256(repr([type(pooling).__qualname__ for pooling in self.poolings]).encode())
-            for name, weights in sorted(self.model.state_dict().items()):
-                digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
-                digest.update(weights.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+        assert self.model is not None, "load() comes before fingerprint"
+        digest = hashlib.sha256(repr([type(pooling).__qualname__ for pooling in self.poolings]).encode())
+        for name, weights in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+            digest.update(weights.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def forward(self, rows: list[list[int]]) -> Tensor:
         """Return features [B, D] of B token lists, float32 on the CPU; those in the cache are read from it.

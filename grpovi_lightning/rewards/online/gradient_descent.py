@@ -1,7 +1,6 @@
 """One pass by plain stochastic gradient descent: the baseline without a Hessian."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,45 +11,34 @@ from grpovi_lightning.rewards.online.hessian import residuals
 
 
 class Rate(ABC):
-    """The step size of each round."""
+    """The step size of each round.
+
+    Raises:
+        UserError: `rate` is not positive and finite.
+    """
+
+    def __init__(self, rate: float) -> None:
+        positive("rate", rate)
+        self.rate = rate
 
     @abstractmethod
     def at(self, round_number: int) -> float:
         """Return the step size of a round; the first has number 1."""
 
 
-@dataclass(frozen=True)
 class ConstantRate(Rate):
-    """`rate` in every round.
-
-    Raises:
-        UserError: `rate` is not positive and finite.
-    """
-
-    rate: float
-
-    def __post_init__(self) -> None:
-        positive("rate", self.rate)
+    """`rate` in every round."""
 
     def at(self, round_number: int) -> float:
         return self.rate
 
 
-@dataclass(frozen=True)
 class InverseSquareRootRate(Rate):
     """`rate` / sqrt(t) in round t; t counts rounds, not pairs.
 
     >>> [InverseSquareRootRate(0.5).at(t) for t in (1, 4, 25)]
     [0.5, 0.25, 0.1]
-
-    Raises:
-        UserError: `rate` is not positive and finite.
     """
-
-    rate: float
-
-    def __post_init__(self) -> None:
-        positive("rate", self.rate)
 
     def at(self, round_number: int) -> float:
         return self.rate / round_number**0.5

@@ -15,14 +15,9 @@ HEAD_FILE, STATE_FILE = "linear_reward.json", "estimator.safetensors"
 
 
 def save_head(folder: str | Path, features: str, estimator: PreferenceEstimator, mean: float, std: float) -> None:
-    """Write a linear reward, as `linear_reward.json` and `estimator.safetensors`.
+    """Write a linear reward, as `linear_reward.json` and `estimator.safetensors`: (score - mean) / std.
 
-    Args:
-        folder: made where it does not exist.
-        features: the feature model's fingerprint.
-        estimator: what was learned.
-        mean: the reward is (score - mean) / std.
-        std: see `mean`.
+    The folder is made where it does not exist; `features` is the feature model's fingerprint.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,12 +42,7 @@ def check_head(folder: str | Path) -> None:
 
 
 def load_head(folder: str | Path, features: str, estimator: PreferenceEstimator) -> tuple[float, float]:
-    """Load a saved state into an estimator of the same class.
-
-    Args:
-        folder: what `save_head` wrote.
-        features: fingerprint of the feature model in use.
-        estimator: takes the state.
+    """Load the state that `save_head` wrote into an estimator of the same class, for features of this fingerprint.
 
     Returns:
         Mean and standard deviation of the scores.
@@ -77,12 +67,9 @@ def identity(features: str, estimator: PreferenceEstimator) -> dict[str, Any]:
 
 
 def check_identity(saved: dict[str, Any], own: dict[str, Any], what: str) -> None:
-    """Raise `UserError` where a saved `identity` and the user's differ.
+    """Raise `UserError` where a saved `identity` and that of the features and the estimator in use differ.
 
-    Args:
-        saved: read from where the state was saved; may have other keys too.
-        own: of the feature model and the estimator in use.
-        what: where the state is from, for the message.
+    `saved` may have other keys too; `what` says in the message where it is from.
     """
     if saved["features"] != own["features"]:
         raise UserError(

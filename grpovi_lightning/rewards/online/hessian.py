@@ -42,11 +42,7 @@ class WoodburyUpdate:
     """
 
     def __init__(self, inverse: Tensor, z: Tensor) -> None:
-        """Multiply P and Z.
-
-        Args:
-            inverse: P, float64.
-            z: Z, float64.
+        """Multiply P = `inverse` and Z = `z`, both float64.
 
         Raises:
             UserError: Z P Z' overflows.

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import from_first_rank, gather_objects
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import at_least_one
 from grpovi_lightning.randomness import selection_generator
 from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, UncertainEstimator
@@ -48,13 +48,8 @@ class OnlineLearning:
         Raises:
             UserError: a number is below 1.
         """
-        for name, value in (
-            ("every_n_steps", every_n_steps),
-            ("pairs_per_round", pairs_per_round),
-            ("max_labels", max_labels),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"online learning {name}: got {value}, expected at least 1")
+        counts = {"every_n_steps": every_n_steps, "pairs_per_round": pairs_per_round, "max_labels": max_labels}
+        at_least_one("online learning ", **counts)
         self.oracle, self.selection = oracle, selection or RandomPairs()
         self.every_n_steps, self.pairs_per_round, self.max_labels = every_n_steps, pairs_per_round, max_labels
         self.n_labels = 0
@@ -80,17 +75,14 @@ class OnlineLearning:
     ) -> RewardUpdate:
         """Run one round with the completions of all ranks; every rank gets the same estimate.
 
-        Args:
-            estimator: learns from the answers.
-            rollout: the completions of a step on this rank.
-            features: [B, D] of them, on the CPU.
-            seed: the run's seed.
-            stopping: whether the run was asked to stop; the round then waits no longer for answers.
+        The rollout is that of a step on this rank, with features [B, D] on the CPU. The round waits for answers no
+        longer than until `stopping` says that the run was asked to stop.
         """
         rollout, features = _of_all_ranks(rollout, features)
         grouped = rollout.grouped(features)
         pairs = from_first_rank(lambda: self._choose(estimator, grouped, selection_generator(seed, rollout.step)))
-        questions = _questions(rollout, pairs)
+        size, places = rollout.group_size, zip(pairs.prompts, pairs.first, pairs.second, strict=True)
+        questions = Question.about(rollout, [(p * size + a, p * size + b) for p, a, b in places])
         unanswered = list(self.pending)
 
         def ask() -> tuple[Answers, bool]:
@@ -168,11 +160,6 @@ def _of_all_ranks(rollout: Rollout, features: Tensor) -> tuple[Rollout, Tensor]:
     if len(parts) == 1:
         return rollout, features
     return Rollout.concatenate([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def _questions(rollout: Rollout, pairs: Pairs) -> list[Question]:
-    size, places = rollout.group_size, zip(pairs.prompts, pairs.first, pairs.second, strict=True)
-    return Question.about(rollout, [(p * size + a, p * size + b) for p, a, b in places])
 
 
 def _regret(gold: Tensor, pairs: Pairs) -> float:

@@ -1,7 +1,6 @@
 """The baseline with memory: maximum likelihood, refitted on the whole history in every round."""
 
 import math
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -61,7 +60,6 @@ class MaximumLikelihood(UncertainEstimator):
         if not 0.0 < tolerance < 1.0:
             raise UserError(f"tolerance: got {tolerance}, expected a number between 0 and 1, such as 1e-9")
         self.lam, self.warm_start, self.tolerance = lam, warm_start, tolerance
-        # The first `n_pairs` rows are the history. The capacity doubles when it is full.
         self._z = torch.empty(0, dim, dtype=torch.float64)
         self._y = torch.empty(0, dtype=torch.float64)
         self._length = 0.0
@@ -71,9 +69,8 @@ class MaximumLikelihood(UncertainEstimator):
     def inverse(self) -> Tensor:
         """[D, D] float64, H^{-1} at the current theta."""
         if self._inverse is None:
-            z = self._z[: self.n_pairs]
-            weights = sigmoid_derivative(z @ self.theta)
-            hessian = self.lam * torch.eye(self.dim, dtype=torch.float64) + (z.T * weights) @ z
+            weights = sigmoid_derivative(self._z @ self.theta)
+            hessian = self.lam * torch.eye(self.dim, dtype=torch.float64) + (self._z.T * weights) @ self._z
             self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
         return self._inverse
 
@@ -82,34 +79,19 @@ class MaximumLikelihood(UncertainEstimator):
         length = self._length + z.norm(dim=1).sum().item()
         if not math.isfinite(length):
             raise too_large(z)
-        end = self.n_pairs + len(z)
-        self._reserve(end)
-        self._z[self.n_pairs : end], self._y[self.n_pairs : end] = z, y
+        # The copy of the history costs less than one iteration of the fit, which reads all of it.
+        z, y = torch.cat([self._z, z]), torch.cat([self._y, y])
         start = self.theta if self.warm_start else torch.zeros_like(self.theta)
-        self.theta = fit(self._z[:end], self._y[:end], self.lam, start, length, self.tolerance)
-        self._length, self._inverse = length, None
-
-    def _reserve(self, rows: int) -> None:
-        if rows > len(self._z):
-            capacity = max(rows, 2 * len(self._z))
-            z, y = torch.empty(capacity, self.dim, dtype=torch.float64), torch.empty(capacity, dtype=torch.float64)
-            z[: self.n_pairs], y[: self.n_pairs] = self._z[: self.n_pairs], self._y[: self.n_pairs]
-            self._z, self._y = z, y
+        self.theta = fit(z, y, self.lam, start, length, self.tolerance)
+        self._z, self._y, self._length, self._inverse = z, y, length, None
 
     @property
     def settings(self) -> dict[str, float | None]:
         """`lam`; the next fit may be searched for in another way."""
         return {"lam": self.lam}
 
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of theta and the history, counted without the copy that `state_dict` makes."""
-        return self.theta.nbytes + self._z[: self.n_pairs].nbytes + self._y[: self.n_pairs].nbytes
-
     def state_dict(self) -> dict[str, Any]:
-        # Copies of the rows in use: a view would take the whole capacity into a saved file.
-        history = {"z": self._z[: self.n_pairs].clone(), "y": self._y[: self.n_pairs].clone(), "length": self._length}
-        return {**super().state_dict(), **history}
+        return {**super().state_dict(), "z": self._z, "y": self._y, "length": self._length}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -118,18 +100,10 @@ class MaximumLikelihood(UncertainEstimator):
 
 
 def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, tolerance: float) -> Tensor:
-    """Return the theta that minimises lam / 2 ||theta||^2 + the Bradley-Terry losses, found by L-BFGS.
+    """Return the theta [D] that minimises lam / 2 ||theta||^2 + the Bradley-Terry losses of z [t, D] and labels y [t].
 
-    Args:
-        z: [t, D] feature differences, float64.
-        y: [t] labels.
-        lam: weight of the regularisation.
-        start: [D], where the search begins.
-        length: the sum of ||z||, which the norm of the losses' gradient never exceeds.
-        tolerance: the search ends where no entry of the gradient is larger than this share of `length`.
-
-    Returns:
-        [D] float64.
+    L-BFGS begins at `start` [D]. It ends where no entry of the gradient is larger than the share `tolerance` of
+    `length`, the sum of ||z||, which the norm of the losses' gradient never exceeds. All tensors are float64.
 
     Raises:
         TrainingError: the gradient at the end of the search is not small.
@@ -143,7 +117,7 @@ def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, toleranc
         return loss.item(), (lam * theta - (signs * torch.sigmoid(-signed)) @ z).numpy()
 
     options = {"ftol": 0.0, "gtol": tolerance * length, "maxiter": MAX_ITERATIONS, "maxfun": 2 * MAX_ITERATIONS}
-    with _one_blas_thread():
+    with _blas().limit(limits=1, user_api="blas"):  # on L-BFGS's short vectors a second thread only waits
         found = minimize(objective, start.numpy(), method="L-BFGS-B", jac=True, options=options)
     left, accepted = np.abs(found.jac).max(), max(tolerance, RESOLUTION) * length
     if not left <= accepted:
@@ -152,11 +126,6 @@ def fit(z: Tensor, y: Tensor, lam: float, start: Tensor, length: float, toleranc
             f"most {accepted:.3g}; the pairs of this round were not learned. Raise lam, or scale the features down"
         )
     return torch.from_numpy(found.x)
-
-
-def _one_blas_thread() -> AbstractContextManager:
-    """Limit BLAS to one thread: on L-BFGS's short vectors a second one only waits, and makes a fit far slower."""
-    return _blas().limit(limits=1, user_api="blas")
 
 
 @cache

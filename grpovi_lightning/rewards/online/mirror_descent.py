@@ -39,34 +39,25 @@ class MirrorDescent(UncertainEstimator):
                 positive(name, value)
         self.eta, self.lam, self.radius = eta, lam, radius
         self.kappa = 4.0
-        self._inverse = torch.eye(dim, dtype=torch.float64) / lam
-
-    @property
-    def inverse(self) -> Tensor:
-        """[D, D] float64, H^{-1}: exactly symmetric."""
-        return self._inverse
+        self.inverse = torch.eye(dim, dtype=torch.float64) / lam
 
     @abstractmethod
     def _step(self, woodbury: WoodburyUpdate, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the round's estimate without a bound, and the norm in which it is projected.
-
-        Args:
-            woodbury: P and the round's b comparisons Z.
-            y: [b] labels.
+        """Return the round's estimate without a bound, from its comparisons Z [b, D] and labels [b].
 
         Returns:
             theta' [D], and the weights w [b] of the look-ahead Hessian H~ = H + Z' diag(w) Z, whose norm it is.
         """
 
     def _learn(self, z: Tensor, y: Tensor) -> None:
-        woodbury = WoodburyUpdate(self._inverse, z)
+        woodbury = WoodburyUpdate(self.inverse, z)
         theta, weights = self._step(woodbury, y)
         if self.radius is not None and theta.norm() > self.radius:
             theta = project(theta, woodbury.updated_inverse(woodbury.downdate_factor(weights)), self.radius)
         inverse = woodbury.updated_inverse(woodbury.downdate_factor(sigmoid_derivative(z @ theta)))
         steepest = (z @ self.theta).abs().max()
         self.kappa = max(self.kappa, 2.0 + 2.0 * steepest.cosh().item())  # 1 / (p (1 - p)), also where p rounds to 1
-        self.theta, self._inverse = theta, inverse
+        self.theta, self.inverse = theta, inverse
 
     @property
     def settings(self) -> dict[str, float | None]:
@@ -74,11 +65,11 @@ class MirrorDescent(UncertainEstimator):
         return {"lam": self.lam, "radius": self.radius}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "inverse": self._inverse, "kappa": self.kappa}
+        return {**super().state_dict(), "inverse": self.inverse, "kappa": self.kappa}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._inverse, self.kappa = state["inverse"].clone(), float(state["kappa"])
+        self.inverse, self.kappa = state["inverse"].clone(), float(state["kappa"])
 
 
 class OnlineMirrorDescent(MirrorDescent):
@@ -121,13 +112,8 @@ def project(theta: Tensor, inverse: Tensor, radius: float) -> Tensor:
     >>> [round(value, 4) for value in project(torch.tensor([3.0, 4.0]), torch.eye(2), radius=1.0).tolist()]
     [0.6, 0.8]
 
-    Args:
-        theta: [D], outside the ball.
-        inverse: [D, D], H~^{-1}, symmetric and positive definite.
-        radius: of the ball, positive.
-
-    Returns:
-        [D], on the sphere to rounding.
+    theta [D] lies outside the ball, the result [D] on the sphere to rounding. `inverse` [D, D] is H~^{-1}, symmetric
+    and positive definite.
     """
     eigenvalues, vectors = torch.linalg.eigh(inverse)
     eigenvalues.clamp_min_(torch.finfo(torch.float64).eps * eigenvalues[-1].item())  # rounding may leave one below 0

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.distributed import world_size
+from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.rewards.online.conjugate_gradient import conjugate_gradient
 
 
@@ -72,9 +73,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
         Raises:
             UserError: a setting is out of range, or the parameters cannot be optimised.
         """
-        for name, count in (("total_steps", total_steps), ("n_steps", n_steps)):
-            if count < 1:
-                raise UserError(f"one-pass optimizer {name}: got {count}, expected at least 1")
+        at_least_one("one-pass optimizer ", total_steps=total_steps, n_steps=n_steps)
         if not damping > 0.0:
             raise UserError(f"one-pass optimizer damping: got {damping}, expected a positive number such as 0.8")
         try:
@@ -203,9 +202,8 @@ class _KeptGraph(TorchFunctionMode):
 
 
 def _refuse_several_processes() -> None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+    if world_size() > 1:
         raise UserError(
-            f"one-pass optimizer: got {distributed.get_world_size()} processes, expected 1, as Hessian-vector products "
-            "are not averaged over processes; set `devices: 1`"
+            f"one-pass optimizer: got {world_size()} processes, expected 1, as Hessian-vector products are not "
+            "averaged over processes; set `devices: 1`"
         )

@@ -162,13 +162,9 @@ class FileOracle(Oracle):
         self._known: set[str] = set()
 
     def check(self) -> None:
-        for path in (self.folder, *self.folder.parents):
-            if path.exists():
-                if not (path.is_dir() and os.access(path, os.W_OK)):
-                    raise UserError(
-                        f"oracle folder {self.folder}: {path} is no folder that can be written; name another"
-                    )
-                return
+        path = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not (path.is_dir() and os.access(path, os.W_OK)):
+            raise UserError(f"oracle folder {self.folder}: {path} is no folder that can be written; name another")
 
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
         names = [question.name for question in questions]

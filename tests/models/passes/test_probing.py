@@ -64,7 +64,7 @@ def error_of_sampling(policy):
 def test_whichever_way_a_model_takes_its_logprobs_are_those_of_single_unpadded_passes(family, tiny_tokenizer):
     policy = language_model(family, tiny_tokenizer)
 
-    found = policy.capabilities
+    found = policy.passes.capabilities
 
     assert (found.shares_prefix, found.decodes_by_groups) == WAYS[family]
     assert isinstance(found.parts, SeparateHead)
@@ -86,7 +86,7 @@ def test_a_model_that_left_padding_disturbs_is_refused_rather_than_wrong(family,
 
     for _ in range(2):  # nor does the second question get another answer
         with pytest.raises(UserError, match="padd"):
-            _ = policy.capabilities
+            _ = policy.passes.capabilities
 
 
 class TestReport:
@@ -104,7 +104,7 @@ class TestReport:
     def test_another_class_or_another_reason_is_said_too(self, tiny_tokenizer, caplog):
         with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
             for family in ("bloom", "gptj", "gpt_oss", "bloom"):
-                _ = language_model(family, tiny_tokenizer).capabilities
+                _ = language_model(family, tiny_tokenizer).passes.capabilities
 
         ours = [record.getMessage() for record in caplog.records if record.name.startswith("grpovi_lightning")]
         assert [text.split()[0] for text in ours] == ["BloomForCausalLM", "GPTJForCausalLM", "GptOssForCausalLM"]
@@ -112,7 +112,7 @@ class TestReport:
 
     def test_a_model_that_can_everything_says_nothing(self, tiny_tokenizer, caplog):
         with caplog.at_level(logging.DEBUG, logger="grpovi_lightning"):
-            _ = language_model("llama", tiny_tokenizer).capabilities
+            _ = language_model("llama", tiny_tokenizer).passes.capabilities
 
         assert not [record for record in caplog.records if record.name.startswith("grpovi_lightning")]
 
@@ -138,10 +138,10 @@ def test_trying_out_leaves_the_model_as_it_is(training, tiny_tokenizer):
     torch.manual_seed(1)
     before = state(policy.model)
 
-    found = policy.capabilities
+    found = policy.passes.capabilities
 
     assert found.shares_prefix and found.decodes_by_groups  # dropout would have made them disagree
-    assert policy.capabilities is found
+    assert policy.passes.capabilities is found
     assert state(policy.model) == before
     assert all(torch.equal(value, weights[name]) for name, value in policy.model.state_dict().items())
 
@@ -166,7 +166,7 @@ def cut_short(policy, at, ending):
 
     handle = policy.model.model.layers[1].self_attn.register_forward_hook(hook)
     try:
-        return policy.capabilities
+        return policy.passes.capabilities
     finally:
         handle.remove()
 
@@ -196,7 +196,7 @@ def test_a_model_that_was_refused_is_left_as_it_was(tiny_tokenizer):
     before = state(policy.model)
 
     with pytest.raises(UserError, match="padd"):
-        _ = policy.capabilities
+        _ = policy.passes.capabilities
 
     assert state(policy.model) == before and policy._passes is None
 
@@ -205,8 +205,8 @@ def test_a_head_that_cannot_be_run_apart_is_said_with_the_reason(tiny_tokenizer,
     policy = language_model("llama", tiny_tokenizer)
     hooks = state(policy.model)["hooks"]
     with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
-        assert isinstance(language_model("rembert", tiny_tokenizer).capabilities.parts, FusedHead)
-        assert isinstance(with_head(policy, scaled, 8.0).capabilities.parts, FusedHead)
+        assert isinstance(language_model("rembert", tiny_tokenizer).passes.capabilities.parts, FusedHead)
+        assert isinstance(with_head(policy, scaled, 8.0).passes.capabilities.parts, FusedHead)
 
     assert "RemBertForCausalLM takes a plain, slower path: its output head apart from its body failed" in caplog.text
     assert "LlamaForCausalLM takes a plain, slower path: its output head apart from its body gives" in caplog.text
@@ -266,7 +266,7 @@ def test_a_model_whose_cache_lies_is_recognised_and_takes_the_way_that_is_right(
     attention.forward = lie(attention.forward)
 
     with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
-        found = policy.capabilities
+        found = policy.passes.capabilities
 
     assert (found.shares_prefix, found.decodes_by_groups) == (shares, False)
     assert policy.runs_prompts_once == shares
@@ -319,9 +319,9 @@ def test_a_head_that_is_more_than_its_configuration_tells_is_not_run_apart(chang
     policy = with_head(language_model("llama", tiny_tokenizer), change, spread)
     policy.model.to(dtype)
 
-    assert isinstance(policy.capabilities.parts, FusedHead)
+    assert isinstance(policy.passes.capabilities.parts, FusedHead)
     if dtype == torch.float32:
-        assert policy.capabilities.shares_prefix and policy.capabilities.decodes_by_groups
+        assert policy.passes.capabilities.shares_prefix and policy.passes.capabilities.decodes_by_groups
         assert error_of_training(policy) < 1e-4
         assert error_of_sampling(policy) < 1e-4
 
@@ -334,7 +334,7 @@ def test_scales_and_caps_that_configurations_name_belong_to_the_separate_head(fa
     policy.model.to(dtype)
     ids = torch.arange(3, 15)[None]
 
-    parts = policy.capabilities.parts
+    parts = policy.passes.capabilities.parts
 
     assert isinstance(parts, SeparateHead)
     with torch.no_grad():
@@ -347,7 +347,7 @@ def test_scales_and_caps_that_configurations_name_belong_to_the_separate_head(fa
 def test_a_model_with_a_layer_between_body_and_output_embedding_has_a_fused_head(tiny_tokenizer):
     policy = language_model("rembert", tiny_tokenizer)
 
-    assert isinstance(policy.capabilities.parts, FusedHead)
+    assert isinstance(policy.passes.capabilities.parts, FusedHead)
     assert error_of_training(policy) < 1e-4
     assert error_of_sampling(policy) < 1e-4
 
