@@ -72,15 +72,12 @@ class RunCLI(LightningCLI):
             raise (_user_error(error) or error) from None
         if isinstance(self.model, GRPOModule):
             self.model.check_settings(self.trainer, self.datamodule)
-            self._check_saved_steps(self.model.updates_per_rollout)
-
-    def _check_saved_steps(self, updates_per_rollout: int) -> None:
-        interval = self.config.checkpoint.every_n_train_steps
-        if interval and interval % updates_per_rollout:
-            raise UserError(
-                f"checkpoint.every_n_train_steps counts updates: got {interval} with {updates_per_rollout} updates on "
-                "each rollout, after which alone a run can be saved; choose a multiple"
-            )
+            interval, updates = self.config.checkpoint.every_n_train_steps, self.model.updates_per_rollout
+            if interval and interval % updates:
+                raise UserError(
+                    f"checkpoint.every_n_train_steps counts updates: got {interval} with {updates} updates on "
+                    "each rollout, after which alone a run can be saved; choose a multiple"
+                )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
