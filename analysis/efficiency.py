@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from analysis.loading import load_status
 from analysis.selection import included, status_of, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
 from analysis.speedup import Speedup, speedup_of
-from analysis.statistics import NO_ESTIMATE, Bootstrap, Estimate, estimate_mean, estimate_median
+from analysis.statistics import Bootstrap, Estimate, estimate_mean, estimate_median
 from grpovi_lightning import metric_keys
 
 COLUMNS = [
@@ -84,7 +84,7 @@ class Comparison:
     final: Estimate
     auc: Estimate
     paired: Estimate
-    last_steps: tuple[float, ...] = field(default=())
+    last_steps: tuple[float, ...] = ()
 
     def row(self) -> dict[str, object]:
         """Return the row of the efficiency table; what is infinite or undefined is NaN."""
@@ -237,10 +237,8 @@ def _excluded(status: pd.DataFrame, arm: str) -> int:
 
 def target_of(baseline: list[Curve], settings: Settings, bootstrap: Bootstrap) -> Target:
     """Return the target that the curves of a baseline set."""
-    if not baseline:
-        value = math.nan if settings.target is None else settings.target
-        return Target(value, math.nan, math.nan, settings.target is not None, NO_ESTIMATE)
-    first, final = (float(np.mean([getattr(curve, end) for curve in baseline])) for end in ("first", "final"))
+    firsts, finals = [curve.first for curve in baseline], [curve.final for curve in baseline]
+    first, final = (float(np.mean(values)) if values else math.nan for values in (firsts, finals))
     rise = estimate_mean([curve.final - curve.first for curve in baseline], bootstrap)
     if settings.target is not None:
         return Target(settings.target, first, final, True, rise)

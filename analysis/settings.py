@@ -106,19 +106,10 @@ def read_settings(
         settings = replace(settings, baselines=baselines, contrasts=(), notes=())
     if target is not None:
         settings = replace(settings, target=target)
-    check_metric(runs, settings.metric)
-    return settings
-
-
-def check_metric(runs: pd.DataFrame, metric: str) -> None:
-    """Refuse a metric that no run logged.
-
-    Raises:
-        ReportError: naming the metrics that exist. Runs that logged nothing at all pass.
-    """
     known = sorted(runs["metric"].unique())
-    if known and metric not in known:
-        raise ReportError(f"no run logged {metric!r}; the metrics that exist are {', '.join(known)}")
+    if known and settings.metric not in known:  # runs that logged nothing at all can still be listed
+        raise ReportError(f"no run logged {settings.metric!r}; the metrics that exist are {', '.join(known)}")
+    return settings
 
 
 def default_metric(runs: pd.DataFrame) -> tuple[str, str]:

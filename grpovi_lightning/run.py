@@ -20,7 +20,7 @@ from grpovi_lightning.callbacks import (
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.parser_messages import one_line
-from grpovi_lightning.run_record.layout import STATUS_FILE, RecordError
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, STATUS_FILE, RecordError
 from grpovi_lightning.run_record.status import read_status
 
 _TRAINER_DEFAULTS = {
@@ -107,7 +107,7 @@ class RunCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / "checkpoints")
+        self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / CHECKPOINTS_FOLDER)
 
     @property
     def folder(self) -> Path:
@@ -131,7 +131,7 @@ class RunCLI(LightningCLI):
             config.samples,
             RewardWatch(),
             Throughput(),
-            ExportModel(self.folder / "model"),
+            ExportModel(self.folder / MODEL_FOLDER),
         ]
         if config.trainer.enable_checkpointing is not False:
             callbacks.append(config.checkpoint)
