@@ -111,7 +111,8 @@ def _read_csv(file: Path) -> _Table:
         reader = csv.reader(text, strict=True)
         try:
             for row in reader:
-                rows += [(line, row)] if row else []
+                if row:
+                    rows.append((line, row))
                 line = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{file}, line {line}: no valid CSV ({error})") from error
