@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.integrate import trapezoid
 
 from analysis.tables import groups, rows_where
+from grpovi_lightning import metric_keys
 
 FINAL_EVALUATIONS = 3
 
@@ -90,6 +91,15 @@ class Curve:
 
 Curves = Mapping[str, Mapping[int, Curve]]
 """arm -> seed -> curve"""
+
+
+def beside(metric: str, key: str) -> str:
+    """Return the tag of `key` as it is measured where `metric` is: held out, or in training.
+
+    >>> beside("eval/reward", "kl"), beside("reward", "kl")
+    ('eval/kl', 'kl')
+    """
+    return metric_keys.held_out(key) if metric.startswith(metric_keys.EVAL_PREFIX) else key
 
 
 def curves_of(runs: pd.DataFrame, metric: str) -> dict[str, dict[int, Curve]]:

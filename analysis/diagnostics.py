@@ -1,9 +1,9 @@
 """Tables beside the main one: the adjustment, the reward model, the rise in gold reward, step 0, the configs."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,17 +146,11 @@ def read_config(folder: Path) -> dict[str, str]:
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, str]:
-    items: list[tuple[Any, Any]] = []
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    if not items:
-        return {prefix: str(value)}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     flat: dict[str, str] = {}
     for key, item in items:
         flat |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+    return flat or {prefix: str(value)}
 
 
 def config_differences(arm: Path, baseline: Path) -> list[tuple[str, str, str]] | None:
@@ -187,7 +181,9 @@ def environment(study_dir: Path, status: pd.DataFrame) -> dict[str, str]:
     """Return facts about machine and trainer from status.json and config.yaml: the distinct values over all runs."""
     values: dict[str, set[str]] = {}
     for run in status["run"]:
-        record = _record_of(study_dir / run)
+        record = RunRecord()
+        with suppress(RecordError):  # the list of runs says what is wrong with the file
+            record = require_status(study_dir / run)
         for key in _RECORDED:
             if getattr(record, key) is not None:
                 values.setdefault(key, set()).add(str(getattr(record, key)))
@@ -195,11 +191,3 @@ def environment(study_dir: Path, status: pd.DataFrame) -> dict[str, str]:
             if key in _FACTS or key.startswith("environment."):
                 values.setdefault(key, set()).add(value)
     return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}
-
-
-def _record_of(folder: Path) -> RunRecord:
-    try:
-        return require_status(folder)
-    except RecordError:
-        # The list of runs says what is wrong with the file.
-        return RunRecord()

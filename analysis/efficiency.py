@@ -2,25 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis.curves import Curve, Curves, common_span, curves_of
+from analysis.curves import Curve, Curves, beside, common_span, curves_of
 from analysis.errors import ReportError
 from analysis.loading import load_status
 from analysis.selection import included, status_of, with_planned_runs, with_reasons
-from analysis.settings import (
-    DEFAULT_TARGET_FRACTION,
-    Settings,
-    check_metric,
-    default_baselines,
-    default_metric,
-    read_settings,
-)
+from analysis.settings import Settings, read_settings
 from analysis.speedup import Speedup, speedup_of
-from analysis.statistics import NO_ESTIMATE, Bootstrap, Estimate, estimate_mean, estimate_median
+from analysis.statistics import Bootstrap, Estimate, estimate_mean, estimate_median
 from grpovi_lightning import metric_keys
 
 COLUMNS = [
@@ -91,26 +84,20 @@ class Comparison:
     final: Estimate
     auc: Estimate
     paired: Estimate
-    last_steps: tuple[float, ...] = field(default=())
+    last_steps: tuple[float, ...] = ()
 
     def row(self) -> dict[str, object]:
         """Return the row of the efficiency table; what is infinite or undefined is NaN."""
-        speedup = self.speedup.estimate
-        numbers = {
-            "target": self.target.value,
-            "n_reached": self.n_reached,
-            "steps_to_target": self.steps.point,
-            "steps_low": self.steps.low,
-            "steps_high": self.steps.high,
-            "tokens_to_target": self.tokens,
-            "seconds_to_target": self.seconds,
-            "speedup": speedup.point,
-            "speedup_low": speedup.low,
-            "speedup_high": speedup.high,
-        }
-        for name, value in (("final", self.final), ("auc", self.auc), ("paired", self.paired)):
-            numbers |= {f"{name}_diff" if name == "paired" else name: value.point}
-            numbers |= {f"{name}_low": value.low, f"{name}_high": value.high}
+        numbers = {"target": self.target.value, "n_reached": self.n_reached}
+        numbers |= {"tokens_to_target": self.tokens, "seconds_to_target": self.seconds}
+        for name, ends, estimate in (
+            ("steps_to_target", "steps", self.steps),
+            ("speedup", "speedup", self.speedup.estimate),
+            ("final", "final", self.final),
+            ("auc", "auc", self.auc),
+            ("paired_diff", "paired", self.paired),
+        ):
+            numbers |= {name: estimate.point, f"{ends}_low": estimate.low, f"{ends}_high": estimate.high}
         numbers = {name: value if math.isfinite(value) else math.nan for name, value in numbers.items()}
         names = {"arm": self.arm, "baseline": self.baseline or "", "metric": self.metric}
         return {**names, "n_seeds": len(self.seeds), "n_excluded": self.n_excluded, **numbers}
@@ -159,12 +146,7 @@ def efficiency_table(
     path = runs.attrs.get("path")
     if status is None:
         status = status_of(runs) if path is None else load_status(path)
-    if path is None:
-        chosen, origin = default_metric(runs)
-        settings = Settings("", metric or chosen, origin, default_baselines(status)[0], DEFAULT_TARGET_FRACTION, target)
-        check_metric(runs, settings.metric)
-    else:
-        settings = read_settings(path, runs, status, metric=metric, target=target)
+    settings = read_settings(path, runs, status, metric=metric, target=target)
     if baselines is not None:
         arms = {str(arm) for arm in status["arm"]} | set(settings.arms)
         unknown = sorted((set(baselines) | set(baselines.values())) - arms)
@@ -182,43 +164,30 @@ def table_of(comparisons: list[Comparison]) -> pd.DataFrame:
     return pd.DataFrame([comparison.row() for comparison in comparisons], columns=COLUMNS)
 
 
-def compare(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, bootstrap: Bootstrap) -> list[Comparison]:
-    """Compare every arm with its baseline, in the order of the settings.
+def compare(
+    runs: pd.DataFrame,
+    status: pd.DataFrame,
+    settings: Settings,
+    bootstrap: Bootstrap,
+    pairs: Sequence[tuple[str, str | None]] | None = None,
+) -> list[Comparison]:
+    """Compare arms with their baselines.
 
     Args:
         runs: As from `load_runs`.
         status: As from `with_reasons`: only runs without a reason count.
         settings: Arms, baselines and metric.
         bootstrap: The intervals.
+        pairs: (arm, baseline or None); None: every arm with its own baseline, in the order of the settings.
     """
-    arms = settings.order({str(arm) for arm in status["arm"]} | set(settings.baselines))
-    return _compare_all([(arm, settings.baselines.get(arm)) for arm in arms], runs, status, settings, bootstrap)
-
-
-def contrast(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, bootstrap: Bootstrap) -> list[Comparison]:
-    """Make the further comparisons that the settings ask for, each as if its second arm were the baseline."""
-    return _compare_all(settings.contrasts, runs, status, settings, bootstrap)
-
-
-def _compare_all(
-    pairs: Sequence[tuple[str, str | None]],
-    runs: pd.DataFrame,
-    status: pd.DataFrame,
-    settings: Settings,
-    bootstrap: Bootstrap,
-) -> list[Comparison]:
+    if pairs is None:
+        arms = settings.order({str(arm) for arm in status["arm"]} | set(settings.baselines))
+        pairs = [(arm, settings.baselines.get(arm)) for arm in arms]
     usable = included(runs, status)
     curves = curves_of(usable, settings.metric)
-    tokens, seconds = (curves_of(usable, key) for key in cost_keys(settings.metric))
+    tokens = curves_of(usable, beside(settings.metric, metric_keys.NUM_TOKENS))
+    seconds = curves_of(usable, beside(settings.metric, metric_keys.TRAIN_SECONDS))
     return [_compare(arm, baseline, curves, (tokens, seconds), status, settings, bootstrap) for arm, baseline in pairs]
-
-
-def cost_keys(metric: str) -> tuple[str, str]:
-    """Return the tags of the tokens and seconds that belong to the evaluations of `metric`."""
-    keys = (metric_keys.NUM_TOKENS, metric_keys.TRAIN_SECONDS)
-    if metric.startswith(metric_keys.EVAL_PREFIX):
-        return metric_keys.held_out(keys[0]), metric_keys.held_out(keys[1])
-    return keys
 
 
 def _compare(
@@ -234,8 +203,7 @@ def _compare(
     paired_seeds = tuple(sorted(set(own) & set(other))) if baseline else ()
     target = target_of(list(other.values()), settings, bootstrap)
     span = common_span([*own.values(), *other.values()])
-    auc = {seed: curve.mean_over(*span) for seed, curve in own.items()}
-    comparable = span[0] < span[1]
+    auc = {seed: curve.mean_over(*span) for seed, curve in own.items()} if span[0] < span[1] else {}
     crossings = (
         {} if math.isnan(target.value) else {seed: curve.first_crossing(target.value) for seed, curve in own.items()}
     )
@@ -255,10 +223,10 @@ def _compare(
         n_reached=sum(math.isfinite(step) for step in crossings.values()),
         speedup=speedup_of([(own[seed], other[seed]) for seed in paired_seeds], target.value, bootstrap),
         final=estimate_mean([curve.final for curve in own.values()], bootstrap),
-        auc=estimate_mean(list(auc.values()), bootstrap) if comparable else NO_ESTIMATE,
-        paired=estimate_mean([auc[seed] - other[seed].mean_over(*span) for seed in paired_seeds], bootstrap)
-        if comparable
-        else NO_ESTIMATE,
+        auc=estimate_mean(list(auc.values()), bootstrap),
+        paired=estimate_mean(
+            [auc[seed] - other[seed].mean_over(*span) for seed in paired_seeds if seed in auc], bootstrap
+        ),
         last_steps=tuple(sorted({float(curve.steps[-1]) for curve in [*own.values(), *other.values()]})),
     )
 
@@ -269,10 +237,8 @@ def _excluded(status: pd.DataFrame, arm: str) -> int:
 
 def target_of(baseline: list[Curve], settings: Settings, bootstrap: Bootstrap) -> Target:
     """Return the target that the curves of a baseline set."""
-    if not baseline:
-        value = math.nan if settings.target is None else settings.target
-        return Target(value, math.nan, math.nan, settings.target is not None, NO_ESTIMATE)
-    first, final = (float(np.mean([getattr(curve, end) for curve in baseline])) for end in ("first", "final"))
+    firsts, finals = [curve.first for curve in baseline], [curve.final for curve in baseline]
+    first, final = (float(np.mean(values)) if values else math.nan for values in (firsts, finals))
     rise = estimate_mean([curve.final - curve.first for curve in baseline], bootstrap)
     if settings.target is not None:
         return Target(settings.target, first, final, True, rise)

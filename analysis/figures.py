@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from analysis.curves import Curve, Curves, common_span, curves_of
-from analysis.reward_kl import kl_key
+from analysis.curves import Curve, Curves, beside, common_span, curves_of
 from analysis.style import FAINT, INK, RC, ArmStyle
 from grpovi_lightning import metric_keys
 
@@ -55,29 +54,23 @@ class Panel:
 
 def learning_panels(metric: str) -> list[Panel]:
     """List the compared metric, then proxy reward, KL, length and entropy, held out where the metric is."""
-    prefix = metric_keys.EVAL_PREFIX if metric.startswith(metric_keys.EVAL_PREFIX) else ""
-    panels = [
-        Panel("learning_metric", f"Compared metric: {metric}", metric),
-        Panel("learning_gold", "Gold reward", prefix + metric_keys.rewards_mean("gold")),
-        Panel("learning_reward", "Proxy reward: what is trained on", prefix + metric_keys.REWARD),
-        Panel("learning_kl", "KL to the reference, nats a token", kl_key(metric)),
-        Panel("learning_length", "Completion length, tokens", prefix + metric_keys.COMPLETIONS_MEAN_LENGTH),
-        Panel("learning_entropy", "Entropy, nats a token", prefix + metric_keys.ENTROPY),
-    ]
-    return [panels[0], *(panel for panel in panels[1:] if panel.metric != metric)]
+    others = (
+        ("gold", "Gold reward", metric_keys.rewards_mean("gold")),
+        ("reward", "Proxy reward: what is trained on", metric_keys.REWARD),
+        ("kl", "KL to the reference, nats a token", metric_keys.KL),
+        ("length", "Completion length, tokens", metric_keys.COMPLETIONS_MEAN_LENGTH),
+        ("entropy", "Entropy, nats a token", metric_keys.ENTROPY),
+    )
+    panels = [Panel(f"learning_{name}", title, beside(metric, key)) for name, title, key in others]
+    compared = Panel("learning_metric", f"Compared metric: {metric}", metric)
+    return [compared, *(panel for panel in panels if panel.metric != metric)]
 
 
 def agreement_panels(names: Sequence[str]) -> list[Panel]:
     """Return a panel for each observed component: how far the trained-on reward agrees with it in training."""
-    return [
-        Panel(
-            f"learning_agreement_{place}",
-            f"Agreement of the reward with the {name} reward",
-            metric_keys.pair_agreement(name),
-            noisy=True,
-        )
-        for place, name in enumerate(names, start=1)
-    ]
+    key, title = metric_keys.pair_agreement, "Agreement of the reward with the {} reward"
+    numbered = enumerate(names, start=1)
+    return [Panel(f"learning_agreement_{i}", title.format(name), key(name), noisy=True) for i, name in numbered]
 
 
 def online_panels(metric: str) -> list[Panel]:
@@ -154,7 +147,7 @@ def difference_figure(
 @matplotlib.rc_context(RC)
 def kl_figure(metric: str, curves: Curves, kl: Curves, styles: Mapping[str, ArmStyle]) -> Figure:
     """Draw the metric against KL at the same steps: thin lines are seeds, bold is the mean of both, step by step."""
-    figure, axes = _figure("Reward against KL", f"{kl_key(metric)}, nats a token", metric)
+    figure, axes = _figure("Reward against KL", f"{beside(metric, metric_keys.KL)}, nats a token", metric)
     for arm, style in styles.items():
         both = [seed for seed in curves.get(arm, {}) if seed in kl.get(arm, {})]
         for seed in both:
@@ -202,17 +195,8 @@ def _logarithmic(axes: Axes, values: np.ndarray) -> None:
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
+    _, labels = axes.get_legend_handles_labels()
+    if labels:
         columns = 1 if max(len(label) for label in labels) > LONG_NAME else 2
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower left",
-            ncols=columns,
-            frameon=False,
-            labelcolor=INK,
-            fontsize=8.5,
-            handlelength=3.2,
-        )
+        figure.legend(loc="outside lower left", ncols=columns, labelcolor=INK, fontsize=8.5, handlelength=3.2)
     return figure

@@ -75,7 +75,10 @@ def find_runs(path: str | Path) -> list[RunFolder]:
             children[:] = [child for child in children if child != PREPARE_FOLDER]
         if _is_run(folder, root):
             children.clear()
-            folders.append(_run_folder(folder, root))
+            place = folder.resolve()
+            seed = folder_seed(place.name)
+            arm = place.name if seed is None else place.parent.name
+            folders.append(RunFolder(folder, folder.relative_to(root).as_posix(), arm, seed))
     if not folders:
         raise ReportError(f"{root}: no runs in it; expected folders with {STATUS_FILE}, as `grpovi fit` writes them")
     return sorted(
@@ -88,17 +91,6 @@ def _is_run(folder: Path, root: Path) -> bool:
         return True
     parts = folder.relative_to(root).parts
     return len(parts) == 3 and parts[0] == ARMS_FOLDER and folder_seed(parts[2]) is not None
-
-
-def _run_folder(folder: Path, root: Path) -> RunFolder:
-    place = folder.resolve()
-    seed = folder_seed(place.name)
-    return RunFolder(
-        path=folder,
-        run=folder.relative_to(root).as_posix(),
-        arm=place.name if seed is None else place.parent.name,
-        folder_seed=seed,
-    )
 
 
 def load_runs(path: str | Path) -> pd.DataFrame:
@@ -183,7 +175,8 @@ def _status_row(folder: RunFolder, scalars: RunScalars) -> dict[str, Any]:
 
 
 def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str | None:
-    progress = f"at step {_or_unknown(row['step'])} of {_or_unknown(row['max_steps'])}"
+    step, max_steps = ("?" if row[name] is None else row[name] for name in ("step", "max_steps"))
+    progress = f"at step {step} of {max_steps}"
     if row["state"] == State.FAILED:
         return f"failed {progress}: {row['error'] or 'no error was recorded'}"
     if row["state"] == State.RUNNING:
@@ -211,7 +204,3 @@ def _mark_duplicates(status: pd.DataFrame) -> pd.DataFrame:
             places = ", ".join(group["run"])
             status.loc[group.index, "problem"] = f"several runs of this arm with seed {seed}: {places}; keep one"
     return status
-
-
-def _or_unknown(value: int | None) -> str:
-    return "?" if value is None else str(value)

@@ -1,7 +1,7 @@
 """What a reward model that learned while the policy did was worth and what it cost: one row an arm."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -11,14 +11,6 @@ from analysis.efficiency import Comparison
 from analysis.statistics import NO_ESTIMATE, Bootstrap, Estimate, estimate_mean, estimate_ratio
 from grpovi_lightning import metric_keys
 
-QUANTITIES = (
-    *("labels", "unanswered", "pair_accuracy", "cross_entropy", "agreement_first", "agreement_last"),
-    *("seconds_early", "seconds_late", "seconds_ratio", "bytes_first", "bytes_last", "regret", "final"),
-)
-COLUMNS = [
-    *("arm", "n_seeds", "observed"),
-    *(f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high", "_seeds")),
-]
 WINDOW_STEPS = 10
 """Training steps, at the beginning and at the end, over which the agreement with the observed reward is averaged."""
 
@@ -74,6 +66,13 @@ class OnlineArm:
             row |= {name: estimate.point, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
             row[f"{name}_seeds"] = len(estimate.values)
         return row
+
+
+QUANTITIES = tuple(field.name for field in fields(OnlineArm) if field.type is Estimate)
+COLUMNS = [
+    *("arm", "n_seeds", "observed"),
+    *(f"{name}{end}" for name in QUANTITIES for end in ("", "_low", "_high", "_seeds")),
+]
 
 
 def online_table(arms: Iterable[OnlineArm]) -> pd.DataFrame:
@@ -149,12 +148,6 @@ def agreement_names(runs: pd.DataFrame) -> list[str]:
         for key in runs["metric"].unique()
         if key.startswith(start) and key.endswith(end)
     )
-
-
-def labels_key(metric: str) -> str:
-    """Return the tag of the labels that belong to the measurements of `metric`."""
-    held_out = metric.startswith(metric_keys.EVAL_PREFIX)
-    return metric_keys.held_out(metric_keys.ONLINE_LABELS) if held_out else metric_keys.ONLINE_LABELS
 
 
 def against_labels(curves: Curves, labels: Curves) -> dict[str, dict[int, Curve]]:

@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis import figures, wording
-from analysis.curves import curves_of
+from analysis.curves import beside, curves_of
 from analysis.diagnostics import (
     adjustment_means,
     config_differences,
@@ -19,13 +19,13 @@ from analysis.diagnostics import (
     spread_key,
 )
 from analysis.efficiency import Comparison, table_of
-from analysis.online import WINDOW_STEPS, against_labels, agreement_names, labels_key, online_table
-from analysis.reward_kl import kl_key
+from analysis.online import WINDOW_STEPS, against_labels, agreement_names, online_table
 from analysis.statistics import Bootstrap
 from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
 from analysis.tables import rows_where
+from grpovi_lightning import metric_keys
 from grpovi_lightning.run_record.layout import REPORT_FOLDER
 
 TEMPLATE = "report.html.jinja"
@@ -117,7 +117,7 @@ def draw(analysis: Analysis) -> dict[str, list[Picture]]:
         if comparison.baseline is None and comparison.target.value == comparison.target.value
     }
     learning = []
-    for panel in figures.learning_panels(metric) + agreement_panels_of(analysis):
+    for panel in figures.learning_panels(metric) + figures.agreement_panels(agreement_names(analysis.runs)):
         curves = panel.curves(analysis.runs)
         if curves:
             shown = targets if panel.metric == metric else {}
@@ -131,17 +131,12 @@ def draw(analysis: Analysis) -> dict[str, list[Picture]]:
             style = styles[comparison.arm]
             figure = figures.difference_figure(*arms, metric, analysis.curves, comparison.paired_seeds, style)
             paired.append(Picture(name, f"{arms[0]} minus {arms[1]}, against policy updates", to_svg(figure, name)))
-    kl = curves_of(analysis.runs, kl_key(metric))
+    kl = curves_of(analysis.runs, beside(metric, metric_keys.KL))
     pictures = []
     if kl:
         figure = figures.kl_figure(metric, analysis.curves, kl, styles)
         pictures.append(Picture("reward_against_kl", "Reward against KL", to_svg(figure, "reward_against_kl")))
     return {"learning": learning, "paired": paired, "kl": pictures, "online": draw_online(analysis)}
-
-
-def agreement_panels_of(analysis: Analysis) -> list[figures.Panel]:
-    """Return a panel for each observed reward component."""
-    return figures.agreement_panels(agreement_names(analysis.runs))
 
 
 def draw_online(analysis: Analysis) -> list[Picture]:
@@ -150,7 +145,7 @@ def draw_online(analysis: Analysis) -> list[Picture]:
     frozen = {arm.arm: arm.final.values for arm in analysis.online if arm.labels.point == 0}
     pictures = []
     for panel in figures.online_panels(metric) if analysis.online else ():
-        labels = curves_of(analysis.runs, labels_key(panel.metric))
+        labels = curves_of(analysis.runs, beside(panel.metric, metric_keys.ONLINE_LABELS))
         curves = against_labels(panel.curves(analysis.runs), labels)
         levels = frozen if panel.metric == metric else {}
         if curves or levels:
@@ -193,9 +188,9 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         not_drawn=[
             panel.metric for panel in figures.learning_panels(analysis.settings.metric) if panel.name not in drawn
         ],
-        agreement_drawn=any(panel.name in drawn for panel in agreement_panels_of(analysis)),
+        agreement_drawn=any(panel.name in drawn for panel in figures.agreement_panels(agreement_names(analysis.runs))),
         agreement_steps=WINDOW_STEPS,
-        kl_key=kl_key(analysis.settings.metric),
+        kl_key=beside(analysis.settings.metric, metric_keys.KL),
         equal_kl=analysis.equal_kl,
         adjustment=[
             (arm, class_names.get(arm, wording.MISSING), list(adjustment.loc[arm]))

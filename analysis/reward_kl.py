@@ -7,7 +7,6 @@ import numpy as np
 
 from analysis.curves import Curve, Curves
 from analysis.statistics import Bootstrap, Estimate, estimate_mean
-from grpovi_lightning import metric_keys
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,6 @@ class EqualKL:
     seeds: tuple[int, ...]
     kl: float
     difference: Estimate
-
-
-def kl_key(metric: str) -> str:
-    """Return the tag of the KL that belongs to the evaluations of `metric`.
-
-    >>> kl_key("eval/reward"), kl_key("reward")
-    ('eval/kl', 'kl')
-    """
-    return metric_keys.held_out(metric_keys.KL) if metric.startswith(metric_keys.EVAL_PREFIX) else metric_keys.KL
 
 
 def value_at_kl(metric: Curve, kl: Curve, level: float) -> float:
@@ -63,14 +53,12 @@ def at_equal_kl(
         if seed not in kl.get(arm, {}) or seed not in kl.get(baseline, {}):
             continue
         level = float(min(kl[arm][seed].values.max(), kl[baseline][seed].values.max()))
-        difference = value_at_kl(metric[arm][seed], kl[arm][seed], level) - value_at_kl(
-            metric[baseline][seed], kl[baseline][seed], level
-        )
+        ours, theirs = (value_at_kl(metric[name][seed], kl[name][seed], level) for name in (arm, baseline))
+        difference = ours - theirs
         if level > 0 and np.isfinite(difference):
             levels[seed] = level
             differences.append(difference)
     if not levels:
         return None
-    return EqualKL(
-        arm, baseline, tuple(levels), float(np.mean(list(levels.values()))), estimate_mean(differences, bootstrap)
-    )
+    mean_level = float(np.mean(list(levels.values())))
+    return EqualKL(arm, baseline, tuple(levels), mean_level, estimate_mean(differences, bootstrap))

@@ -12,9 +12,7 @@ from grpovi_lightning.run_record.layout import STUDY_FILE, run_folder
 
 def status_of(runs: pd.DataFrame) -> pd.DataFrame:
     """Make a status table for runs whose status.json is not at hand: one row a run, no problem known."""
-    known = runs[["arm", "seed", "run"]].drop_duplicates()
-    rows = [{"arm": arm, "seed": seed, "run": run} for arm, seed, run in known.itertuples(index=False)]
-    return status_table(rows)
+    return status_table(runs[["arm", "seed", "run"]].drop_duplicates().to_dict("records"))
 
 
 def with_planned_runs(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:

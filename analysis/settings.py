@@ -69,7 +69,7 @@ class Settings:
 
 
 def read_settings(
-    study_dir: str | Path,
+    study_dir: str | Path | None,
     runs: pd.DataFrame,
     status: pd.DataFrame,
     *,
@@ -80,7 +80,7 @@ def read_settings(
     """Read the settings of a study folder, or derive those of a folder of bare runs.
 
     Args:
-        study_dir: Holds study.yaml, or only runs.
+        study_dir: Holds study.yaml, or only runs; None where the folder is not known.
         runs: As from `load_runs`; says which metrics exist.
         status: As from `load_status`; says which arms exist and which is plain GRPO.
         metric: Overrides study.yaml and the default order `DEFAULT_METRICS`.
@@ -90,8 +90,12 @@ def read_settings(
     Raises:
         ReportError: study.yaml cannot be used, or names an arm or metric that does not exist.
     """
-    file = Path(study_dir) / STUDY_FILE
-    settings = _from_study(file, runs) if file.is_file() else _from_bare_runs(Path(study_dir), runs, status)
+    if study_dir is not None and (file := Path(study_dir) / STUDY_FILE).is_file():
+        settings = _from_study(file, runs)
+    else:
+        name = "" if study_dir is None else Path(study_dir).resolve().name
+        baselines, notes = default_baselines(status)
+        settings = Settings(name, *default_metric(runs), baselines, notes=notes)
     if metric is not None:
         settings = replace(settings, metric=metric, metric_origin="it was asked for")
     if baseline is not None:
@@ -102,19 +106,10 @@ def read_settings(
         settings = replace(settings, baselines=baselines, contrasts=(), notes=())
     if target is not None:
         settings = replace(settings, target=target)
-    check_metric(runs, settings.metric)
-    return settings
-
-
-def check_metric(runs: pd.DataFrame, metric: str) -> None:
-    """Refuse a metric that no run logged.
-
-    Raises:
-        ReportError: naming the metrics that exist. Runs that logged nothing at all pass.
-    """
     known = sorted(runs["metric"].unique())
-    if known and metric not in known:
-        raise ReportError(f"no run logged {metric!r}; the metrics that exist are {', '.join(known)}")
+    if known and settings.metric not in known:  # runs that logged nothing at all can still be listed
+        raise ReportError(f"no run logged {settings.metric!r}; the metrics that exist are {', '.join(known)}")
+    return settings
 
 
 def default_metric(runs: pd.DataFrame) -> tuple[str, str]:
@@ -144,13 +139,6 @@ def default_baselines(status: pd.DataFrame) -> tuple[dict[str, str], tuple[str, 
         f"No arms are compared: without {STUDY_FILE} the baseline is the one arm that trains on its rewards as they "
         f"are, and the arms that do are: {', '.join(plain) or 'none'}. Name the baseline to compare.",
     )
-
-
-def _from_bare_runs(study_dir: Path, runs: pd.DataFrame, status: pd.DataFrame) -> Settings:
-    metric, origin = default_metric(runs)
-    baselines, notes = default_baselines(status)
-    name = study_dir.resolve().name
-    return Settings(name=name, metric=metric, metric_origin=origin, baselines=baselines, notes=notes)
 
 
 def _from_study(file: Path, runs: pd.DataFrame) -> Settings:

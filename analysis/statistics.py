@@ -166,6 +166,5 @@ def estimate_ratio(ratios: Sequence[float], bootstrap: Bootstrap) -> Estimate:
     if not len(ratios):
         return NO_ESTIMATE
     logs = estimate_mean([math.log(ratio) for ratio in ratios], bootstrap)
-    ends = (math.exp(end) for end in (logs.point, logs.low, logs.high))
-    point, low, high = ends
+    point, low, high = (math.exp(end) for end in (logs.point, logs.low, logs.high))
     return Estimate(point, low, high, tuple(ratios), math.exp(logs.t_low), math.exp(logs.t_high))

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.curves import Curve, curves_of
+from analysis.curves import Curve, beside, curves_of
 from analysis.diagnostics import PairAccuracy, pair_accuracy
-from analysis.efficiency import Comparison, compare, contrast
+from analysis.efficiency import Comparison, compare
 from analysis.loading import load_study
 from analysis.online import OnlineArm, online_arms
-from analysis.reward_kl import EqualKL, at_equal_kl, kl_key
+from analysis.reward_kl import EqualKL, at_equal_kl
 from analysis.selection import included, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
 from analysis.statistics import Bootstrap
 from analysis.verdict import Verdict, verdict_of
+from grpovi_lightning import metric_keys
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,12 @@ def analyse(
     comparisons = compare(all_runs, status, settings, bootstrap)
     runs = included(all_runs, status)
     curves = curves_of(runs, settings.metric)
-    kl = curves_of(runs, kl_key(settings.metric))
-    paired = [comparison for comparison in comparisons if comparison.baseline is not None]
-    contrasts = contrast(all_runs, status, settings, bootstrap)
+    kl = curves_of(runs, beside(settings.metric, metric_keys.KL))
+    contrasts = compare(all_runs, status, settings, bootstrap, settings.contrasts)
+    paired = [each for each in comparisons + contrasts if each.baseline is not None]
     equal_kl = {
-        (comparison.arm, comparison.baseline): equal
-        for comparison in paired + contrasts
-        if (
-            equal := at_equal_kl(
-                comparison.arm, str(comparison.baseline), comparison.paired_seeds, curves, kl, bootstrap
-            )
-        )
+        (each.arm, each.baseline): at_equal_kl(each.arm, str(each.baseline), each.paired_seeds, curves, kl, bootstrap)
+        for each in paired
     }
     return Analysis(
         path=path,
@@ -86,11 +82,8 @@ def analyse(
         status=status,
         curves=curves,
         comparisons=comparisons,
-        verdicts=[
-            verdict_of(comparison, equal_kl.get((comparison.arm, comparison.baseline)))
-            for comparison in paired + contrasts
-        ],
-        equal_kl=list(equal_kl.values()),
+        verdicts=[verdict_of(each, equal_kl[each.arm, each.baseline]) for each in paired],
+        equal_kl=[equal for equal in equal_kl.values() if equal is not None],
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
         online=online_arms(runs, settings.metric, comparisons, bootstrap),
     )

@@ -31,16 +31,13 @@ def verdict_of(comparison: Comparison, equal_kl: EqualKL | None) -> Verdict:
         equal_kl: The same pair at equal KL, if KL was logged.
     """
     assert comparison.baseline is not None, "an arm that stands alone has no verdict"
-    if not comparison.paired_seeds:
-        headline = f"No verdict on {comparison.arm} against {comparison.baseline}: no seed counts in both arms."
-        return Verdict(comparison.arm, comparison.baseline, headline, _uncounted(comparison))
-    sentences = [*_steps(comparison), _area(comparison), *_equal_kl(comparison, equal_kl), *_needed(comparison)]
-    return Verdict(
-        comparison.arm,
-        comparison.baseline,
-        _headline(comparison),
-        (*sentences, *_caveats(comparison), *_uncounted(comparison)),
-    )
+    headline = f"No verdict on {comparison.arm} against {comparison.baseline}: no seed counts in both arms."
+    sentences: list[str] = []
+    if comparison.paired_seeds:
+        headline = _headline(comparison)
+        sentences = [*_steps(comparison), _area(comparison), *_equal_kl(comparison, equal_kl)]
+        sentences += [*_needed(comparison), *_caveats(comparison)]
+    return Verdict(comparison.arm, comparison.baseline, headline, (*sentences, *_uncounted(comparison)))
 
 
 def _direction(estimate: Estimate, neutral: float) -> int:
@@ -227,11 +224,6 @@ def _uncounted(comparison: Comparison) -> tuple[str, ...]:
 
 def _inverse(estimate: Estimate) -> Estimate:
     """Turn baseline's steps / arm's steps into arm's / baseline's: the way people speak of steps."""
-    return Estimate(
-        1 / estimate.point,
-        1 / estimate.high,
-        1 / estimate.low,
-        tuple(1 / value for value in estimate.values),
-        1 / estimate.t_high,
-        1 / estimate.t_low,
-    )
+    values = tuple(1 / value for value in estimate.values)
+    point, low, high = 1 / estimate.point, 1 / estimate.high, 1 / estimate.low
+    return Estimate(point, low, high, values, t_low=1 / estimate.t_high, t_high=1 / estimate.t_low)

@@ -106,16 +106,17 @@ def _read_csv(file: Path) -> _Table:
     With Python's reader: pandas pads short rows unasked, and neither pandas nor pyarrow tells the line of a row.
     """
     csv.field_size_limit(2**31 - 1)  # a completion may be longer than the usual 131,072 characters
-    lines, rows = [1], []
+    line, rows = 1, []
     with file.open(encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, strict=True)
         try:
             for row in reader:
-                rows.append(row)
-                lines.append(reader.line_num + 1)
+                if row:
+                    rows.append((line, row))
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise UserError(f"{file}, line {lines[-1]}: no valid CSV ({error})") from error
-    (_, header), *found = [(line, row) for line, row in zip(lines, rows, strict=False) if row] or [(1, [])]
+            raise UserError(f"{file}, line {line}: no valid CSV ({error})") from error
+    (_, header), *found = rows or [(1, [])]
     _check_columns(file, header, len(found))
     for line, row in found:
         if len(row) != len(header):
@@ -206,11 +207,10 @@ def _content(columns: pa.Table, ending: str) -> bytes:
         pq.write_table(columns, buffer)
         return buffer.getvalue().to_pybytes()
     rows = [columns.column_names, *zip(*(column.to_pylist() for column in columns.columns), strict=True)]
-    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
-        if "\r" not in text.getvalue():  # inside a value, minimal quoting leaves it bare, which reads as a line end
-            break
+    # Inside a value, minimal quoting leaves a carriage return bare, which reads as a line end.
+    bare = any("\r" in value for row in rows for value in row if isinstance(value, str))
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerows(rows)
     return text.getvalue().encode()
 
 

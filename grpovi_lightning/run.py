@@ -20,7 +20,7 @@ from grpovi_lightning.callbacks import (
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.parser_messages import one_line
-from grpovi_lightning.run_record.layout import STATUS_FILE, RecordError
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, STATUS_FILE, RecordError
 from grpovi_lightning.run_record.status import read_status
 
 _TRAINER_DEFAULTS = {
@@ -72,15 +72,12 @@ class RunCLI(LightningCLI):
             raise (_user_error(error) or error) from None
         if isinstance(self.model, GRPOModule):
             self.model.check_settings(self.trainer, self.datamodule)
-            self._check_saved_steps(self.model.updates_per_rollout)
-
-    def _check_saved_steps(self, updates_per_rollout: int) -> None:
-        interval = self.config.checkpoint.every_n_train_steps
-        if interval and interval % updates_per_rollout:
-            raise UserError(
-                f"checkpoint.every_n_train_steps counts updates: got {interval} with {updates_per_rollout} updates on "
-                "each rollout, after which alone a run can be saved; choose a multiple"
-            )
+            interval, updates = self.config.checkpoint.every_n_train_steps, self.model.updates_per_rollout
+            if interval and interval % updates:
+                raise UserError(
+                    f"checkpoint.every_n_train_steps counts updates: got {interval} with {updates} updates on "
+                    "each rollout, after which alone a run can be saved; choose a multiple"
+                )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
@@ -110,7 +107,7 @@ class RunCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / "checkpoints")
+        self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / CHECKPOINTS_FOLDER)
 
     @property
     def folder(self) -> Path:
@@ -134,7 +131,7 @@ class RunCLI(LightningCLI):
             config.samples,
             RewardWatch(),
             Throughput(),
-            ExportModel(self.folder / "model"),
+            ExportModel(self.folder / MODEL_FOLDER),
         ]
         if config.trainer.enable_checkpointing is not False:
             callbacks.append(config.checkpoint)

@@ -105,13 +105,7 @@ def peak_memory(device: torch.device) -> float:
 def available_flops(device: torch.device, dtype: torch.dtype, say: Callable[[str], None]) -> float | None:
     """Return the FLOPs a second that a GPU could do in a dtype, from Lightning's table.
 
-    Args:
-        device: where the policy is.
-        dtype: that its matrices are multiplied in.
-        say: told where the table lacks the GPU.
-
-    Returns:
-        the figure; None where the table lacks it, and for other devices.
+    None where the table lacks the GPU, which `say` is told, and for other devices.
     """
     if device.type != "cuda":
         return None

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -20,28 +20,22 @@ TextPairs = dict[str, list[str]]
 """A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text a row."""
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
-    """The rows of each training step, a pure function of (seed, step).
+    """The rows of the training steps `first_step` to `last_step` - 1, each a pure function of (seed, step).
 
-    Each rank gets its own part of every step's rows, followed by its part of the step's spare rows.
+    Each rank gets its own part of every step's rows, followed by its part of the step's spare rows. Rows and spare rows
+    per step are those of all ranks.
     """
 
-    def __init__(
-        self,
-        n_rows: int,
-        rows_per_step: int,
-        seed: int,
-        first_step: int,
-        last_step: int,
-        rank: int,
-        world_size: int,
-        spare_per_step: int = 0,
-    ) -> None:
-        """Describe the steps `first_step` to `last_step` - 1; rows and spare rows per step are those of all ranks."""
-        self.n_rows, self.rows_per_step, self.seed = n_rows, rows_per_step, seed
-        self.first_step, self.last_step = first_step, last_step
-        self.rank, self.world_size = rank, world_size
-        self.spare_per_step = spare_per_step
+    n_rows: int
+    rows_per_step: int
+    seed: int
+    first_step: int
+    last_step: int
+    rank: int
+    world_size: int
+    spare_per_step: int = 0
 
     def __len__(self) -> int:
         # The whole run counts: Lightning adds the batches done before a resume to those fetched since.

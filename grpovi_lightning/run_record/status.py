@@ -116,27 +116,15 @@ def settle_status(folder: Path, state: str, *, error: str | None, seed: int | No
     write_status(folder, replace(record, state=state, error=error, updated=timestamp()))
 
 
-def _integer(value: object) -> int | None:
-    return value if type(value) is int else None
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 def _lines(value: object) -> tuple[str, ...]:
     return () if value is None else tuple(map(str, value)) if isinstance(value, list) else (str(value),)
 
 
 _READ: dict[Any, Any] = {
     str: str,
-    int | None: _integer,
-    float | None: _number,
+    int | None: lambda value: value if type(value) is int else None,  # True is an int, too
+    float | None: lambda value: float(value) if type(value) in (int, float) else None,
     bool | None: lambda value: value if isinstance(value, bool) else None,
-    str | None: _text,
+    str | None: lambda value: None if value is None else str(value),
     tuple[str, ...]: _lines,
 }

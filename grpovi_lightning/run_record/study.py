@@ -185,12 +185,7 @@ def _stages(value: Any, where: str) -> tuple[Stage[str], ...]:
     stages = []
     for name, entry in _entries(value, STAGE_KEYS, where, "prepare", "prepare stage").items():
         command = entry.get("command", "fit")
-        if command not in COMMANDS:
-            hint = close_matches(str(command), COMMANDS)
-            raise RecordError(
-                f"{where}: prepare stage {name!r}: unknown command {command!r}{hint}; expected one of "
-                f"{', '.join(COMMANDS)}"
-            )
+        _check_choice(command, COMMANDS, f"{where}: prepare stage {name!r}: unknown command {command!r}")
         stages.append(Stage(name, tuple(entry.get("configs", ())), command))
     return tuple(stages)
 
@@ -199,19 +194,14 @@ def _arms(value: Any, where: str) -> tuple[Arm[str], ...]:
     entries = _entries(value, ARM_KEYS, where, "arms", "arm")
     alone = [name for name, entry in entries.items() if entry.get("baseline") is None]
     for name, entry in entries.items():
-        baseline = entry.get("baseline")
+        if (baseline := entry.get("baseline")) is None:
+            continue
         others = [other for other in entries if other != name]
-        if baseline is not None and baseline not in others:
-            hint = close_matches(str(baseline), others)
-            expected = f"one of {', '.join(others)}" if others else "none, because there is no other arm"
-            raise RecordError(
-                f"{where}: arm {name!r}: baseline {baseline!r} is not another arm{hint}; expected {expected}"
-            )
-        if baseline is not None and baseline not in alone:
-            raise RecordError(
-                f"{where}: arm {name!r}: baseline {baseline!r} has a baseline itself; "
-                f"expected an arm without one{': ' + ', '.join(alone) if alone else ''}"
-            )
+        got = f"{where}: arm {name!r}: baseline {baseline!r}"
+        _check_choice(baseline, others, f"{got} is not another arm", "none, because there is no other arm")
+        if baseline not in alone:
+            names = f": {', '.join(alone)}" if alone else ""
+            raise RecordError(f"{got} has a baseline itself; expected an arm without one{names}")
     return tuple(Arm(name, tuple(entry.get("configs", ())), entry.get("baseline")) for name, entry in entries.items())
 
 
@@ -233,10 +223,9 @@ def _report(value: Any, prepare: tuple[Stage[str], ...], arms: tuple[Arm[str], .
         raise RecordError(f"{where}: target_fraction is {fraction!r}, expected a number above 0 and up to 1")
     pairs = settings.get("pair_accuracy")
     runs = [f"{PREPARE_FOLDER}/{stage.name}" for stage in prepare if stage.command == "fit"]
-    if pairs is not None and pairs not in runs:
-        hint = close_matches(str(pairs), runs)
-        expected = f"one of {', '.join(runs)}" if runs else "none, because no prepare stage trains anything"
-        raise RecordError(f"{where}: pair_accuracy {pairs!r} is not a prepared run{hint}; expected {expected}")
+    if pairs is not None:
+        wrong = f"{where}: pair_accuracy {pairs!r} is not a prepared run"
+        _check_choice(pairs, runs, wrong, "none, because no prepare stage trains anything")
     _check_contrasts(settings.get("contrasts") or [], [arm.name for arm in arms], where)
     return dict(settings)
 
@@ -249,10 +238,8 @@ def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
             raise RecordError(f"{where}: contrast {pair!r}, expected two different arms such as [one-arm, another-arm]")
         for name in pair:
             if name not in arms:
-                hint = close_matches(str(name), arms)
-                raise RecordError(
-                    f"{where}: contrast {pair!r}: {name!r} is no arm{hint}; expected of {', '.join(arms)}"
-                )
+                got = f"{where}: contrast {pair!r}: {name!r} is no arm{close_matches(str(name), arms)}"
+                raise RecordError(f"{got}; expected of {', '.join(arms)}")
 
 
 def check_mapping(value: Any, where: str) -> dict[str, Any]:
@@ -268,9 +255,14 @@ def check_mapping(value: Any, where: str) -> dict[str, Any]:
 def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     """Refuse keys that nobody would read; `where` begins the error message."""
     for key in mapping:
-        if key not in known:
-            hint = close_matches(key, known)
-            raise RecordError(f"{where}: unknown key {key!r}{hint}; expected one of {', '.join(known)}")
+        _check_choice(key, known, f"{where}: unknown key {key!r}")
+
+
+def _check_choice(got: Any, options: Sequence[str], wrong: str, none: str = "") -> None:
+    """Refuse `got` if it is none of the options: `wrong` begins the message, `none` is expected without options."""
+    if got not in options:
+        expected = f"one of {', '.join(options)}" if options else none
+        raise RecordError(f"{wrong}{close_matches(str(got), options)}; expected {expected}")
 
 
 def close_matches(got: str, options: Iterable[str]) -> str:

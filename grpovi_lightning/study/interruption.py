@@ -1,7 +1,7 @@
 """Signals as something to look at between two steps, instead of an exception in the middle of one."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 
@@ -30,9 +30,7 @@ class Interruption:
             self._previous[signum] = signal.signal(signum, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give the signals back to whoever had them."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)

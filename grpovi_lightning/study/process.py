@@ -9,10 +9,10 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE
@@ -56,20 +56,9 @@ class Run:
     @property
     def log(self) -> Path:
         """File of all that the process prints. Beside the folder of the task, which wants its folder to itself."""
-        return (
-            self.folder / LOG_FILE if self.command == "fit" else self.folder.with_name(f"{self.folder.name}.{LOG_FILE}")
-        )
-
-
-class Stoppable(Protocol):
-    """Something that lives and takes signals."""
-
-    def alive(self) -> bool:
-        """Tell whether it still runs."""
-        ...
-
-    def signal(self, signum: int) -> None:
-        """Send a signal to it and to its workers; nothing happens when it is gone."""
+        if self.command == "fit":
+            return self.folder / LOG_FILE
+        return self.folder.with_name(f"{self.folder.name}.{LOG_FILE}")
 
 
 class RunProcess:
@@ -89,7 +78,7 @@ class RunProcess:
         return False
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the process and its workers."""
+        """Send a signal to the process and its workers; nothing happens when it is gone."""
         if self._popen.poll() is None:
             _signal_group(self._popen.pid, signum)
 
@@ -182,7 +171,9 @@ def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()][-count:]
 
 
-def stop(processes: Sequence[Stoppable], patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
+def stop(
+    processes: Sequence[RunProcess] | Sequence[Orphan], patience: float, hurry: Callable[[], bool] = lambda: False
+) -> None:
     """End processes: SIGINT, after `patience` seconds SIGTERM, after five more SIGKILL.
 
     Args:
@@ -209,11 +200,9 @@ def _acquire(descriptor: int) -> bool:
 
 
 def _signal_group(group: int, signum: int) -> None:
-    try:
+    # Gone already; macOS answers EPERM for a group in which only zombies are left.
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signum)
-    except (ProcessLookupError, PermissionError):
-        # Gone already; macOS answers EPERM for a group in which only zombies are left.
-        return
 
 
 def _make_empty(folder: Path) -> None:

@@ -4,8 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -82,57 +81,30 @@ def remaining_seconds(runs: Sequence[RunProgress], jobs: int) -> float | None:
     return seconds_per_run * max(longest, sum(1.0 - run.fraction for run in left) / jobs)
 
 
-class Display(Protocol):
-    """What the runner tells about."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal as it was."""
-
-    def note(self, text: str) -> None:
-        """Say something that belongs to no run."""
-
-    def changed(self, run: RunProgress) -> None:
-        """Show that a run started or ended."""
-
-    def refresh(self) -> None:
-        """Show how far everything is by now, when it is time for that."""
-
-
-def make_display(runs: Sequence[RunProgress], jobs: int, console: Console) -> Display:
-    """Return the display that suits the console: live in a terminal, lines elsewhere."""
-    live = console.is_terminal and not console.is_dumb_terminal
-    return LiveDisplay(runs, jobs, console) if live else LineDisplay(runs, jobs, console)
-
-
 class LineDisplay:
     """One line when a run starts or ends, and one about everything now and then."""
 
-    def __init__(
-        self, runs: Sequence[RunProgress], jobs: int, console: Console, every_seconds: float = LINE_SECONDS
-    ) -> None:
-        self._runs, self._jobs, self._console, self._every = runs, jobs, console, every_seconds
+    def __init__(self, runs: Sequence[RunProgress], jobs: int, console: Console) -> None:
+        self._runs, self._jobs, self._console = runs, jobs, console
         self._last = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def note(self, text: str) -> None:
+        """Say something that belongs to no run."""
         self._console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, highlight=False, soft_wrap=True)
 
     def changed(self, run: RunProgress) -> None:
+        """Show that a run started or ended."""
         self.note(f"{run.run.label}: {_happened(run)}")
 
     def refresh(self) -> None:
-        if time.monotonic() - self._last >= self._every:
+        """Show how far everything is by now, when it is time for that."""
+        if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             running = ", ".join(f"{run.run.label} {_steps(run)}" for run in self._runs if run.state == State.RUNNING)
             self.note(overall(self._runs, self._jobs) + (f": {running}" if running else ""))
@@ -151,9 +123,7 @@ class LiveDisplay:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._draw()
         self._live.stop()
 
@@ -186,6 +156,15 @@ class LiveDisplay:
         total = Table.grid(expand=True)
         total.add_row(ProgressBar(total=float(len(rows)), completed=done))
         return Group(Text(overall(self._runs, self._jobs)), total, table, *hidden)
+
+
+Display = LineDisplay | LiveDisplay
+
+
+def make_display(runs: Sequence[RunProgress], jobs: int, console: Console) -> Display:
+    """Return the display that suits the console: live in a terminal, lines elsewhere."""
+    live = console.is_terminal and not console.is_dumb_terminal
+    return LiveDisplay(runs, jobs, console) if live else LineDisplay(runs, jobs, console)
 
 
 def overall(runs: Sequence[RunProgress], jobs: int) -> str:

@@ -66,14 +66,12 @@ class Runner:
                 )
         for progress in runs:
             status = read_status(progress.run.folder)
-            if status is None:
-                continue
-            if status.state == State.FINISHED:
+            finished = status is not None and status.state == State.FINISHED
+            if status is not None and (finished or usable_checkpoint(progress.run.folder)):
+                progress.follow(status)
+            if finished:
                 progress.state = State.FINISHED
-                progress.follow(status)
                 self._display.changed(progress)
-            elif usable_checkpoint(progress.run.folder):
-                progress.follow(status)
 
     def work(self, runs: Sequence[RunProgress], jobs: int) -> None:
         """Run what waits, at most `jobs` at a time, until all are over or a signal asks to stop.
@@ -126,8 +124,14 @@ class Runner:
         if alive:
             self._display.note(f"stopping {len(alive)} running; once more Ctrl-C hurries them")
             seen = len(self._interruption.received)
-            # Every further signal passes on to the next stronger means, and no more than one.
-            stop([entry.process for entry in alive], self._settings.patience, _Hurry(self._interruption, seen))
+
+            def hurry() -> bool:
+                # Every further signal passes on to the next stronger means, and no more than one.
+                nonlocal seen
+                before, seen = seen, len(self._interruption.received)
+                return seen > before
+
+            stop([entry.process for entry in alive], self._settings.patience, hurry)
         for entry in active:
             self._settle(entry, stopping=True)
 
@@ -147,16 +151,6 @@ class Runner:
         if status is None or status.state != progress.state:
             settle_status(run.folder, progress.state, error=progress.error, seed=run.seed)
         self._display.changed(progress)
-
-
-class _Hurry:
-    def __init__(self, interruption: Interruption, seen: int) -> None:
-        self._interruption, self._seen = interruption, seen
-
-    def __call__(self) -> bool:
-        more = len(self._interruption.received) > self._seen
-        self._seen = len(self._interruption.received)
-        return more
 
 
 def _status_version(run: Run) -> int | None:

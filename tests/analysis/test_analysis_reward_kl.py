@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from analysis.curves import Curve
+from analysis.curves import Curve, beside
 from analysis.efficiency import Comparison, Target
-from analysis.reward_kl import at_equal_kl, kl_key, value_at_kl
+from analysis.reward_kl import at_equal_kl, value_at_kl
 from analysis.speedup import Speedup
 from analysis.statistics import NO_ESTIMATE, Bootstrap, estimate_mean, estimate_ratio
 from analysis.verdict import verdict_of
@@ -58,7 +58,7 @@ def test_without_kl_or_with_kl_that_stays_at_zero_there_is_no_comparison():
 
 
 def test_a_held_out_metric_goes_with_held_out_kl_and_a_training_metric_with_training_kl():
-    assert (kl_key("eval/rewards/gold/mean"), kl_key("reward")) == ("eval/kl", "kl")
+    assert (beside("eval/rewards/gold/mean", "kl"), beside("reward", "kl")) == ("eval/kl", "kl")
 
 
 @pytest.mark.parametrize(

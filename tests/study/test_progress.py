@@ -7,6 +7,7 @@ from rich.console import Console
 
 from grpovi_lightning.study.process import Run
 from grpovi_lightning.study.progress import (
+    LINE_SECONDS,
     LineDisplay,
     LiveDisplay,
     RunProgress,
@@ -76,10 +77,10 @@ def test_lines_come_for_changes_and_for_everything_now_and_then(monkeypatch):
     monkeypatch.setattr("grpovi_lightning.study.progress.time.monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=40)
     runs = [progress(owner="[b]x[/b]", state="running", step=5, max_steps=10)]
-    display = LineDisplay(runs, 1, console, every_seconds=0.05)
+    display = LineDisplay(runs, 1, console)
     display.refresh()
     assert console.file.getvalue() == ""
-    clock[0] += 0.06
+    clock[0] += LINE_SECONDS + 1
     display.refresh()
     display.refresh()
     (line,) = console.file.getvalue().splitlines()

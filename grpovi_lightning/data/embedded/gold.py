@@ -110,12 +110,7 @@ def gold_reward(prompts: Sequence[str], completions: Sequence[str], **columns: A
 
 
 def score(instruction: Instruction, words: Sequence[str]) -> GoldScore:
-    """Return the parts of the gold reward of one text.
-
-    Args:
-        instruction: what was asked for.
-        words: the text as words, full stops included.
-    """
+    """Return the parts of the gold reward of one text, given as its words, full stops included."""
     if not words:
         return GoldScore(0.0, 0.0, _length_part(instruction.length, 0), 0.0, 0.0, 0.0)
     known = word_classes()

@@ -51,15 +51,9 @@ MAX_ADJECTIVES = 5_000
 MAX_VERBS = 4_000
 MAX_TONE_WORDS = 200
 
-_ONES = _spaced("""
-    one two three four five six seven eight nine
-""")
-_TEENS = _spaced("""
-    ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
-""")
-_TENS = _spaced("""
-    twenty thirty forty fifty sixty seventy eighty ninety
-""")
+_ONES = _spaced("one two three four five six seven eight nine")
+_TEENS = _spaced("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+_TENS = _spaced("twenty thirty forty fifty sixty seventy eighty ninety")
 # Number words: `NUMBER_WORDS[n - 1]` spells n, for n from 1 to 99.
 NUMBER_WORDS = (*_ONES, *_TEENS, *chain.from_iterable((ten, *(f"{ten}-{one}" for one in _ONES)) for ten in _TENS))
 
@@ -87,15 +81,7 @@ CONTENT_CLASSES = frozenset(
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words a task of one size draws from.
-
-    Attributes:
-        nouns: the things a text can be about.
-        adjectives: what a thing can be.
-        intransitive: verbs without an object.
-        transitive: verbs that need an object.
-        tone_words: for each tone the words that carry it.
-    """
+    """The words a task of one size draws from; verbs by whether they need an object, tone words by their tone."""
 
     nouns: tuple[str, ...]
     adjectives: tuple[str, ...]

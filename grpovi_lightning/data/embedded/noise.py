@@ -38,12 +38,7 @@ FEWEST_TOKENS = 4
 
 @dataclass(frozen=True)
 class NoisyWriter:
-    """A writer of texts of any noise from 0 to 1.
-
-    Attributes:
-        size: sizes of the task; no text is longer than its `max_completion_length` less the end token.
-        lexicon: the words of that size.
-    """
+    """A writer of texts of any noise from 0 to 1; none is longer than `max_completion_length` less the end token."""
 
     size: TaskSize
     lexicon: Lexicon
@@ -55,9 +50,6 @@ class NoisyWriter:
             instruction: what was asked for.
             noise: 0 for the reference writer, 1 for the worst.
             rng: source of randomness.
-
-        Returns:
-            the words, of which the last is the full stop unless it was lost or cut off.
         """
         words = write(self._misread(instruction, noise, rng), self.lexicon, rng)
         return self._fit(self._slip(words, noise, rng))
@@ -66,13 +58,7 @@ class NoisyWriter:
         """Change one thing about the text that only a reader of the prompt can judge, and as little else as possible.
 
         One of four: the asked topics are exchanged for others in their places; the tone words are; a topic replaces a
-        noun that was not asked for; or the text is written anew for another length.
-
-        Args:
-            words: the text.
-            instruction: what was asked for.
-            noise: noise of the text, used where it has to be written anew.
-            rng: source of randomness.
+        noun that was not asked for; or the text is written anew for another length, with the given noise.
         """
         contrasts = (self._exchange_topics, self._exchange_tone, self._echo)
         change = rng.choices((*contrasts, None), weights=(0.35, 0.25, 0.3, 0.1))[0]

@@ -39,12 +39,7 @@ _ADJECTIVE_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Topic:
-    """A thing to write about.
-
-    Attributes:
-        noun: the thing.
-        adjective: the word to put right before it, or None.
-    """
+    """A thing to write about, and the word to put right before it, or None."""
 
     noun: str
     adjective: str | None = None
@@ -81,13 +76,7 @@ def render(instruction: Instruction) -> str:
 
 @lru_cache(maxsize=65_536)  # a prompt comes once for each of its completions
 def parse(prompt: str) -> Instruction:
-    """Read an instruction back from its prompt: the inverse of `render`.
-
-    Args:
-        prompt: text of a prompt, words separated by single spaces.
-
-    Returns:
-        the instruction.
+    """Read an instruction back from its prompt, words separated by single spaces: the inverse of `render`.
 
     Raises:
         UserError: the text is no prompt of this language.
@@ -133,11 +122,6 @@ def sample_instruction(size: TaskSize, lexicon: Lexicon, rng: random.Random) -> 
 
     The number of topics is uniform. Each topic has an adjective with probability `_ADJECTIVE_SHARE`. The length is
     uniform over those at which everything fits.
-
-    Args:
-        size: ranges of the number of topics and of the length.
-        lexicon: words to draw from.
-        rng: source of randomness.
     """
     nouns = rng.sample(lexicon.nouns, rng.randint(1, size.max_topics))
     described = [rng.random() < _ADJECTIVE_SHARE for _ in nouns]

@@ -26,13 +26,7 @@ PAIR_KINDS = {"independent": 0.4, "contrast": 0.3, "mutation": 0.15, "degenerate
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One imperfect answer.
-
-    Attributes:
-        instruction: what was asked for.
-        text: the answer.
-        gold: parts of its gold reward.
-    """
+    """One imperfect answer to an instruction, and the parts of its gold reward."""
 
     instruction: Instruction
     text: str
@@ -41,15 +35,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one instruction and which of them was preferred.
-
-    Attributes:
-        instruction: what was asked for.
-        chosen: the preferred answer.
-        rejected: the other one.
-        chosen_gold: gold reward of the preferred answer.
-        rejected_gold: gold reward of the other one.
-    """
+    """Two answers to one instruction, the one that was preferred and the other, and their gold rewards."""
 
     instruction: Instruction
     chosen: str
@@ -84,13 +70,8 @@ def compare(instruction: Instruction, writer: NoisyWriter, scale: float, rng: ra
 
     The first answer is a noisy one, or a demonstrator's with probability `DEMONSTRATED_SHARE`. The second is one of
     four `PAIR_KINDS`: another noisy answer, `NoisyWriter.contrast` of the first, one to three of its mutations, or an
-    answer that is bad on purpose.
-
-    Args:
-        instruction: what was asked for.
-        writer: source of answers.
-        scale: Bradley-Terry scale, how many nats of preference a gold reward of 1 is worth.
-        rng: source of randomness.
+    answer that is bad on purpose. `scale` is Bradley and Terry's: how many nats of preference a gold reward of 1 is
+    worth.
     """
     # The square makes good answers more frequent: a single fault in a good answer is easier to learn from.
     noise = rng.uniform(*PAIR_NOISE) ** 2

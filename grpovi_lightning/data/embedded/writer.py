@@ -60,16 +60,9 @@ class _Pool:
 def write(instruction: Instruction, lexicon: Lexicon, rng: random.Random) -> list[str]:
     """Write a text of gold reward 1.
 
-    The topics come first, in any order; words that fill the text up come after them.
-
-    Args:
-        instruction: what to write.
-        lexicon: words to draw from.
-        rng: source of randomness.
-
-    Returns:
-        the words and a full stop. A text gets longer than asked only where the topics do not fit into the asked
-        length (`fewest_words`), and repeats words only where the lexicon has too few.
+    The topics come first, in any order; words that fill the text up come after them, and a full stop ends it. A text
+    gets longer than asked only where the topics do not fit into the asked length (`fewest_words`), and repeats words
+    only where the lexicon has too few.
     """
     pool = _Pool(rng, {word for topic in instruction.topics for word in str(topic).split()})
     topics = rng.sample(instruction.topics, len(instruction.topics))

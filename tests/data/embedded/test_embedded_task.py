@@ -1,6 +1,7 @@
 import hashlib
 import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def test_the_gold_reward_works_from_the_written_lines_as_trl_calls_it(task: Path
 
 def test_the_description_states_parameters_counts_and_statistics(task: Path):
     described = json.loads((task / "task.json").read_text())
-    assert described["parameters"].keys() == inspect.signature(write_task).parameters.keys() - {"output"}
+    arguments = inspect.signature(write_task).parameters.keys() - {"output", "sizes"}
+    assert described["parameters"].keys() == arguments | {field.name for field in fields(TaskSize)}
     assert described["parameters"]["seed"] == 3 and described["parameters"]["n_train"] == 300
     assert 100 <= described["n_word_types"] <= 300
     assert described["n_distinct_prompts"] > 100_000
