@@ -57,11 +57,14 @@ def increase_variance(
         ValueError: shapes do not match, a reward is not finite or outside the range, lower >= upper, or the
             weights of a whole group are zero.
     """
-    merge = ties_of(ties)
     r, log_p, low, high = _checked(rewards, log_weights, lower, upper)
-
     r, order = r.sort(dim=1, descending=True, stable=True)
-    log_p = log_p.gather(1, order)
+    z = _closed_form(r, log_p.gather(1, order), low, high, ties_of(ties))
+    return torch.empty_like(z).scatter(1, order, z).to(rewards.dtype)
+
+
+def _closed_form(r: Tensor, log_p: Tensor, low: Tensor, high: Tensor, merge: Ties) -> Tensor:
+    """Solve the model for rewards and normalised log weights [P, G] in descending order of reward, float64."""
     # 1 - s is taken from the rewards, not from the rounded s: it must be exact also where s is nearly 1.
     log_s, log_rest = (torch.stack([r - low, high - r]) / (high - low)).log()
 
@@ -75,8 +78,7 @@ def increase_variance(
     # Where A equals B up to rounding, weights far below that rounding could break the order.
     fraction = fraction.cummin(dim=1).values
     z = torch.lerp(low, high, fraction)  # the bounds themselves where the fraction is 0 or 1
-    z = torch.where(r[:, :1] == r[:, -1:], r, z)
-    return torch.empty_like(z).scatter(1, order, z).to(rewards.dtype)
+    return torch.where(r[:, :1] == r[:, -1:], r, z)
 
 
 def _checked(

@@ -112,8 +112,7 @@ class PolicyLoss(ABC):
             ref_logprobs: [B, T] of the reference policy; needed when beta > 0.
             denominator: a scalar that divides the total; pass the whole batch's when these are only a part of it, so
                 that splitting does not change the gradient. None: that of these sequences.
-            sampling_weights: [B, T], factors of the surrogate (not of the KL penalty) that correct for samples
-                from a slightly different policy than `old_logprobs`. None: 1.
+            sampling_weights: [B, T] factors of the surrogate (not of the penalty) that correct the sampling; None: 1.
 
         Raises:
             ValueError: shapes differ, or there is no reference where beta needs one.

@@ -44,7 +44,31 @@ class GRPOModule(FrozenLeftOut):
     """Group relative policy optimisation (arXiv 2402.03300); with `VarianceIncrease`, GRPOVI (arXiv 2505.23247).
 
     One training step is one rollout: G completions for each of P prompts, scored, adjusted, turned into
-    advantages, followed by the updates. The reference policy is the initial policy, frozen.
+    advantages, followed by the updates. The reference policy is the initial policy, frozen. Models are loaded in
+    `configure_model`.
+
+    Args:
+        policy: where the initial policy comes from; a second copy of it is the reference.
+        reward: what completions are scored with.
+        group_size: G, completions per prompt.
+        sampling: how completions are sampled.
+        decoder: how they are decoded; default `GroupDecoder`. It changes the time, completions by rounding alone.
+        compile_passes: compiles the passes over completions, the reference policy's and the update's with its
+            gradient, by `torch.compile`. The first steps then take minutes, later ones less time. It changes
+            log-probabilities by rounding alone.
+        resampling: replaces groups without reward variance by those of spare prompts; None: they stay.
+        adjustment: what happens to the rewards before the advantages; default none (GRPO).
+        advantage: adjusted rewards to advantages; default `GroupAdvantage`.
+        loss: the policy loss; default `GRPOLoss` without KL penalty.
+        updates: how a rollout is divided into updates and micro-batches, and what is left out of them.
+        optimizer: called with the policy's parameters.
+        lr_scheduler: called with the optimizer; stepped once per update.
+        counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
+            Default: the paper's weights where the run loads a reference policy, else uniform weights.
+        seed: seeds the sampling; None: the run's `seed_everything`.
+
+    Raises:
+        UserError: settings that cannot work, or cannot take effect.
     """
 
     policy: LanguageModel
@@ -71,31 +95,6 @@ class GRPOModule(FrozenLeftOut):
         counterfactual: VarianceIncrease | None = None,
         seed: int | None = None,
     ) -> None:
-        """Compose the algorithm; models are loaded in `configure_model`.
-
-        Args:
-            policy: where the initial policy comes from; a second copy of it is the reference.
-            reward: what completions are scored with.
-            group_size: G, completions per prompt.
-            sampling: how completions are sampled.
-            decoder: how they are decoded; default `GroupDecoder`. It changes the time, completions by rounding alone.
-            compile_passes: compiles the passes over completions, the reference policy's and the update's with its
-                gradient, by `torch.compile`. The first steps then take minutes, later ones less time. It changes
-                log-probabilities by rounding alone.
-            resampling: replaces groups without reward variance by those of spare prompts; None: they stay.
-            adjustment: what happens to the rewards before the advantages; default none (GRPO).
-            advantage: adjusted rewards to advantages; default `GroupAdvantage`.
-            loss: the policy loss; default `GRPOLoss` without KL penalty.
-            updates: how a rollout is divided into updates and micro-batches, and what is left out of them.
-            optimizer: called with the policy's parameters.
-            lr_scheduler: called with the optimizer; stepped once per update.
-            counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
-                Default: the paper's weights where the run loads a reference policy, else uniform weights.
-            seed: seeds the sampling; None: the run's `seed_everything`.
-
-        Raises:
-            UserError: settings that cannot work, or cannot take effect.
-        """
         super().__init__()
         self.automatic_optimization = False
         self.policy_source, self.reward, self.group_size = policy, reward, group_size

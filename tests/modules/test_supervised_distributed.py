@@ -61,6 +61,7 @@ def logged(policy_folder, reward_folder, tmp_path_factory):
     return {devices: {kind: scalars(folder / kind) for kind in MODULES} for devices, folder in folders.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"), [("sft", "loss"), ("reward_model", "loss"), ("reward_model", "pair_accuracy")]
 )

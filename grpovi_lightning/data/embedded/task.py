@@ -69,6 +69,22 @@ def write_task(
         "n_pairs": n_pairs,
         "n_validation_pairs": n_validation_pairs,
     }
+    _check(counts, seed, preference_scale, size)
+    parameters = {"seed": seed, **counts, "preference_scale": preference_scale, **asdict(size)}
+    folder = Path(output)
+    if _holds(folder, parameters):
+        return folder
+    partial = folder.absolute().with_name(f".{folder.absolute().name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        _write_files(partial, parameters, size)
+        partial.rename(folder)  # only now, so that an interrupted run leaves no half of a task
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _check(counts: Mapping[str, int], seed: int, preference_scale: float, size: TaskSize) -> None:
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"got {name}={value}: expected at least 1; give a positive number")
@@ -83,18 +99,6 @@ def write_task(
             f"{count_prompts(size)} prompts of this language; lower the counts or raise n_nouns, n_adjectives or "
             "max_topics"
         )
-    parameters = {"seed": seed, **counts, "preference_scale": preference_scale, **asdict(size)}
-    folder = Path(output)
-    if _holds(folder, parameters):
-        return folder
-    partial = folder.absolute().with_name(f".{folder.absolute().name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        _write_files(partial, parameters, size)
-        partial.rename(folder)  # only now, so that an interrupted run leaves no half of a task
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _holds(folder: Path, parameters: Mapping[str, Any]) -> bool:
