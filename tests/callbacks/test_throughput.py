@@ -330,12 +330,12 @@ def test_flops_of_a_step_are_those_that_torch_counts_in_a_llama(policy_folder):
 
     def logits(first_of_each_member):
         cache = DynamicCache(config=model.config)
-        states = model.model(prompts, past_key_values=cache).last_hidden_state[:, -1:]
+        states = model.model(prompts, None, None, cache).last_hidden_state[:, -1:]
         cache.batch_repeat_interleave(group_size)
         if first_of_each_member:
             states = states.repeat_interleave(group_size, dim=0)
         first = model.lm_head(states)
-        rest = model.lm_head(model.model(completions[:, :-1], past_key_values=cache).last_hidden_state)
+        rest = model.lm_head(model.model(completions[:, :-1], None, None, cache).last_hidden_state)
         return first, rest
 
     with FlopCounterMode(display=False) as counter:

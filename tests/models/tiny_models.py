@@ -26,8 +26,9 @@ CONFIGS = {
     "mistral": _GROUPED | {"sliding_window": 4},
     "gemma2": _GROUPED | {"sliding_window": 4, "query_pre_attn_scalar": 8},
     "gemma3_text": _GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
-    # Attention that does not go through the attention interface.
+    # Attention that does not go through the attention interface; GPT-J's does from `transformers` 5.24 on.
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "falcon": _COMMON,
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
     # Logits are scaled behind the output embedding.
     "cohere": _GROUPED | {"logit_scale": 0.3},

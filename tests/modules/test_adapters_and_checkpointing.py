@@ -39,9 +39,9 @@ class TestLoRA:
         prompts = PromptBatch(["the fox", "a sad cat by the river"], torch.arange(2), {})
         rollout = module.engine.generate(module.policy, prompts, 2, 1, 0)
         with torch.no_grad():
-            found = module.logprobs(module.reference, rollout)
+            found = module.updater.logprobs(module.reference, rollout)
             untouched = PretrainedCausalLM(str(policy_folder)).load().completion_statistics(rollout, 0.9).logprobs
-            trained = module.logprobs(module.policy, rollout)
+            trained = module.updater.logprobs(module.policy, rollout)
         torch.testing.assert_close(found, untouched, atol=1e-5, rtol=0)
         assert (trained - untouched).abs().max() > 1e-4
         assert scalars(folder)["kl"][0] == pytest.approx(0.0, abs=1e-9)

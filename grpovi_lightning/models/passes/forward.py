@@ -77,13 +77,14 @@ class ForwardPasses:
         if length == 1:
             return first
         mask = _sequence_mask(prompt_mask, completion_mask.flatten(0, 1))
+        cache = Cache(layers=[ExpandedLayer(layer, members) for layer in prefix.layers])  # type: ignore[arg-type]
         rest = self.parts.states(
             length - 1,
             input_ids=completion_ids.flatten(0, 1)[:, :-1],
             attention_mask=mask[:, :-1].long(),
             position_ids=position_ids(mask)[:, prompt_ids.shape[1] : -1],
-            past_key_values=Cache(layers=[ExpandedLayer(layer, members) for layer in prefix.layers]),  # type: ignore[arg-type]
             use_cache=True,
+            **{self.parts.cache_argument: cache},
         )
         return torch.cat([first, rest], dim=1)
 
@@ -99,8 +100,8 @@ class ForwardPasses:
             input_ids=ids,
             attention_mask=mask.long(),
             position_ids=position_ids(mask),
-            past_key_values=cache,
             use_cache=True,
+            **{self.parts.cache_argument: cache},
         )
         return states[:, -1], cache
 
@@ -133,10 +134,9 @@ class ForwardPasses:
         Tokens [b] come with their positions [b] in their sequences. `parts` computes; None: the model as it is.
         """
         parts = parts or self.parts
+        inputs = {"input_ids": tokens[:, None], "position_ids": positions[:, None], parts.cache_argument: cache}
         with self.generating(), attention_by_groups(self.model, cache):
-            states = parts.states(
-                1, input_ids=tokens[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True
-            )
+            states = parts.states(1, use_cache=True, **inputs)
         cache.advance()
         return parts.logits(states[:, -1])
 

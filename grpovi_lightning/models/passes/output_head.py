@@ -2,13 +2,15 @@
 
 `states` runs the model and `logits` reads what it gives. Both classes have the same two methods: where the output head
 can be applied separately the states are hidden ones, [B, T, D], else they are the logits themselves, [B, T, V].
+`cache_argument` is the name under which `states` takes a cache.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -17,6 +19,7 @@ class FusedHead:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.cache_argument = _cache_argument(model)
 
     def states(self, last: int, **inputs: Any) -> Tensor:
         """Return the logits of the last tokens, [B, last, V]."""
@@ -37,6 +40,7 @@ class SeparateHead:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.output = model, model.get_output_embeddings()
         self.body: Callable[..., Any] = model.base_model
+        self.cache_argument = _cache_argument(model.base_model)
         config = model.config.get_text_config()
         # Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`; Gemma 2 has the soft cap.
         self.factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
@@ -60,3 +64,8 @@ class SeparateHead:
         if self.factor != 1.0:
             logits = logits * self.factor
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def _cache_argument(module: nn.Module) -> str:
+    # `transformers` 5.24 renamed it, but models that come with their own code keep the old name.
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"

@@ -47,11 +47,15 @@ def compiling(what: str, max_variants: int, instead: str) -> Iterator[None]:
             sizes, modes and so on; `instead` says what to do then.
     """
     # `torch.compiler` exports no exceptions. These imports load the compiler, which takes seconds, hence not above.
+    from torch._dynamo import config as compiler_config
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported
     from torch.fx.experimental import _config as sizes_config
 
+    # Not with torch 2.6, where the backward pass has no setting either.
+    if not hasattr(compiler_config, "recompile_limit"):
+        raise UserError(f"{what}: got torch {torch.__version__}, whose compiler is too old, expected newer; {instead}")
     # In public there is `torch.compiler.set_stance`, which forbids every further variant or allows any number of them.
-    limits = torch._dynamo.config.patch(recompile_limit=max_variants, fail_on_recompile_limit_hit=True)
+    limits = compiler_config.patch(recompile_limit=max_variants, fail_on_recompile_limit_hit=True)
     # By default two sizes that happen to be equal once would have to be equal always. No public setting changes that.
     sizes = sizes_config.patch(use_duck_shape=False)  # pyright: ignore[reportAttributeAccessIssue]
     try:

@@ -3,9 +3,12 @@ import logging
 
 import pytest
 import torch
+import transformers
 from models.tiny_models import language_model, rollout, row_by_row_logprobs, set_capabilities
+from packaging.version import Version
 from torch import nn
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.passes import FusedHead, SeparateHead, group_cache, probing
@@ -20,7 +23,8 @@ WAYS = {
     "granite": (True, True),
     "mixtral": (True, True),
     "bloom": (True, False),  # position biases, no attention interface
-    "gptj": (True, False),  # no attention interface
+    "falcon": (True, False),  # no attention interface
+    "gptj": (True, Version(transformers.__version__) >= Version("5.24")),  # no attention interface before
     "gpt_oss": (True, False),  # attention sinks
     "deepseek_v3": (True, False),  # keys are cached compressed
     "lfm2": (False, False),  # convolutions
@@ -103,13 +107,14 @@ class TestReport:
 
     def test_another_class_or_another_reason_is_said_too(self, tiny_tokenizer, caplog):
         with caplog.at_level(logging.WARNING, logger="grpovi_lightning"):
-            for family in ("bloom", "gptj", "gpt_oss", "bloom"):
+            for family in ("bloom", "falcon", "gpt_oss", "bloom"):
                 _ = language_model(family, tiny_tokenizer).passes.capabilities
 
         ours = [record.getMessage() for record in caplog.records if record.name.startswith("grpovi_lightning")]
-        assert [text.split()[0] for text in ours] == ["BloomForCausalLM", "GPTJForCausalLM", "GptOssForCausalLM"]
+        assert [text.split()[0] for text in ours] == ["BloomForCausalLM", "FalconForCausalLM", "GptOssForCausalLM"]
         assert "attention interface" in ours[0] and "s_aux" in ours[2]
 
+    @pytest.mark.filterwarnings("error::FutureWarning")
     def test_a_model_that_can_everything_says_nothing(self, tiny_tokenizer, caplog):
         with caplog.at_level(logging.DEBUG, logger="grpovi_lightning"):
             _ = language_model("llama", tiny_tokenizer).passes.capabilities
@@ -214,17 +219,19 @@ def test_a_head_that_cannot_be_run_apart_is_said_with_the_reason(tiny_tokenizer,
 
 
 # What a wrong model might do. Each disturbs one of the two layers, and only on the way that it lies about.
+# An attention takes its cache as `cache`; before `transformers` 5.24 as `past_key_values`.
+CACHE = "cache" if "cache" in inspect.signature(LlamaAttention.forward).parameters else "past_key_values"
 
 
 def forgetful(forward):
     """Several tokens at once do not see what was cached before them; one token at a time does."""
 
-    def attend(hidden_states, *args, past_key_values=None, attention_mask=None, **kwargs):
+    def attend(hidden_states, *args, attention_mask=None, **kwargs):
         several = hidden_states.shape[1]
-        if past_key_values is not None and several > 1 and past_key_values.get_seq_length(1) > 0:
-            past_key_values = None
+        if kwargs[CACHE] is not None and several > 1 and kwargs[CACHE].get_seq_length(1) > 0:
+            kwargs[CACHE] = None
             attention_mask = None if attention_mask is None else attention_mask[..., -several:]
-        return forward(hidden_states, *args, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs)
+        return forward(hidden_states, *args, attention_mask=attention_mask, **kwargs)
 
     return attend
 
@@ -232,9 +239,9 @@ def forgetful(forward):
 def loud(forward):
     """By groups, the attention counts more than it should."""
 
-    def attend(hidden_states, *args, past_key_values=None, **kwargs):
-        output, weights = forward(hidden_states, *args, past_key_values=past_key_values, **kwargs)
-        return (1.2 * output if isinstance(past_key_values, group_cache.GroupCache) else output), weights
+    def attend(*args, **kwargs):
+        output, weights = forward(*args, **kwargs)
+        return (1.2 * output if isinstance(kwargs[CACHE], group_cache.GroupCache) else output), weights
 
     return attend
 
@@ -242,10 +249,10 @@ def loud(forward):
 def broken(forward):
     """By groups, nothing works."""
 
-    def attend(hidden_states, *args, past_key_values=None, **kwargs):
-        if isinstance(past_key_values, group_cache.GroupCache):
+    def attend(*args, **kwargs):
+        if isinstance(kwargs[CACHE], group_cache.GroupCache):
             raise KeyError("no such layer")
-        return forward(hidden_states, *args, past_key_values=past_key_values, **kwargs)
+        return forward(*args, **kwargs)
 
     return attend
 
