@@ -160,12 +160,7 @@ def _adjust(arguments: list[str]) -> int:
 
 
 def _print_report(folder: Path, **settings: Any) -> None:
-    """Analyse a folder of runs, print its table and write its report.
-
-    `analysis` is imported only here, after any configuration was parsed: Python shares one object for all unions of
-    the same types, so a library that says `float | int` before Lightning says `int | float` would turn
-    `limit_val_batches: 1`, one batch, into 1.0, all of them.
-    """
+    """Analyse a folder of runs, print its table and write its report."""
     from analysis import ReportError, print_report
     from grpovi_lightning.errors import UserError
 

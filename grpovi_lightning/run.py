@@ -22,6 +22,7 @@ from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.parser_messages import one_line
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, STATUS_FILE, RecordError
 from grpovi_lightning.run_record.status import read_status
+from grpovi_lightning.trainer_state import read_whole_numbers_first
 
 _TRAINER_DEFAULTS = {
     "max_epochs": -1,  # one epoch is the whole run; `max_steps` says how long it is
@@ -49,6 +50,7 @@ class RunCLI(LightningCLI):
             UserError: the configuration is wrong; the message is one line.
         """
         self.training = training
+        read_whole_numbers_first()
         try:
             super().__init__(
                 L.LightningModule,

@@ -1,6 +1,7 @@
-"""The two places where the package reaches into Lightning's trainer, because no public way gives the same."""
+"""The places where the package reaches into Lightning's trainer, because no public way gives the same."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import lightning as L
 import torch
@@ -21,3 +22,15 @@ def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     """
     values = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
     trainer.callback_metrics.update(values)
+
+
+def read_whole_numbers_first() -> None:
+    """Let a parser of the trainer's arguments read `limit_val_batches: 1` as one batch.
+
+    Lightning writes `int | float`, but Python keeps one object for all unions of the same types, in the order in which
+    they were first named. Where another library said `float | int` before, 1 would become 1.0, which means all batches.
+    """
+    annotations = L.Trainer.__init__.__annotations__
+    for name, annotation in annotations.items():
+        if set(get_args(annotation)) == {int, float, type(None)}:
+            annotations[name] = int | float | None  # a union in this notation is not shared

@@ -53,7 +53,9 @@ def compiling(what: str, max_variants: int, instead: str) -> Iterator[None]:
 
     # Not with torch 2.6, where the backward pass has no setting either.
     if not hasattr(compiler_config, "recompile_limit"):
-        raise UserError(f"{what}: got torch {torch.__version__}, whose compiler is too old, expected newer; {instead}")
+        raise UserError(
+            f"{what}: got torch {torch.__version__}, whose compiler lacks settings, expected 2.13 or newer; {instead}"
+        )
     # In public there is `torch.compiler.set_stance`, which forbids every further variant or allows any number of them.
     limits = compiler_config.patch(recompile_limit=max_variants, fail_on_recompile_limit_hit=True)
     # By default two sizes that happen to be equal once would have to be equal always. No public setting changes that.
