@@ -22,6 +22,7 @@ class GroupAdvantage(Advantage):
     Mean and standard deviations are those of the completions that have a reward. A group with fewer than two of them
     has advantages of exactly 0.
 
+    >>> import torch
     >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # mean 0.25, standard deviation 0.5
     >>> GroupAdvantage(scale_rewards="none")(rewards).tolist()
     [[0.75, -0.25, -0.25, -0.25]]

@@ -50,6 +50,6 @@ def test_a_new_advantage_is_a_file_and_a_yaml_and_trains(policy_folder, tmp_path
     advantage = from_yaml(YAML)
     (output,) = train(grpo(policy_folder, advantage=advantage), tmp_path / "run", 1).outputs
 
-    rewards = output["rewards"]
-    torch.testing.assert_close(output["advantages"], rewards - 0.5 * rewards.amax(dim=1, keepdim=True))
+    rewards = output.rewards
+    torch.testing.assert_close(output.advantages, rewards - 0.5 * rewards.amax(dim=1, keepdim=True))
     assert not advantage.standardised

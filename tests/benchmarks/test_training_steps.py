@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.models import compiled_passes
+from grpovi_lightning.models.passes import compiled_passes
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 KEYS = [

@@ -49,7 +49,8 @@ def test_training_samples_show_reward_adjusted_reward_and_advantage(run):
             p, g = divmod(i, 4)
             assert prompt == output.rollout.prompts.texts[p]
             assert completion == output.rollout.texts[i]
-            expected = [float(output[name][p, g]) for name in ("rewards", "adjusted", "advantages")]
+            shown_values = (output.rewards, output.adjusted.rewards, output.advantages)
+            expected = [float(values[p, g]) for values in shown_values]
             assert [float(number) for number in numbers] == pytest.approx(expected, abs=5e-4)
         assert table.split("\n")[0] == "| prompt | completion | reward | adjusted reward | advantage |"
 
