@@ -12,7 +12,7 @@ from grpovi_lightning.run_record.layout import STUDY_FILE, run_folder
 
 def status_of(runs: pd.DataFrame) -> pd.DataFrame:
     """Make a status table for runs whose status.json is not at hand: one row a run, no problem known."""
-    return status_table(runs[["arm", "seed", "run"]].drop_duplicates().to_dict("records"))
+    return status_table(runs.loc[:, ["arm", "seed", "run"]].drop_duplicates().to_dict("records"))
 
 
 def with_planned_runs(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:

@@ -66,7 +66,7 @@ class MaximumLikelihood(UncertainEstimator):
         self._inverse: Tensor | None = None
 
     @property
-    def inverse(self) -> Tensor:
+    def inverse(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  made when it is asked for
         """[D, D] float64, H^{-1} at the current theta."""
         if self._inverse is None:
             weights = sigmoid_derivative(self._z @ self.theta)
