@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from helpers.tracing import untraced  # noqa: F401  applies to all tests here
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.rollout import CompiledDecoder, GroupDecoder, RolloutEngine, SamplingConfig, StaticDecoder

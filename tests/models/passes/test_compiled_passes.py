@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from helpers.threads import two_threads  # noqa: F401  applies to all tests here
+from helpers.tracing import untraced  # noqa: F401  likewise
 from models.tiny_models import language_model, rollout
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
