@@ -77,6 +77,9 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy with the adapters worked into the weights, which can be loaded without peft."""
     layer_class = _peft().tuners.tuners_utils.BaseTunerLayer
     whole = copy.deepcopy(model)
+    embeddings = whole.get_input_embeddings(), whole.get_output_embeddings()
+    if any(isinstance(module, layer_class) for module in embeddings):
+        _untie(whole)
     # A list first, because the loop replaces modules.
     for name, layer in [(name, module) for name, module in whole.named_modules() if isinstance(module, layer_class)]:
         layer.merge()  # type: ignore[operator]
@@ -88,6 +91,16 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     # `save_pretrained` would write adapters and nothing else.
     whole._hf_peft_config_loaded = False
     return whole.requires_grad_(True)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the output embedding weights of its own: merged into shared ones, an adapter of one would change both."""
+    output: Any = model.get_output_embeddings()
+    output = getattr(output, "base_layer", output)
+    output.weight = nn.Parameter(output.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}  # by which `save_pretrained` leaves weights out
 
 
 def _peft() -> Any:

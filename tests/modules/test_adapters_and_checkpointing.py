@@ -4,11 +4,14 @@ import lightning as L
 import pytest
 import torch
 from grpo_runs import grpo, identical, prompt_data, scalars, train, trainer
+from models.tiny_models import language_model
 from transformers import AutoModelForCausalLM
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LoRA, PretrainedCausalLM, WithoutAdapter
 from grpovi_lightning.structures import PromptBatch
+
+ALL = ["q_proj", "v_proj", "down_proj", "lm_head", "embed_tokens"]
 
 
 def with_lora(policy_folder, **settings):
@@ -61,6 +64,25 @@ class TestLoRA:
         with torch.no_grad():
             torch.testing.assert_close(plain(ids).logits, module.policy.model(ids).logits, atol=1e-5, rtol=0)
         assert [name for name, _ in module.policy.named_parameters() if "lora" in name], "the policy keeps them"
+
+    @pytest.mark.parametrize("targets", [["q_proj"], "all-linear", ["q_proj", "lm_head"], ["embed_tokens"], ALL])
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_the_exported_model_computes_what_the_policy_does(self, tiny_tokenizer, tmp_path, tied, targets):
+        language_model("llama", tiny_tokenizer, tie_word_embeddings=tied).save_pretrained(tmp_path)
+        policy = with_lora(tmp_path, target_modules=targets).load()
+        for name, weights in policy.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weights, std=0.3)
+
+        policy.save_pretrained(tmp_path / "model")
+
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        ids = torch.arange(3, 21)[None]
+        with torch.no_grad():
+            expected = policy.model(ids).logits
+            torch.testing.assert_close(plain(ids).logits, expected, atol=1e-4 * float(expected.std()), rtol=0)
+            again = PretrainedCausalLM(str(tmp_path / "model")).load().model(ids).logits
+        torch.testing.assert_close(again, plain(ids).logits)
 
     def test_checkpoints_hold_the_adapters_alone_and_a_run_goes_on_from_them(self, run, policy_folder, tmp_path):
         _, recorded, folder = run
