@@ -9,8 +9,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import has_adapters, merged
+from grpovi_lightning.models.encoding import (
+    completion_tokens,
+    configured_ends,
+    end_tokens,
+    name_end_token,
+    prompt_tokens,
+)
+from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.passes import CompiledPasses, ForwardPasses, find_capabilities
 from grpovi_lightning.models.passes.forward import has_sharded_weights
+from grpovi_lightning.models.saving import save_checkpoint
 from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left
 from grpovi_lightning.structures import Rollout
 
@@ -23,15 +32,18 @@ class LanguageModel(nn.Module):
         tokenizer: its tokenizer.
         end_token_ids: every token that ends a completion: those of the generation config and the tokenizer's.
         pad_token_id: fills padding; the first end token where the tokenizer has no padding token.
+        limits: which token lists the model can read.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        name_end_token(tokenizer, model)
         self.end_token_ids = _end_tokens(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = self.end_token_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
+        self.limits = InputLimits(model, tokenizer, self.pad_token_id)
         self._passes: ForwardPasses | None = None
         self._compiled: CompiledPasses | None = None
 
@@ -52,24 +64,34 @@ class LanguageModel(nn.Module):
         """Return the tokens of texts, without special tokens added."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
-    def encode_prompts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return P prompts as tokens, left-padded.
+    def encode_prompts(self, texts: Sequence[str], completion: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the `prompt_tokens` of P prompts, left-padded: ids [P, S], and mask [P, S] bool.
+
+        Raises:
+            UserError: the model cannot read one of them with so many completion tokens behind it.
+        """
+        rows = self.prompt_tokens(texts)
+        self.limits.check(rows, lambda i: f"prompt {texts[i][:60]!r}", completion)
+        ids, mask = pad_left(rows, self.pad_token_id)
+        return ids.to(self.device), mask.to(self.device)
+
+    def prompt_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of prompts.
 
         A beginning-of-sequence token is put in front where the tokenizer does that by itself.
-
-        Returns:
-            ids [P, S], and mask [P, S] bool.
 
         Raises:
             UserError: a prompt is empty.
         """
-        rows = self.tokenizer(list(texts))["input_ids"]
-        rows = [_without_end(row, self.end_token_ids) for row in rows]  # type: ignore[union-attr]
+        rows = prompt_tokens(self.tokenizer, texts, self.end_token_ids)
         for text, row in zip(texts, rows, strict=True):
             if not row:
                 raise UserError(f"prompt {text!r} has no tokens; expected at least one; remove the row")
-        ids, mask = pad_left(rows, self.pad_token_id)
-        return ids.to(self.device), mask.to(self.device)
+        return rows
+
+    def completion_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of completions with their end token."""
+        return completion_tokens(self.tokenizer, texts, end_tokens(self.tokenizer), self.end_token_ids)
 
     @property
     def device(self) -> torch.device:
@@ -105,22 +127,14 @@ class LanguageModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer as a Hugging Face checkpoint folder; adapters are merged into the weights."""
         model = merged(self.model) if has_adapters(self.model) else self.model
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_checkpoint(model, self.tokenizer, folder)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = list(configured) if isinstance(configured, list | tuple) else [configured]
-    ends = [int(end) for end in dict.fromkeys([*ends, tokenizer.eos_token_id]) if end is not None]  # type: ignore[list-item]
+    ends = list(dict.fromkeys([*configured_ends(model), *end_tokens(tokenizer)]))
     if not ends:
         raise UserError(
             "the model has no end token: neither its generation config nor its tokenizer names one; "
             "set eos_token in the checkpoint's tokenizer_config.json"
         )
     return ends
-
-
-def _without_end(row: list[int], ends: list[int]) -> list[int]:
-    # Some tokenizers append an end token to every text, but a prompt must not end.
-    return row[:-1] if row and row[-1] in ends else row

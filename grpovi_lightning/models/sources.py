@@ -1,8 +1,7 @@
 """Where a model comes from: a checkpoint, or a configuration with fresh weights."""
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +19,26 @@ from transformers import (
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import LoRA
+from grpovi_lightning.models.encoding import end_tokens, name_end_token
+from grpovi_lightning.models.files import check_files, loading
 from grpovi_lightning.models.language_model import LanguageModel
 from grpovi_lightning.models.reference import WithoutAdapter
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
+LAST_TOKEN = "last_token"
+"""`reward_pooling` in the `config.json` of a classifier that scores by the state at the last token that is no padding
+by the attention mask. Where that is not named, it is the last one that differs from the padding token, as in
+`transformers`: that never is an end token which serves as padding, too."""
+
+_log = logging.getLogger(__name__)
+
 
 class CausalLMSource(ABC):
     """A place to load `LanguageModel`s from, a fresh one at each call."""
+
+    trained_dtype: Precision = "float32"
+    """Of the weights that are trained."""
 
     @abstractmethod
     def load(self) -> LanguageModel:
@@ -64,6 +75,7 @@ class PretrainedCausalLM(CausalLMSource):
         """
         self.path, self.lora, self.gradient_checkpointing = path, lora, gradient_checkpointing
         self.dtype: Precision = dtype
+        self.trained_dtype = dtype if lora is None else "float32"  # which peft makes of adapters in half precision
 
     def check(self) -> None:
         check_checkpoint(self.path, "policy")
@@ -157,16 +169,28 @@ def load_classifier(
     new = () if trained else ("score.weight",)
     model = load_model(AutoModelForSequenceClassification, path, dtype, new, num_labels=1)
     tokenizer = load_tokenizer(path)
+    name_end_token(tokenizer, model)
     if model.config.pad_token_id is None:
         # Classifiers read the last token that is not padding, and refuse batches where none is named.
         pad = tokenizer.pad_token_id
         model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    head = getattr(model, "score", None)
     if not trained:
-        head = getattr(model, "score", None)
         if head is None:
             raise UserError(f"reward model {path}: {type(model).__name__} has no linear head named `score`")
         torch.nn.init.zeros_(head.weight)
+        model.config.reward_pooling = LAST_TOKEN
+    elif head is not None and not pools_last_token(model) and model.config.pad_token_id in end_tokens(tokenizer):
+        _log.warning(
+            f"reward model {path}: its end token is its padding token, too, so it scores a completion by the token "
+            "before the end, whether or not it ended; one that is trained here from a causal LM reads the end"
+        )
     return model, tokenizer
+
+
+def pools_last_token(model: PreTrainedModel) -> bool:
+    """Return whether a classifier scores by the last token of the attention mask; see `LAST_TOKEN`."""
+    return getattr(model.config, "reward_pooling", None) == LAST_TOKEN
 
 
 def check_checkpoint(path: str, role: str) -> None:
@@ -182,11 +206,13 @@ def check_checkpoint(path: str, role: str) -> None:
         )
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{role} {path}: no *.safetensors in it; convert the weights, other formats can carry code")
+    load_config(path)
+    check_files(folder, role)
 
 
 def load_config(path: str) -> PreTrainedConfig:
     """Load the model configuration with all dropout off; no code from the checkpoint is run."""
-    with _loading(f"model {path}"):
+    with loading(f"model {path}"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     _without_dropout(config)
     return config
@@ -205,7 +231,7 @@ def load_model(
     config = load_config(path)
     for name, value in settings.items():
         setattr(config, name, value)
-    with _loading(f"model {path}"):
+    with loading(f"model {path}"):
         model, report = auto_class.from_pretrained(
             path,
             config=config,
@@ -226,7 +252,7 @@ def load_model(
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer from a folder or by a hub name."""
-    with _loading(f"tokenizer {path}"):
+    with loading(f"tokenizer {path}"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
@@ -250,13 +276,3 @@ def _without_dropout(config: PreTrainedConfig) -> None:
             _without_dropout(value)
         elif isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
-
-
-@contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Turn the errors of `transformers` into a `UserError` with their first line."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{what} cannot be loaded: {first}") from error

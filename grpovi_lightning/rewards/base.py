@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.rewards.sequences import SequenceReader
 from grpovi_lightning.structures import Rollout
 
 
@@ -41,6 +42,10 @@ class Reward(nn.Module):
     @abstractmethod
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         """Return name -> [B] float32 scores, NaN where the component cannot score the completion."""
+
+    def readers(self) -> Sequence[SequenceReader]:
+        """Return what turns completions into tokens for models of the reward's own, once `load` was called."""
+        return ()
 
     @abstractmethod
     def weights(self) -> dict[str, float]:

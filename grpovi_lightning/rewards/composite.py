@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.rewards.base import Reward, RewardUpdate
+from grpovi_lightning.rewards.sequences import SequenceReader
 from grpovi_lightning.structures import Rollout
 
 
@@ -59,6 +60,9 @@ class CompositeReward(Reward):
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
         for part in self._rewards:
             part.load(policy_tokenizer)
+
+    def readers(self) -> list[SequenceReader]:
+        return [reader for part in self._rewards for reader in part.readers()]
 
     def check(self) -> None:
         for part in self._rewards:

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import TrainingError, at_least_one
-from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
+from grpovi_lightning.models.limits import InputLimits
+from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier, pools_last_token
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.base import Reward
 from grpovi_lightning.rewards.sequences import SequenceReader, in_batches, own_precision
@@ -56,7 +57,11 @@ class RewardModel(Reward):
         if self.model is None:
             self.model, tokenizer = load_classifier(self.path, self.dtype)
             self.model.requires_grad_(False).eval()
-            self.reader = SequenceReader(tokenizer, policy_tokenizer)
+            limits = InputLimits(self.model, tokenizer, self.model.config.pad_token_id)
+            self.reader = SequenceReader(tokenizer, policy_tokenizer, limits)
+
+    def readers(self) -> list[SequenceReader]:
+        return [] if self.reader is None else [self.reader]
 
     @torch.no_grad()
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -83,4 +88,8 @@ def classifier_scores(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:
     """Return the logits [B] float32 of a one-label classifier for B token lists; padding stands at the end."""
     ids, mask = pad_right(rows, model.config.pad_token_id or 0)
     ids, mask = ids.to(model.device), mask.to(model.device)
-    return model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float()
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
+    if not pools_last_token(model):
+        return model(**inputs).logits.squeeze(-1).float()
+    logits = model.score(model.base_model(**inputs).last_hidden_state)  # type: ignore[operator]
+    return logits[torch.arange(len(rows), device=ids.device), mask.sum(dim=1) - 1].squeeze(-1).float()

@@ -1,28 +1,49 @@
 """Prompt and completion as the one sequence of tokens that a reward's own model reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpovi_lightning.models.encoding import completion_tokens, end_tokens, frame, prompt_tokens, text_tokens
+from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.structures import Rollout
 
 
 class SequenceReader:
     """Turns rollouts into token lists for a model with a tokenizer of its own.
 
-    If its vocabulary is the policy's, the model reads the policy's tokens, the end token included. Otherwise the text
-    is tokenised anew, and the model's end token follows a completion that ended.
+    If its vocabulary is the policy's, the model reads the policy's tokens. Otherwise the text is tokenised anew. A
+    completion that ended is followed by the model's own end token, as the completions of tables are.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer, self.policy_tokenizer = tokenizer, policy_tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase, limits: InputLimits
+    ) -> None:
+        self.tokenizer, self.policy_tokenizer, self.limits = tokenizer, policy_tokenizer, limits
         self.shares_tokens = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
 
     def rows(self, rollout: Rollout) -> list[list[int]]:
-        """Return B token lists without padding, each a prompt with its completion."""
-        return self._policy_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
+        """Return B token lists without padding, each a prompt with its completion.
+
+        Raises:
+            UserError: the model cannot read one of them.
+        """
+        rows = self._shared_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
+        texts = rollout.prompts.texts
+        self.limits.check(rows, lambda i: f"a completion of prompt {texts[i // rollout.group_size][:60]!r}")
+        return rows
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token lists that rows about these prompts start with."""
+        return prompt_tokens(self.tokenizer, texts, end_tokens(self.tokenizer))
+
+    def _shared_tokens(self, rollout: Rollout) -> list[list[int]]:
+        # The policy may end a completion with another of its end tokens, which no table has.
+        end = end_tokens(self.tokenizer)
+        rows = zip(self._policy_tokens(rollout), rollout.truncated.tolist(), strict=True)
+        return [row if cut or not end else [*row[:-1], *end] for row, cut in rows]
 
     def _policy_tokens(self, rollout: Rollout) -> list[list[int]]:
         prompts = [ids[kept].tolist() for ids, kept in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
@@ -30,8 +51,8 @@ class SequenceReader:
         return [prompts[i // rollout.group_size] + ids[kept].tolist() for i, (ids, kept) in enumerate(completions)]
 
     def _own_tokens(self, rollout: Rollout) -> list[list[int]]:
-        encoded: list[list[int]] = self.tokenizer(self._texts(rollout))["input_ids"]  # type: ignore[assignment]
-        end, closing = end_tokens(self.tokenizer), len(closing_tokens(self.tokenizer))
+        encoded = text_tokens(self.tokenizer, self._texts(rollout))
+        end, closing = end_tokens(self.tokenizer), len(frame(self.tokenizer)[1])
         pairs = zip(encoded, rollout.truncated.tolist(), strict=True)
         # An encoder closes every text itself. Elsewhere only the end token tells that a completion ended.
         return [row if closing or cut or row[-1:] == end else [*row, *end] for row, cut in pairs]
@@ -59,24 +80,16 @@ def text_rows(
 
     Tokens with which the tokenizer closes every text, such as BERT's [SEP], follow the completion, not the prompt.
     """
-    closing = closing_tokens(tokenizer)
-    heads = tokenizer(list(prompts))["input_ids"]
-    tails = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-    end = closing or end_tokens(tokenizer)
-    heads = [head[: len(head) - len(closing)] for head in heads]  # type: ignore[arg-type, index]
-    return [[*head, *tail, *end] for head, tail in zip(heads, tails, strict=True)]  # type: ignore[misc]
+    ends = end_tokens(tokenizer)
+    written = frame(tokenizer)[1] or ends
+    heads = prompt_tokens(tokenizer, prompts, ends)
+    tails = completion_tokens(tokenizer, completions, written, {*ends, *written[-1:]})
+    return [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
 
 
-def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that the tokenizer puts behind every text: [SEP] of an encoder, none for most causal LMs."""
-    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-    opening = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)  # type: ignore[arg-type, index]
-    return list(whole[opening + len(bare) :])  # type: ignore[arg-type, index]
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that follow a completion that ended: the tokenizer's end token, where it has one."""
-    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]  # type: ignore[arg-type]
+def pair_rows(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str]]) -> list[list[int]]:
+    """Return the `text_rows` of a batch's chosen completions, and behind them those of its rejected ones."""
+    return [row for side in ("chosen", "rejected") for row in text_rows(tokenizer, batch["prompt"], batch[side])]
 
 
 def own_precision(model: PreTrainedModel) -> torch.autocast:

@@ -1,10 +1,7 @@
 """Sampling completions for a batch of prompts."""
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig
 
-from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.randomness import sampling_uniforms
 from grpovi_lightning.rollout.decoding import Decoder, GroupDecoder
@@ -35,9 +32,8 @@ class RolloutEngine:
         Raises:
             UserError: a prompt and the longest completion exceed the model's positions.
         """
-        prompt_ids, prompt_mask = policy.encode_prompts(prompts.texts)
-        self._check_positions(policy, prompts, prompt_mask)
         length = self.sampling.max_completion_length
+        prompt_ids, prompt_mask = policy.encode_prompts(prompts.texts, length)
         uniforms = sampling_uniforms(seed, step, prompts.indices, group_size, length)
         sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids)
         # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not
@@ -58,26 +54,3 @@ class RolloutEngine:
             truncated=~sampler.ended,
             texts=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
         )
-
-    def _check_positions(self, policy: LanguageModel, prompts: PromptBatch, prompt_mask: Tensor) -> None:
-        limit = _limit(policy.model.config)
-        longest, row = prompt_mask.sum(dim=1).max(dim=0)
-        if limit is not None and int(longest) + self.sampling.max_completion_length > limit:
-            raise UserError(
-                f"prompt {prompts.texts[int(row)][:60]!r} has {int(longest)} tokens; with max_completion_length "
-                f"{self.sampling.max_completion_length} that exceeds the model's {limit} positions; "
-                "remove the row or lower max_completion_length"
-            )
-
-
-def _limit(config: PreTrainedConfig) -> int | None:
-    """Return how many tokens a sequence may have; None where the model has no limit."""
-    config = config.get_text_config(decoder=True)
-    limits: list[int | None] = [getattr(config, "max_position_embeddings", None)]
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope, *(part for part in rope.values() if isinstance(part, dict))]:
-        # Beyond the length that these models were trained with first, their frequencies depend on the longest sequence
-        # of a batch, so a completion would depend on its neighbours.
-        if parameters.get("rope_type") == "longrope":
-            limits.append(parameters["original_max_position_embeddings"])
-    return min((limit for limit in limits if limit is not None and limit > 0), default=None)

@@ -282,3 +282,50 @@ class TestClassifiers:
 
         alone = torch.cat([classifier_scores(classifier, [row]) for row in rows])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+class TestDamagedCheckpoints:
+    """Whatever a library raises for a file becomes one line that names it."""
+
+    @pytest.mark.parametrize(
+        ("file", "damage", "message"),
+        [
+            ("model.safetensors", lambda b: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git-LFS"),
+            ("model.safetensors", lambda b: b[: len(b) // 2], "model.safetensors cannot be loaded"),
+            ("model.safetensors", lambda b: b[:5], "model.safetensors cannot be loaded"),
+            ("model.safetensors", lambda b: b"", "model.safetensors cannot be loaded"),
+            ("config.json", lambda b: b[: len(b) // 2], "config.json"),
+            ("config.json", lambda b: b"[1]", "model .* cannot be loaded"),
+            ("config.json", lambda b: b'"text"', "model .* cannot be loaded"),
+            ("config.json", lambda b: b.replace(b'"hidden_size": 32', b'"hidden_size": "wide"'), "model .* cannot be"),
+            ("config.json", lambda b: b.replace(b'"hidden_size": 32', b'"hidden_size": 48'), "model .* cannot be"),
+            ("tokenizer.json", lambda b: b[: len(b) // 2], "tokenizer .* cannot be loaded"),
+            ("tokenizer.json", lambda b: b.replace(b"WordLevel", b"NoSuchModel"), "tokenizer .* cannot be loaded"),
+            ("tokenizer.json", lambda b: b"{}", "tokenizer .* cannot be loaded"),
+            ("tokenizer.json", lambda b: b"\xff\xfe", "tokenizer .* cannot be loaded"),
+            (
+                "tokenizer.json",
+                lambda b: b"version https://git-lfs.github.com/spec/v1\n",
+                "tokenizer .* cannot be loaded",
+            ),
+            ("tokenizer_config.json", lambda b: b[: len(b) // 2], "tokenizer .* cannot be loaded"),
+            ("tokenizer_config.json", lambda b: b"[]", "tokenizer .* cannot be loaded"),
+            ("generation_config.json", lambda b: b"{", "generation_config.json cannot be loaded"),
+        ],
+    )
+    def test_are_refused_in_one_line(self, policy_folder, tmp_path, file, damage, message):
+        folder = tmp_path / "damaged"
+        shutil.copytree(policy_folder, folder)
+        (folder / file).write_bytes(damage((folder / file).read_bytes()))
+
+        with pytest.raises(UserError, match=message) as raised:
+            PretrainedCausalLM(str(folder)).load()
+        assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
+
+    def test_weights_are_looked_at_before_anything_is_loaded(self, policy_folder, tmp_path):
+        folder = tmp_path / "damaged"
+        shutil.copytree(policy_folder, folder)
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+
+        with pytest.raises(UserError, match=r"policy .*model.safetensors cannot be loaded: SafetensorError"):
+            PretrainedCausalLM(str(folder)).check()

@@ -2,40 +2,36 @@
 
 import pytest
 import torch
+from helpers.framed import framed_tokenizer
 from helpers.rollouts import rollout_of_words
-from helpers.tiny_checkpoints import WORDS
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertModel
 
-from grpovi_lightning.rewards.sequences import SequenceReader, closing_tokens, in_batches, text_rows
+from grpovi_lightning.models.encoding import frame
+from grpovi_lightning.models.limits import InputLimits
+from grpovi_lightning.rewards.sequences import SequenceReader, in_batches, text_rows
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 @pytest.fixture
 def encoder_tokenizer():
     """One that frames every text as BERT's does, with the same words under other numbers."""
-    words = {word: i for i, word in enumerate(("<pad>", "<unk>", "[CLS]", "[SEP]", *WORDS))}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return framed_tokenizer("[CLS]", "[SEP]", eos_token=None, cls_token="[CLS]", sep_token="[SEP]")
 
 
 def test_an_encoder_reads_a_table_as_it_reads_a_rollout(encoder_tokenizer, tiny_tokenizer):
     prompts, completions = ["write about the fox", "a dog"], ["the fox runs", "dog"]
     rows = text_rows(encoder_tokenizer, prompts, completions)
-    assert rows[0][0] == 2 and rows[0][-1] == 3 and rows[0].count(3) == 1 == rows[0].count(2)
+    opening, closing = encoder_tokenizer.cls_token_id, encoder_tokenizer.sep_token_id
+    assert rows[0][0] == opening and rows[0][-1] == closing and rows[0].count(closing) == 1 == rows[0].count(opening)
     assert rows == [encoder_tokenizer(f"{p} {c}")["input_ids"] for p, c in zip(prompts, completions, strict=True)]
     rollout = rollout_of_words(tiny_tokenizer, prompts, [[text] for text in completions], truncated=[False, True])
-    assert SequenceReader(encoder_tokenizer, tiny_tokenizer).rows(rollout) == rows
+    limits = InputLimits(BertModel(BertConfig(vocab_size=len(encoder_tokenizer), **TINY)), encoder_tokenizer, None)
+    assert SequenceReader(encoder_tokenizer, tiny_tokenizer, limits).rows(rollout) == rows
 
 
 def test_most_language_models_close_with_nothing(tiny_tokenizer, encoder_tokenizer):
-    assert closing_tokens(tiny_tokenizer) == [] and closing_tokens(encoder_tokenizer) == [3]
+    assert frame(tiny_tokenizer) == ([], []) and frame(encoder_tokenizer) == ([3], [4])
 
 
 def test_a_pair_of_texts_becomes_the_prompt_the_completion_and_an_end_token(tiny_tokenizer):

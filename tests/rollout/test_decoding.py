@@ -315,7 +315,7 @@ def test_a_length_from_which_positions_are_turned_otherwise_is_the_models_limit(
     rollout = generate(policy, max_completion_length=6)  # 10 + 6 tokens at most
 
     assert_logprobs_are_those_of_full_passes(policy, rollout, 1.0)
-    with pytest.raises(UserError, match=r"has 10 tokens; .* exceeds the model's 16 positions"):
+    with pytest.raises(UserError, match=r"got 10 tokens and 7 for the completion, .* has 16 positions"):
         generate(policy, max_completion_length=7)
 
 

@@ -152,7 +152,9 @@ def test_the_policy_keeps_its_mode_and_gets_no_gradient(policy):
 
 
 def test_a_prompt_that_leaves_no_room_for_its_completion_is_refused_by_name(policy):
-    with pytest.raises(UserError, match=r"'write about the red fox and the boat' has 8 tokens.* 121 .* 128 positions"):
+    with pytest.raises(
+        UserError, match=r"'write about the red fox and the boat': got 8 tokens and 121 .* 128 positions"
+    ):
         generate(policy, max_completion_length=121)
 
 

@@ -12,6 +12,8 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from grpovi_lightning.errors import TrainingError, UserError, at_least_one
+from grpovi_lightning.models.encoding import name_end_token
+from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_model, load_tokenizer
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.online.feature_cache import FeatureCache
@@ -91,6 +93,7 @@ class FeatureModel(nn.Module):
         self.model: PreTrainedModel | None = None
         self.cache = None if cache is None else FeatureCache(cache)
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._limits: InputLimits | None = None
 
     def check(self) -> None:
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
@@ -103,12 +106,20 @@ class FeatureModel(nn.Module):
                 self.model = load_model(AutoModel, self.path, self.dtype, _UNUSED_HEADS)
             self.model.requires_grad_(False).eval()
             self._tokenizer = load_tokenizer(self.path)
+            name_end_token(self._tokenizer, self.model)
+            self._limits = InputLimits(self.model, self._tokenizer, None)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer, once it is loaded."""
         assert self._tokenizer is not None, "load() comes before reading"
         return self._tokenizer
+
+    @property
+    def limits(self) -> InputLimits:
+        """Which token lists the model can read, once it is loaded."""
+        assert self._limits is not None, "load() comes before reading"
+        return self._limits
 
     @property
     def dim(self) -> int:
@@ -132,10 +143,12 @@ class FeatureModel(nn.Module):
         Equal rows have equal features to the last bit, by which a completion that was sampled twice is recognised.
 
         Raises:
+            UserError: the model cannot read a row.
             TrainingError: a feature is not finite.
         """
         if not rows:
             return torch.zeros(0, self.dim)
+        self.limits.check(rows, lambda i: f"sequence {i}")
         if self.cache is not None:
             return self.cache.fetch(self.fingerprint, rows, self.dim, self._compute)
         # Each distinct row is computed once: copies in two batches could differ in their last bits.

@@ -71,10 +71,13 @@ class LinearReward(Reward):
         if self.estimator is not None:
             return
         self.features.load()
-        self.reader = SequenceReader(self.features.tokenizer, policy_tokenizer)
+        self.reader = SequenceReader(self.features.tokenizer, policy_tokenizer, self.features.limits)
         self.estimator = self.make_estimator(self.features.dim)
         if self.start is not None:
             self.mean, self.std = load_head(self.start, self.features.fingerprint, self.estimator)
+
+    def readers(self) -> list[SequenceReader]:
+        return [] if self.reader is None else [self.reader]
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         assert self.estimator is not None, "load() comes before scoring"
