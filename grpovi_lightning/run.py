@@ -13,6 +13,7 @@ from grpovi_lightning.callbacks import (
     EvaluateAtStart,
     ExportModel,
     RewardWatch,
+    RoundingWatch,
     RunCheckpoint,
     RunStatus,
     Throughput,
@@ -72,8 +73,8 @@ class RunCLI(LightningCLI):
         except ValueError as error:
             # The parser wraps what a constructor raises into "does not validate against any of the types".
             raise (_user_error(error) or error) from None
+        self.model.check_settings(self.trainer, self.datamodule)
         if isinstance(self.model, GRPOModule):
-            self.model.check_settings(self.trainer, self.datamodule)
             interval, updates = self.config.checkpoint.every_n_train_steps, self.model.updates_per_rollout
             if interval and interval % updates:
                 raise UserError(
@@ -132,6 +133,7 @@ class RunCLI(LightningCLI):
             EvaluateAtStart(),
             config.samples,
             RewardWatch(),
+            RoundingWatch(),
             Throughput(),
             ExportModel(self.folder / MODEL_FOLDER),
         ]

@@ -1,7 +1,7 @@
 """The places where the package reaches into Lightning's trainer, because no public way gives the same."""
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -13,6 +13,11 @@ def batches_begun(trainer: L.Trainer) -> int:
     `trainer.global_step` counts optimiser steps, of which a batch may have several.
     """
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
+def data_of(module: L.LightningModule) -> Any:
+    """Return the data module of the trainer that the module is attached to; None where there is none."""
+    return getattr(module._trainer, "datamodule", None)
 
 
 def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
 from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel
+from grpovi_lightning.callbacks.rounding import RoundingWatch
 from grpovi_lightning.callbacks.samples import CompletionSamples
 from grpovi_lightning.callbacks.status import RunStatus
 from grpovi_lightning.callbacks.throughput import Throughput
@@ -12,6 +13,7 @@ __all__ = [
     "EvaluateAtStart",
     "ExportModel",
     "RewardWatch",
+    "RoundingWatch",
     "RunCheckpoint",
     "RunStatus",
     "Throughput",

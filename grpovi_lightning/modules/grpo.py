@@ -26,10 +26,11 @@ from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapte
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
-from grpovi_lightning.modules.optimizers import optimizer_setup
+from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
 from grpovi_lightning.modules.report import reported, step_scalars
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
+from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
 from grpovi_lightning.modules.work import policy_work
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
@@ -147,6 +148,7 @@ class GRPOModule(FrozenLeftOut):
             UserError: they cannot work together.
         """
         self.updater.check(trainer, data)
+        refuse_float16("policy.dtype", self.policy_source.trained_dtype)
         spare = getattr(data, "spare_per_step", 0)
         if (self.resampling is None) != (spare == 0):
             raise UserError(
@@ -160,17 +162,26 @@ class GRPOModule(FrozenLeftOut):
         return self.updater.settings.per_rollout
 
     def configure_model(self) -> None:
-        """Load policy, reference and reward model once."""
-        if hasattr(self, "policy"):
-            return
-        self.policy = self.policy_source.load()
-        if self.needs_reference:
-            self.reference = self.policy_source.load_reference(self.policy)
-        if self.compile_passes:
-            for model in (self.policy, self.reference):
-                if isinstance(model, LanguageModel):  # a reference without the adapter runs the policy's code
-                    model.compile_passes()
-        self.reward.load(self.policy.tokenizer)
+        """Load policy, reference and reward model once.
+
+        Raises:
+            UserError: one cannot be loaded, or a prompt of a table is too long for one.
+        """
+        if not hasattr(self, "policy"):
+            self.policy = self.policy_source.load()
+            if self.needs_reference:
+                self.reference = self.policy_source.load_reference(self.policy)
+            if self.compile_passes:
+                for model in (self.policy, self.reference):
+                    if isinstance(model, LanguageModel):  # a reference without the adapter runs the policy's code
+                        model.compile_passes()
+            self.reward.load(self.policy.tokenizer)
+        longest = self.engine.sampling.max_completion_length
+        check_tables(self, self.policy.limits, lambda batch: self.policy.prompt_tokens(batch.texts), longest)
+        for reader in self.reward.readers():
+            # How many tokens of its own a completion is going to be is not known.
+            completion = longest if reader.shares_tokens else 0
+            check_tables(self, reader.limits, lambda batch, reader=reader: reader.prompts(batch.texts), completion)
 
     def on_fit_start(self) -> None:
         """Tell the user where the diagnostics cannot use the paper's weights."""

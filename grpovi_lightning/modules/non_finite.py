@@ -1,41 +1,55 @@
 """A loss or gradient that is not finite: the update is refused, and its batch is written to a file."""
 
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 
-from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import TrainingError
+from grpovi_lightning.metric_keys import GRAD_NORM, LOSS
 from grpovi_lightning.structures import Experience
 
+_NAMES = {LOSS: "loss", GRAD_NORM: "gradient norm"}
 
-def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics: dict[str, float]) -> None:
-    """Refuse an update, computed from `experience`, whose loss or gradient norm over all ranks is not finite.
 
-    Every rank writes its part of the batch first: a file of tensors and text, which is read with
+def refuse_non_finite(
+    module: L.LightningModule, metrics: Mapping[str, float], batch: Callable[[], dict[str, Any]], look_at: str
+) -> None:
+    """Refuse an update whose loss or gradient norm over all ranks, as far as `metrics` has them, is not finite.
+
+    Every rank writes its part of the batch first, the `step` with tensors and text: a file that is read with
     `torch.load(FILE, weights_only=True)`.
 
     Raises:
-        TrainingError: names the numbers and the file.
+        TrainingError: names the numbers and the file, and tells to look at `look_at`.
     """
-    if isfinite(metrics[keys.LOSS]) and isfinite(metrics[keys.GRAD_NORM]):
+    found = {name: metrics[key] for key, name in _NAMES.items() if key in metrics}
+    if all(isfinite(value) for value in found.values()):
         return
-    rollout, trainer = experience.rollout, module.trainer
-    file = Path(trainer.default_root_dir) / f"non_finite_step_{rollout.step}_rank_{trainer.global_rank}.pt"
+    trainer, content = module.trainer, batch()
+    step = content["step"]
+    file = Path(trainer.default_root_dir) / f"non_finite_step_{step}_rank_{trainer.global_rank}.pt"
     file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content | {"metrics": dict(metrics)}, file)
+    numbers = ", ".join(f"{name} {value}" for name, value in found.items())
+    raise TrainingError(
+        f"step {step}: {numbers}; the update was not made, its batch is in {file}; lower the learning rate or look at "
+        f"{look_at}"
+    )
+
+
+def experience_content(experience: Experience) -> dict[str, Any]:
+    """Return the part of a rollout that an update learned from, as tensors and text."""
+    rollout = experience.rollout
     content = {
         "step": rollout.step,
-        "metrics": dict(metrics),
         "prompts": list(rollout.prompts.texts),
         "completions": list(rollout.texts),
         "advantages": experience.advantages,
         "loss_mask": experience.loss_mask,
     }
     tensors = "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logprobs", "ref_logprobs"
-    torch.save(content | {name: getattr(rollout, name) for name in tensors}, file)
-    raise TrainingError(
-        f"step {rollout.step}: loss {metrics[keys.LOSS]}, gradient norm {metrics[keys.GRAD_NORM]}; the update was not "
-        f"made, its batch is in {file}; lower the learning rate or look at the rewards of this step"
-    )
+    return content | {name: getattr(rollout, name) for name in tensors}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
@@ -12,11 +13,12 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
+from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.rewards.online import OnlineMirrorDescent, PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
 from grpovi_lightning.rewards.online.head import check_identity, identity, save_head
 from grpovi_lightning.rewards.online.reward import EstimatorFactory
-from grpovi_lightning.rewards.sequences import text_rows
+from grpovi_lightning.rewards.sequences import pair_rows
 
 
 class OnePassRewardModule(FrozenLeftOut):
@@ -51,25 +53,40 @@ class OnePassRewardModule(FrozenLeftOut):
         self.features.check()
         self.make_estimator(1)
 
+    def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule | None) -> None:
+        """Compare the settings with those of the trainer, before anything is loaded.
+
+        Raises:
+            UserError: its precision would round the features, it has several processes, or a setting has no effect.
+        """
+        if trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
+            raise UserError(
+                f"OnePassRewardModule: got trainer.precision {trainer.precision}, which rounds the feature model; "
+                "leave it at 32-true and set the feature model's dtype"
+            )
+        if trainer.world_size > 1:
+            raise UserError(
+                f"OnePassRewardModule: got {trainer.world_size} processes, expected 1; its rounds are one after "
+                "the other: set trainer.devices 1"
+            )
+        for name, off in (("accumulate_grad_batches", 1), ("gradient_clip_val", None)):
+            if (value := getattr(trainer, name)) != off:
+                raise UserError(
+                    f"trainer.{name}: got {value}, which has no effect on rounds of an estimator; leave it out, and "
+                    "set data.batch_size to the pairs of a round"
+                )
+
     def configure_model(self) -> None:
         """Load the feature model; a second call does nothing.
 
         Raises:
-            UserError: the trainer's precision would round the features, or it has several processes.
+            UserError: see `check_settings`; or the feature model cannot read a row of a table.
         """
-        if self.trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
-            raise UserError(
-                f"OnePassRewardModule: got trainer.precision {self.trainer.precision}, which rounds the feature model; "
-                "leave it at 32-true and set the feature model's dtype"
-            )
-        if self.trainer.world_size > 1:
-            raise UserError(
-                f"OnePassRewardModule: got {self.trainer.world_size} processes, expected 1; its rounds are one after "
-                "the other: set trainer.devices 1"
-            )
+        self.check_settings(self.trainer, None)
         if not hasattr(self, "estimator"):
             self.features.load()
             self.estimator = self.make_estimator(self.features.dim)
+        check_tables(self, self.features.limits, lambda batch: pair_rows(self.features.tokenizer, batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.counter], lr=0.0)
@@ -105,9 +122,7 @@ class OnePassRewardModule(FrozenLeftOut):
 
     def _features(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
         """Return the features of the chosen and of the rejected completions, [b, D] each."""
-        sides = ("chosen", "rejected")
-        rows = [row for side in sides for row in text_rows(self.features.tokenizer, batch["prompt"], batch[side])]
-        chosen, rejected = self.features(rows).chunk(2)
+        chosen, rejected = self.features(pair_rows(self.features.tokenizer, batch)).chunk(2)
         return chosen, rejected
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -11,23 +11,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
-from grpovi_lightning.distributed import mean_over_ranks
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.limits import InputLimits
+from grpovi_lightning.models.saving import save_checkpoint
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out
-from grpovi_lightning.modules.optimizers import optimizer_setup
+from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
+from grpovi_lightning.modules.supervised import SupervisedModule
+from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.rewards.models import classifier_scores
-from grpovi_lightning.rewards.sequences import text_rows
+from grpovi_lightning.rewards.sequences import pair_rows
 
 
-class RewardModelModule(L.LightningModule):
+class RewardModelModule(SupervisedModule):
     """Maximum likelihood under Bradley-Terry: -log sigmoid(r(chosen) - r(rejected)).
 
     A small penalty on (r(chosen) + r(rejected))^2 centres the rewards, which the likelihood leaves free
     (arXiv 2312.09244). At every evaluation the mean and the standard deviation of the held-out scores are
     taken; they are saved with the model as `reward_mean` and `reward_std`, and `RewardModel` returns
     standardised rewards.
+
+    A model that starts from a causal LM scores by the last token, the end token: `reward_pooling` in its `config.json`
+    says so. A classifier keeps the pooling that its head was trained with.
     """
 
     model: PreTrainedModel
@@ -66,25 +72,40 @@ class RewardModelModule(L.LightningModule):
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
         check_checkpoint(self.path, "reward model")
 
+    def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+        """Raise `UserError` for settings that cannot work together, before anything is loaded."""
+        refuse_float16("trainer.precision", trainer.precision)
+        refuse_float16("dtype", self.weight_dtype)
+
     def configure_model(self) -> None:
+        """Load the model, once.
+
+        Raises:
+            UserError: it cannot be loaded, or a row of a table is too long for it.
+        """
         if not hasattr(self, "model"):
             self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, new_head=True)
+            self.limits = InputLimits(self.model, self.tokenizer, self.model.config.pad_token_id)
             if self.head_only:
                 self.model.base_model.requires_grad_(False)
+        check_tables(self, self.limits, lambda batch: pair_rows(self.tokenizer, batch))
 
     def configure_optimizers(self) -> Any:
         return optimizer_setup(self.model.parameters(), self.optimizer, self.lr_scheduler)
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
-        """Return the mean loss over the pairs of a batch, nats; log that over the pairs of all ranks."""
+        """Return the mean loss over the pairs of a batch, nats, weighted by its part of the update.
+
+        The means over the pairs of the whole update are logged.
+        """
         chosen, rejected = self._scores(batch)
         loss = -logsigmoid(chosen - rejected).mean()
         centring = (chosen + rejected).square().mean()
         means = torch.stack([loss.detach(), pair_accuracy(chosen, rejected).mean()])
-        means = mean_over_ranks(means, torch.tensor(len(chosen), device=means.device))
-        logged = dict(zip((keys.LOSS, keys.PAIR_ACCURACY), means, strict=True))
-        self.log_dict(logged, prog_bar=True, batch_size=len(chosen))
-        return loss + self.centering_coefficient * centring
+        loss, logged = self.weighted(loss + self.centering_coefficient * centring, means, len(chosen), batch)
+        shown = dict(zip((keys.LOSS, keys.PAIR_ACCURACY), logged, strict=True))
+        self.log_dict(shown, prog_bar=True, batch_size=len(chosen))
+        return loss
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
         self.held_out.update(*self._scores(batch))
@@ -101,12 +122,11 @@ class RewardModelModule(L.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
-        sides = ("chosen", "rejected")
-        rows = [row for side in sides for row in text_rows(self.tokenizer, batch["prompt"], batch[side])]
+        rows, prompts = pair_rows(self.tokenizer, batch), batch["prompt"]
+        self.limits.check(rows, lambda i: f"a completion of prompt {prompts[i % len(prompts)][:60]!r}")
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
 
     def save_pretrained(self, folder: str) -> None:
         """Write the classifier and its tokenizer as a Hugging Face checkpoint folder."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_checkpoint(self.model, self.tokenizer, folder)

@@ -10,17 +10,19 @@ from torchmetrics import MeanMetric
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
-from grpovi_lightning.distributed import mean_over_ranks
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.modules.logging import log_held_out
-from grpovi_lightning.modules.optimizers import optimizer_setup
+from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
+from grpovi_lightning.modules.supervised import SupervisedModule
+from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
 
 
-class SFTModule(L.LightningModule):
+class SFTModule(SupervisedModule):
     """Next-token likelihood of demonstrated completions; prompt tokens carry no loss.
 
-    The loss is the mean over the completion tokens of the batch, the end token included, in nats.
+    The loss is the mean over the completion tokens of an update, the end token included, in nats: of all batches that
+    `trainer.accumulate_grad_batches` gathers, on all processes.
     """
 
     policy: LanguageModel
@@ -47,18 +49,33 @@ class SFTModule(L.LightningModule):
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
         self.policy_source.check()
 
+    def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+        """Raise `UserError` for settings that cannot work together, before anything is loaded."""
+        refuse_float16("trainer.precision", trainer.precision)
+        refuse_float16("policy.dtype", self.policy_source.trained_dtype)
+
     def configure_model(self) -> None:
+        """Load the policy, once.
+
+        Raises:
+            UserError: it cannot be loaded, or a row of a table is too long for it.
+        """
         if not hasattr(self, "policy"):
             self.policy = self.policy_source.load()
+        check_tables(self, self.policy.limits, lambda batch: [p + c for p, c in self._pairs(batch)])
 
     def configure_optimizers(self) -> Any:
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
 
     def training_step(self, batch: TextPairs, batch_idx: int) -> Tensor:
-        """Return the mean loss over the completion tokens of a batch, nats; log that over the tokens of all ranks."""
+        """Return the mean loss over the completion tokens of a batch, nats, weighted by its part of the update.
+
+        The mean over the tokens of the whole update is logged.
+        """
         total, count = self._loss(batch)
-        loss = total / count
-        self.log(keys.LOSS, mean_over_ranks(loss.detach(), count), prog_bar=True, batch_size=int(count))
+        mean = total / count
+        loss, (logged,) = self.weighted(mean, mean[None], int(count), batch)
+        self.log(keys.LOSS, logged, prog_bar=True, batch_size=int(count))
         return loss
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
@@ -72,8 +89,17 @@ class SFTModule(L.LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    def _pairs(self, batch: TextPairs) -> list[tuple[list[int], list[int]]]:
+        """Return the tokens of each prompt, and of its completion with the end token."""
+        prompts = self.policy.prompt_tokens(batch["prompt"])
+        return list(zip(prompts, self.policy.completion_tokens(batch["completion"]), strict=True))
+
     def _loss(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
-        ids, mask, is_completion = encode_pairs(self.policy, batch["prompt"], batch["completion"])
+        pairs = self._pairs(batch)
+        rows = [prompt + completion for prompt, completion in pairs]
+        self.policy.limits.check(rows, lambda i: f"prompt {batch['prompt'][i][:60]!r} with its completion")
+        ids, mask = (part.to(self.policy.device) for part in pad_right(rows, self.policy.pad_token_id))
+        is_completion = pad_right([[0] * len(p) + [1] * len(c) for p, c in pairs], 0)[0].bool().to(ids.device)
         logits = self.policy.model(
             input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
         ).logits
@@ -83,19 +109,3 @@ class SFTModule(L.LightningModule):
     def save_pretrained(self, folder: str) -> None:
         """Write the model and its tokenizer as a Hugging Face checkpoint folder."""
         self.policy.save_pretrained(folder)
-
-
-def encode_pairs(model: LanguageModel, prompts: list[str], completions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode prompt, completion and end token as one right-padded sequence.
-
-    Returns:
-        ids [B, L], mask [B, L] bool, and [B, L] bool: which tokens belong to the completion.
-    """
-    encoded_prompts, prompt_mask = model.encode_prompts(prompts)
-    prompt_rows = [ids[kept].tolist() for ids, kept in zip(encoded_prompts, prompt_mask, strict=True)]
-    end = model.end_token_ids[0]
-    completion_rows = [[*row, end] for row in model.encode(completions)]
-    rows = list(zip(prompt_rows, completion_rows, strict=True))
-    ids, mask = pad_right([p + c for p, c in rows], model.pad_token_id)
-    is_completion = pad_right([[0] * len(p) + [1] * len(c) for p, c in rows], 0)[0].bool()
-    return ids.to(model.device), mask.to(model.device), is_completion.to(model.device)

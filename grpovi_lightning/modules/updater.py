@@ -12,7 +12,7 @@ from grpovi_lightning.errors import TrainingError, UserError, at_least_one
 from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
 from grpovi_lightning.models import LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.batching import micro_batches, minibatches
-from grpovi_lightning.modules.non_finite import refuse_non_finite
+from grpovi_lightning.modules.non_finite import experience_content, refuse_non_finite
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
 from grpovi_lightning.structures import Experience, Rollout
 from grpovi_lightning.timing import phase
@@ -199,7 +199,9 @@ class PolicyUpdater:
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.settings.max_grad_norm)
         n_tokens = share_of_rank(metrics.n_tokens)
         found = reduce_scalars(metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})
-        refuse_non_finite(module, experience.select(prompts), found)
+        refuse_non_finite(
+            module, found, lambda: experience_content(experience.select(prompts)), "the rewards of this step"
+        )
         found[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
         with phase(keys.STEP_TIME_OPTIMIZER):
             optimizer.step()  # type: ignore[union-attr]

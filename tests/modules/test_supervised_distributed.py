@@ -1,4 +1,4 @@
-"""Under two processes the logged training scalars of supervised modules are means over all rows."""
+"""Under two processes supervised modules train, and log, as one process does: by means over all rows."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from modules.grpo_runs import quiet, scalars, trainer
+from modules.grpo_runs import identical, quiet, relative_difference, scalars, trainer
 
 from grpovi_lightning.data import DemonstrationDataModule, PreferenceDataModule
 from grpovi_lightning.models import PretrainedCausalLM
@@ -29,36 +29,43 @@ ROWS = [
     {"prompt": "ten", "completion": "a dog finds the river and sings", "chosen": "dog", "rejected": "boat boat boat"},
 ]
 MODULES = {
-    "sft": lambda policy, reward: SFTModule(PretrainedCausalLM(policy), optimizer=still),
-    "reward_model": lambda policy, reward: RewardModelModule(reward, optimizer=still),
+    "sft": lambda policy, reward: SFTModule(PretrainedCausalLM(policy), optimizer=sgd),
+    "reward_model": lambda policy, reward: RewardModelModule(reward, optimizer=sgd),
 }
 DATA = {"sft": DemonstrationDataModule, "reward_model": PreferenceDataModule}
 
 
-def still(parameters):
-    """An optimiser that moves nothing: every step is measured on the same weights."""
-    return torch.optim.SGD(parameters, lr=0.0)
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
 
 
 def run_both(policy, reward, folder, devices) -> None:
+    """Trains each module; two processes accumulate two batches of one row each, besides."""
     for kind, make in MODULES.items():
-        run = trainer(Path(folder) / kind, 2, devices=int(devices), strategy="ddp" if devices == "2" else "auto")
+        two = devices == "2"
+        settings = {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2} if two else {}
+        run = trainer(Path(folder) / kind, 2, **settings)
         data = Path(folder) / f"{kind}_{run.global_rank}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        module = make(policy, reward)
         with quiet():
-            run.fit(make(policy, reward), DATA[kind](str(data), batch_size=4, seed=1))
+            run.fit(module, DATA[kind](str(data), batch_size=2 if two else 4, seed=1))
+        torch.save(dict(module.named_parameters()), Path(folder) / f"{kind}_{run.global_rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def logged(policy_folder, reward_folder, tmp_path_factory):
-    """What one process and two have logged, by the number of processes."""
+    """What one process and two have logged, and their folder, by the number of processes."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
     folders = {devices: tmp_path_factory.mktemp(f"processes_{devices}") for devices in ("1", "2")}
     for devices, folder in folders.items():
         command = [sys.executable, __file__, str(policy_folder), str(reward_folder), str(folder), devices]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
-    return {devices: {kind: scalars(folder / kind) for kind in MODULES} for devices, folder in folders.items()}
+    return {
+        devices: {kind: scalars(folder / kind) for kind in MODULES} | {"folder": folder}
+        for devices, folder in folders.items()
+    }
 
 
 @pytest.mark.slow
@@ -68,7 +75,20 @@ def logged(policy_folder, reward_folder, tmp_path_factory):
 def test_logged_scalars_are_means_over_the_rows_of_both_processes(logged, kind, name):
     one, two = (logged[devices][kind][name] for devices in ("1", "2"))
     assert sorted(one) == [0, 1]
-    assert two == pytest.approx(one, rel=1e-5)
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODULES)
+def test_two_processes_end_with_the_weights_of_one(logged, policy_folder, reward_folder, kind):
+    one, first, second = (
+        torch.load(logged[devices]["folder"] / f"{kind}_{rank}.pt", weights_only=True)
+        for devices, rank in (("1", 0), ("2", 0), ("2", 1))
+    )
+    untrained = MODULES[kind](str(policy_folder), str(reward_folder))
+    untrained.configure_model()
+    steps = [{name: after[name] - p for name, p in untrained.named_parameters()} for after in (one, first)]
+    assert identical(first, second) and relative_difference(*steps) < 1e-4
 
 
 if __name__ == "__main__":

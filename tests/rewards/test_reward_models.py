@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from helpers.rollouts import rollout_of_words
@@ -5,7 +7,11 @@ from helpers.tiny_checkpoints import WORDS, save_reward_model, save_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.models import PretrainedCausalLM
+from grpovi_lightning.modules import RewardModelModule
 from grpovi_lightning.rewards import RewardModel
+from grpovi_lightning.rewards.models import classifier_scores
+from grpovi_lightning.rewards.sequences import SequenceReader
 
 PROMPTS = ["write about the fox", "write about the small red boat and the river"]
 GROUPS = [["the fox runs", "fox"], ["a boat in the river near the old tree .", "red red boat"]]
@@ -48,6 +54,84 @@ def test_the_end_token_counts(reward_folder, tiny_tokenizer):
     ended, cut = (rollout_of_words(tiny_tokenizer, PROMPTS[:1], [["fox"]], truncated=[cut]) for cut in (False, True))
     reward = loaded(reward_folder, tiny_tokenizer)
     assert reward.components(ended)["reward_model"] != reward.components(cut)["reward_model"]
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("grpovi_lightning")]
+
+
+class TestAnEndTokenThatIsPaddingToo:
+    @pytest.fixture
+    def padded_by_end(self, policy_folder, tmp_path):
+        """A causal LM's folder whose tokenizer pads with the end token."""
+        policy = PretrainedCausalLM(str(policy_folder)).load()
+        policy.tokenizer.pad_token = policy.tokenizer.eos_token
+        policy.model.config.pad_token_id = policy.tokenizer.eos_token_id
+        policy.save_pretrained(tmp_path / "policy")
+        return tmp_path / "policy"
+
+    @pytest.fixture
+    def ended_and_cut(self, tiny_tokenizer):
+        return rollout_of_words(tiny_tokenizer, PROMPTS[:1], [["fox", "fox"]], truncated=[False, True])
+
+    @staticmethod
+    def with_head(folder):
+        """A reward model as `RewardModelModule` starts it, with other weights in its head."""
+        module = RewardModelModule(str(folder))
+        module.configure_model()
+        torch.nn.init.normal_(module.model.score.weight, generator=torch.Generator().manual_seed(0))
+        return module
+
+    def test_it_is_what_a_model_that_is_trained_here_scores_by(
+        self, padded_by_end, ended_and_cut, tiny_tokenizer, tmp_path, caplog
+    ):
+        module = self.with_head(padded_by_end)
+        module.save_pretrained(str(tmp_path / "reward"))
+        assert json.loads((tmp_path / "reward" / "config.json").read_text())["reward_pooling"] == "last_token"
+
+        scores = loaded(tmp_path / "reward", tiny_tokenizer).components(ended_and_cut)["reward_model"]
+
+        rows = SequenceReader(module.tokenizer, tiny_tokenizer, module.limits).rows(ended_and_cut)
+        states = [module.model.model(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+        expected = module.model.score(torch.stack(states)).flatten()
+        assert rows[0] == [*rows[1], 1] and abs(expected[0] - expected[1]) > 0.1
+        torch.testing.assert_close(scores, expected.detach(), rtol=1e-4, atol=1e-5)
+        # Training and held-out pairs are scored alike.
+        batch = {"prompt": PROMPTS[:1], "chosen": ["fox"], "rejected": ["fox"]}
+        torch.testing.assert_close(torch.cat(module._scores(batch)), expected[[0, 0]], rtol=1e-4, atol=1e-5)
+        assert not said(caplog)
+
+    def test_a_model_from_elsewhere_keeps_its_pooling_and_says_so_once(
+        self, padded_by_end, ended_and_cut, tiny_tokenizer, tmp_path, caplog
+    ):
+        module = self.with_head(padded_by_end)
+        del module.model.config.reward_pooling
+        module.save_pretrained(str(tmp_path / "reward"))
+
+        reward = loaded(tmp_path / "reward", tiny_tokenizer)
+        scores = reward.components(ended_and_cut)["reward_model"]
+
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+        rows = reward.reader.rows(ended_and_cut)
+        expected = torch.stack([model(torch.tensor([row])).logits[0, 0] for row in rows])
+        assert float(scores[0]) == pytest.approx(float(scores[1]), rel=1e-5)
+        torch.testing.assert_close(scores, expected.detach(), rtol=1e-4, atol=1e-5)
+        (message,) = said(caplog)
+        assert "its end token is its padding token, too" in message
+
+    def test_continued_training_of_a_marked_model_keeps_the_mark(self, padded_by_end, tmp_path):
+        self.with_head(padded_by_end).save_pretrained(str(tmp_path / "reward"))
+        again = RewardModelModule(str(tmp_path / "reward"))
+        again.configure_model()
+        assert again.model.config.reward_pooling == "last_token"
+
+
+def test_with_padding_of_its_own_both_ways_to_pool_give_the_same_bits(policy_folder, tiny_tokenizer):
+    module = TestAnEndTokenThatIsPaddingToo.with_head(policy_folder)
+    rows = joined(tiny_tokenizer)
+    found = classifier_scores(module.model, rows)
+    del module.model.config.reward_pooling
+    assert torch.equal(found, classifier_scores(module.model, rows))
 
 
 def test_another_vocabulary_gets_the_text_anew(tmp_path, tiny_tokenizer, rollout):

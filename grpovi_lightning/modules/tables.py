@@ -1,0 +1,52 @@
+"""Rows that a model cannot read, found before the first step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+
+from grpovi_lightning.models.limits import InputLimits
+from grpovi_lightning.trainer_state import data_of
+
+_ROWS_AT_ONCE = 1000
+_FRAME = 16
+"""More tokens than a tokenizer adds to a text by itself."""
+
+
+def check_tables(
+    module: L.LightningModule,
+    limits: InputLimits,
+    encode: Callable[[Any], Sequence[Sequence[int]]],
+    completion: int = 0,
+) -> None:
+    """Refuse rows, of all tables of the run's data, that are longer than the model's positions.
+
+    Only rows that can be too long are tokenised: ASCII makes at most a token of each character. Data of another kind
+    than a `TextDataModule` is not looked at.
+
+    Args:
+        module: attached to a trainer, or not; then there is nothing to check.
+        limits: those of the model.
+        encode: a batch of n rows -> n token lists, or several times n one behind the other.
+        completion: tokens that are going to follow each list.
+
+    Raises:
+        UserError: names table and row.
+    """
+    if limits.positions is None:
+        return
+    data = data_of(module)
+    room = limits.positions - completion - _FRAME
+    for name, table in getattr(data, "tables", {}).items():
+        for start in range(0, len(table), _ROWS_AT_ONCE):
+            columns = table[start : start + _ROWS_AT_ONCE]
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            rows = [row for row in rows if _can_exceed(row, room)]
+            if rows:
+                where = [f"{name} table, row {row['_row']}" for row in rows]
+                limits.check(encode(data.collate(rows)), lambda i: where[i % len(where)], completion)  # noqa: B023
+
+
+def _can_exceed(row: dict[str, Any], room: int) -> bool:
+    texts = [value for value in row.values() if isinstance(value, str)]
+    return sum(map(len, texts)) > room or not all(map(str.isascii, texts))
