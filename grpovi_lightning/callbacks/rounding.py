@@ -13,23 +13,24 @@ _WEIGHTS_OF_A_TENSOR = 1024
 
 
 class RoundingWatch(L.Callback):
-    """Warns, once, where most bfloat16 weights that have a gradient are the same after `window` steps.
+    """Warns, once, where most bfloat16 weights that have a gradient are the same after `window` updates.
 
     Every update is rounded to bfloat16, of which a number has 8 bits. Smaller ones are lost, however many there are.
     """
 
     def __init__(self, window: int = 10) -> None:
-        """Set the window, in training steps."""
+        """Set the window."""
         self.window = window
-        self._steps = 0
+        self._updates, self._done = 0, False
         self._watched: list[tuple[Tensor, Tensor, Tensor]] = []
         """Of each tensor: itself, some of its weights before the first update, and which of them had a gradient."""
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Note some of the weights before the first update that can change them."""
-        if self._steps > 0 or self._watched:
+        """Note some of the weights before the first update that can change them, and count updates from there on."""
+        if self._watched or self._done:
+            self._updates += 1
             return
         trained = [p for group in optimizer.param_groups if float(group["lr"]) > 0.0 for p in group["params"]]
         self._watched = [
@@ -37,12 +38,11 @@ class RoundingWatch(L.Callback):
             for p in trained
             if p.dtype == torch.bfloat16 and p.grad is not None
         ]
+        self._updates = 1
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        if self._watched:
-            self._steps += 1
-            if self._steps == self.window:
-                self._judge(trainer)
+        if self._watched and self._updates >= self.window:
+            self._judge(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge a run that is shorter than the window, too."""
@@ -52,12 +52,12 @@ class RoundingWatch(L.Callback):
     def _judge(self, trainer: L.Trainer) -> None:
         counts = [torch.stack([had.sum(), (had & (_some(p) == before)).sum()]) for p, before, had in self._watched]
         with_gradient, still = torch.stack(counts).sum(dim=0).tolist()
-        self._watched = []
+        self._watched, self._done = [], True
         if still > 0.5 * with_gradient:
             report_warning(
                 trainer,
                 f"updates lost in rounding: {still / with_gradient:.0%} of the bfloat16 weights with a gradient did "
-                f"not move in {self._steps} steps, because their updates are smaller than its rounding. Train "
+                f"not move in {self._updates} updates, because their updates are smaller than its rounding. Train "
                 "weights of dtype float32 (with trainer.precision bf16-mixed), or raise the learning rate",
             )
 

@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 class CausalLMSource(ABC):
     """A place to load `LanguageModel`s from, a fresh one at each call."""
 
-    trained_dtype: Precision = "float32"
-    """Of the weights that are trained."""
+    dtype: Precision = "float32"
+    """Of the weights."""
 
     @abstractmethod
     def load(self) -> LanguageModel:
@@ -68,14 +68,13 @@ class PretrainedCausalLM(CausalLMSource):
 
         Args:
             path: local folder, or a hub name.
-            dtype: dtype of the weights.
+            dtype: dtype of the weights, and of adapters.
             lora: adapters to train instead of the weights; the exported model has them merged in.
             gradient_checkpointing: whether activations are computed again in the backward pass instead of kept. Updates
                 then run the prompt with each completion: `transformers` drops caches there.
         """
         self.path, self.lora, self.gradient_checkpointing = path, lora, gradient_checkpointing
         self.dtype: Precision = dtype
-        self.trained_dtype = dtype if lora is None else "float32"  # which peft makes of adapters in half precision
 
     def check(self) -> None:
         check_checkpoint(self.path, "policy")

@@ -148,7 +148,7 @@ class GRPOModule(FrozenLeftOut):
             UserError: they cannot work together.
         """
         self.updater.check(trainer, data)
-        refuse_float16("policy.dtype", self.policy_source.trained_dtype)
+        refuse_float16("policy.dtype", self.policy_source.dtype)
         spare = getattr(data, "spare_per_step", 0)
         if (self.resampling is None) != (spare == 0):
             raise UserError(

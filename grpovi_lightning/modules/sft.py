@@ -52,7 +52,7 @@ class SFTModule(SupervisedModule):
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
         """Raise `UserError` for settings that cannot work together, before anything is loaded."""
         refuse_float16("trainer.precision", trainer.precision)
-        refuse_float16("policy.dtype", self.policy_source.trained_dtype)
+        refuse_float16("policy.dtype", self.policy_source.dtype)
 
     def configure_model(self) -> None:
         """Load the policy, once.

@@ -63,9 +63,10 @@ class SupervisedModule(L.LightningModule):
             return
         rows = sum(float(found[-1]) for found, _ in self._update)
         factor = self.trainer.accumulate_grad_batches * self._first_rows / rows  # Lightning divided by the first
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if factor != 1.0:
-            torch._foreach_mul_(gradients, factor)
+            for p in self.parameters():
+                if p.grad is not None:
+                    p.grad.mul_(factor)
         # Under a gradient scaler infinite gradients are no accident: it leaves the update out and lowers its scale.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters(), torch.inf)

@@ -160,13 +160,13 @@ class TestRounding:
         found = self.warned(lambda *watch: fit(module, tmp_path, data(kind), *watch, steps=5), tmp_path)
         assert len(found) == count
         if count:
-            assert "% of the bfloat16 weights with a gradient did not move in 2 steps" in found[0]
+            assert "% of the bfloat16 weights with a gradient did not move in 2 updates" in found[0]
 
     def test_so_are_those_of_grpo(self, policy_folder, tmp_path):
         source = PretrainedCausalLM(str(policy_folder), dtype="bfloat16")
         module = grpo(policy_folder, policy=source, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-6))
         found = self.warned(lambda *watch: train(module, tmp_path, 1, *watch), tmp_path)
-        assert len(found) == 1 and "did not move in 1 steps" in found[0]
+        assert len(found) == 1 and "did not move in 1 updates" in found[0]
 
     def test_weights_of_float32_are_not_watched(self, modules, data, tmp_path):
         module = modules("sft", lambda p: torch.optim.AdamW(p, lr=1e-12))
