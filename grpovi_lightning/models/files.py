@@ -17,6 +17,8 @@ def loading(what: str) -> Iterator[None]:
     """Turn whatever a library raises for a damaged or unknown file into a `UserError` with its first line."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0][:300]
         kind = "" if first and isinstance(error, OSError | ValueError) else f"{type(error).__name__} "

@@ -131,10 +131,10 @@ class NewCausalLM(CausalLMSource):
             "eos_token_id": tokenizer.eos_token_id,
             "bos_token_id": tokenizer.bos_token_id,
         } | {key: value for key, value in self.config.items() if key != "model_type"}
-        config = _new_config(self.config["model_type"], settings)
-        _without_dropout(config)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), loading("model config: the model"):
             torch.manual_seed(self.seed)
+            config = _new_config(self.config["model_type"], settings)
+            _without_dropout(config)
             model = AutoModelForCausalLM.from_config(config)
         return LanguageModel(model, tokenizer)
 

@@ -229,6 +229,12 @@ class TestNewModels:
         with pytest.raises(UserError, match="hiden_size"):
             NewCausalLM(LLAMA | {"hiden_size": 64}, str(tokenizer_folder)).load()
 
+    @pytest.mark.parametrize("wrong", [{"hidden_size": "wide"}, {"num_attention_heads": 5}, {"hidden_act": "none"}])
+    def test_a_value_that_cannot_work_is_refused_in_one_line(self, tokenizer_folder, wrong):
+        with pytest.raises(UserError, match="model config: the model cannot be loaded") as raised:
+            NewCausalLM(LLAMA | wrong, str(tokenizer_folder)).load()
+        assert "\n" not in str(raised.value)
+
     def test_a_config_without_model_type_is_refused(self, tokenizer_folder):
         with pytest.raises(UserError, match="expected a `model_type`"):
             NewCausalLM({"hidden_size": 8}, str(tokenizer_folder))
