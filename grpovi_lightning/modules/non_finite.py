@@ -1,13 +1,13 @@
 """A loss or gradient that is not finite: the update is refused, and its batch is written to a file."""
 
 from math import isfinite
-from pathlib import Path
 
 import lightning as L
 import torch
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import TrainingError
+from grpovi_lightning.modules.kept_batch import batch_file
 from grpovi_lightning.structures import Experience
 
 
@@ -22,9 +22,8 @@ def refuse_non_finite(module: L.LightningModule, experience: Experience, metrics
     """
     if isfinite(metrics[keys.LOSS]) and isfinite(metrics[keys.GRAD_NORM]):
         return
-    rollout, trainer = experience.rollout, module.trainer
-    file = Path(trainer.default_root_dir) / f"non_finite_step_{rollout.step}_rank_{trainer.global_rank}.pt"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    rollout = experience.rollout
+    file = batch_file(module.trainer, "non_finite", rollout.step, ".pt")
     content = {
         "step": rollout.step,
         "metrics": dict(metrics),
