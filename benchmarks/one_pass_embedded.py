@@ -37,9 +37,10 @@ def arms() -> list[Arm]:
 
 def differences(features: online.FeatureModel, file: Path, limit: int | None) -> Tensor:
     """Return phi(chosen) - phi(rejected) of a preference table, [n, D] float64."""
-    rows = read_table(str(file), ["prompt", "chosen", "rejected"])[:limit]
-    sides = [features(text_rows(features.tokenizer, rows["prompt"], rows[side])) for side in ("chosen", "rejected")]
-    return (sides[0] - sides[1]).double()
+    table = read_table(str(file), ["prompt", "chosen", "rejected"])
+    prompts, *answers = (table.column(name)[:limit] for name in ("prompt", "chosen", "rejected"))
+    chosen, rejected = (features(text_rows(features.tokenizer, prompts, texts)) for texts in answers)
+    return (chosen - rejected).double()
 
 
 def learn(arm: Arm, z: Tensor, held_out: Tensor, order: int) -> Row:

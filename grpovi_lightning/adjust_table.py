@@ -21,6 +21,7 @@ import torch
 from grpovi_lightning.adjustment import increase_variance
 from grpovi_lightning.adjustment.diagnostics import CHANGED, weighted_variance
 from grpovi_lightning.adjustment.ties import TiesName
+from grpovi_lightning.csv_rows import check_unique, read_csv
 from grpovi_lightning.errors import UserError
 
 READER_GONE = 141
@@ -89,7 +90,10 @@ def _read(file: Path) -> _Table:
         raise UserError(f"{file}: no such file; expected CSV or Parquet with the columns group and reward")
     try:
         if ending == ".csv":
-            return _read_csv(file)
+            names, rows, lines = read_csv(file, str(file))
+            _check_columns(file, names, len(rows))
+            columns = pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=names)
+            return _Table(file, columns, [f"line {line}" for line in lines])
         with pq.ParquetFile(file) as parquet:  # not pandas, whose types are fewer than those of Parquet
             columns = parquet.read()
     except UserError:
@@ -100,31 +104,6 @@ def _read(file: Path) -> _Table:
     return _Table(file, columns, [f"row {i + 1}" for i in range(columns.num_rows)])
 
 
-def _read_csv(file: Path) -> _Table:
-    """Read every value as its text, so that `007` stays `007`.
-
-    With Python's reader: pandas pads short rows unasked, and neither pandas nor pyarrow tells the line of a row.
-    """
-    csv.field_size_limit(2**31 - 1)  # a completion may be longer than the usual 131,072 characters
-    line, rows = 1, []
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
-        try:
-            for row in reader:
-                if row:
-                    rows.append((line, row))
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise UserError(f"{file}, line {line}: no valid CSV ({error})") from error
-    (_, header), *found = rows or [(1, [])]
-    _check_columns(file, header, len(found))
-    for line, row in found:
-        if len(row) != len(header):
-            raise UserError(f"{file}, line {line}: got {len(row)} values, expected {len(header)} as in the header")
-    columns = [pa.array(column) for column in zip(*(row for _, row in found), strict=True)]
-    return _Table(file, pa.table(columns, names=header), [f"line {line}" for line, _ in found])
-
-
 def _check_columns(file: Path, names: list[str], n_rows: int) -> None:
     if n_rows == 0:
         raise UserError(f"{file}: no rows; expected at least one, below the names of the columns")
@@ -133,9 +112,7 @@ def _check_columns(file: Path, names: list[str], n_rows: int) -> None:
             raise UserError(f"{file}: no column {name!r}, it has {', '.join(names)}; rename the column that is meant")
     if "adjusted" in names:
         raise UserError(f"{file}: has a column 'adjusted' already, which would be written; rename or remove it")
-    name = max(names, key=names.count)
-    if names.count(name) > 1:
-        raise UserError(f"{file}: got {names.count(name)} columns {name!r}, expected one; rename or remove the others")
+    check_unique(names, str(file))
 
 
 def _checked_scores(table: _Table, lower: float, upper: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:

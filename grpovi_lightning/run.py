@@ -163,6 +163,8 @@ class RunCLI(LightningCLI):
             raise UserError("device mps has no float64, which the adjustment is solved in; set `accelerator: cpu`")
         self.model.check_inputs()
         self.datamodule.check(self.trainer.world_size)
+        if isinstance(self.model, GRPOModule):
+            self.model.check_columns(self.datamodule)
 
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
         """Train, or evaluate and print the means; from `ckpt_path` where it is given."""

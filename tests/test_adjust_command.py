@@ -150,7 +150,7 @@ BAD_TABLES = {
     "only a header": ("group,reward\n", "in.csv: no rows"),
     "no group": ("prompt,reward\na,1\n", "no column 'group', it has prompt, reward"),
     "no reward": ("group,score\na,1\n", "no column 'reward', it has group, score"),
-    "other separator": ("group;reward\na;1\n", "no column 'group', it has group;reward"),
+    "other separator": ("group;reward\na;1\n", "in.csv, line 1: got columns separated by ';', expected commas"),
     "adjusted already": ("group,reward,adjusted\na,1,1\n", "has a column 'adjusted' already"),
     "one name twice": ("group,reward,x,x\na,1,2,3\n", "got 2 columns 'x', expected one"),
     "too few values": ("group,reward,x\na,1,2\na,1\n", "in.csv, line 3: got 2 values, expected 3"),

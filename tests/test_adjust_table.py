@@ -179,6 +179,13 @@ def test_a_byte_order_mark_and_blank_lines_are_no_part_of_the_table(tmp_path, ca
     assert capsysbinary.readouterr().out == b"group,reward,adjusted\n1,0.25,0.0\n1,0.75,1.0\n"
 
 
+def test_groups_are_told_apart_by_their_text(adjusted):
+    """As numbers 007 and 7 would be one group, and NA and None none."""
+    rows = [{"group": name, "reward": reward} for name in ("007", "7", "7.0", "NA", "None") for reward in (0.25, 0.75)]
+    found = adjusted(rows)
+    assert [row["group"] for row in found] == [row["group"] for row in rows] and values(found) == [0.0, 1.0] * 5
+
+
 def as_parquet(rows, path):
     pq.write_table(pa.Table.from_pylist([{k: v for k, v in row.items() if k != "w"} for row in rows]), path)
     return path

@@ -171,6 +171,65 @@ def test_a_reward_function_that_cannot_be_found_is_named(refused, function, said
     assert said in line
 
 
+def table(config, file, rows):
+    """Writes a table and puts it into the configuration."""
+    config["data"]["init_args"].update(train=str(file), validation=None, columns=None)
+    file.write_text(rows)
+
+
+def test_a_column_that_the_reward_function_needs_is_missed_before_anything_is_loaded(refused, tmp_path):
+    rows = '{"question": "a", "level": 1}\n' * 2
+    line = refused(lambda config: table(config, tmp_path / "q.jsonl", rows))
+    assert "digits_in_common needs the argument 'answer', but the columns of the train table are level" in line
+
+
+def test_a_row_without_a_prompt_is_found_before_anything_is_loaded(refused, tmp_path):
+    rows = '{"question": "a", "answer": "1"}\n' * 39 + '{"question": null}\n'
+    line = refused(lambda config: table(config, tmp_path / "q.jsonl", rows))
+    assert "q.jsonl: question in row 39 (line 40): got None, expected text" in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("int", "answer in row 1 (line 3): got 'x', expected int"), ("text", "csv_types")]
+)
+def test_types_of_csv_columns_are_checked_before_anything_is_loaded(refused, tmp_path, kind, said):
+    def change(config):
+        table(config, tmp_path / "q.csv", "question,answer\na,1\nb,x\n")
+        config["data"]["init_args"]["csv_types"] = {"answer": kind}
+
+    assert said in refused(change)
+
+
+def test_a_reward_function_that_raises_fails_the_run_in_one_line_and_the_run_can_go_on(
+    inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(inputs)
+    (inputs / "failing_rewards.py").write_text(
+        "calls = []\n\n"
+        "def fails_once(completions, answer):\n"
+        "    calls.append(len(completions))\n"
+        "    return [1 / (len(calls) != 2) * len(text) for text in completions]\n"
+    )
+    config = run_config(inputs, tmp_path / "run")
+    model(config)["reward"]["init_args"]["function"] = "failing_rewards.fails_once"
+    table(config, tmp_path / "q.jsonl", '{"question": "a b", "answer": "1", "level": 2}\n' * 8)
+    config["trainer"].update(max_steps=2)
+    config["checkpoint"] = {"every_n_train_steps": 1}
+    arguments = ["fit", "--config", write_yaml(tmp_path / "run.yaml", config)]
+    assert main(arguments) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("grpovi: error: ")]
+    kept = tmp_path / "run" / "failed_reward_step_1_rank_0.json"
+    assert re.search(
+        r"fails_once raised ZeroDivisionError: .*failing_rewards.py, line 5\); rows of step 1: \d, \d;", line
+    )
+    assert f"its batch is in {kept}" in line
+    assert [row["columns"] for row in json.loads(kept.read_text())["rows"]] == [{"answer": "1", "level": 2}] * 2
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed" and status["error"] == f"TrainingError: {line.removeprefix('grpovi: error: ')}"
+    assert main([*arguments, "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt")]) == 0
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+
+
 def test_a_checkpoint_to_continue_from_must_exist(refused):
     assert "no-such.ckpt: no such file" in refused(lambda config: None, "--ckpt_path", "no-such.ckpt")
 

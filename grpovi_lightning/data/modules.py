@@ -1,16 +1,15 @@
 """Lightning data modules over tables of text. Batches are text; the modules tokenise with their model's tokenizer."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
 import torch
-from datasets import Dataset
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, Subset
 
-from grpovi_lightning.data.tables import read_table
+from grpovi_lightning.data.tables import CSVType, Table, read_table
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
 from grpovi_lightning.structures import PromptBatch
@@ -71,11 +70,16 @@ class TextDataModule(L.LightningDataModule):
         self.paths = {"train": train, "validation": validation, "test": test}
         self.batch_size, self.validation_batch_size, self.seed = batch_size, validation_batch_size, seed
         self.spare_per_step = 0
-        self.tables: dict[str, Dataset] = {}
+        self.csv_types: dict[str, CSVType] = {}
+        self.tables: dict[str, Table] = {}
 
     @abstractmethod
     def required_columns(self) -> list[str]:
         """Return the columns that every table must have."""
+
+    @abstractmethod
+    def text_columns(self) -> dict[str, bool]:
+        """Return the columns whose values must be text -> whether it may be empty."""
 
     def check(self, world_size: int) -> None:
         """Read the tables and check that they hold the rows of a step.
@@ -107,13 +111,15 @@ class TextDataModule(L.LightningDataModule):
         return self.collate(rows)
 
     def setup(self, stage: str) -> None:
-        """Read the tables, once for all stages."""
+        """Read the tables, once for all stages, and check the text of every row."""
         for name, path in self.paths.items():
             if path is not None and name not in self.tables:
-                table = read_table(path, self.required_columns())
-                if "_row" in table.column_names:
-                    raise UserError(f"data file {path}: the column name '_row' is taken; rename it")
-                self.tables[name] = table.add_column("_row", list(range(len(table))))  # type: ignore[call-arg]
+                table = read_table(path, self.required_columns(), self.csv_types)
+                if "_row" in table.columns:
+                    raise UserError(f"{table.name}: the column name '_row' is taken; rename it")
+                for column, may_be_empty in self.text_columns().items():
+                    table.check_texts(column, may_be_empty)
+                self.tables[name] = table
 
     def train_dataloader(self) -> DataLoader:
         """Return a batch for each training step that is still to do."""
@@ -137,7 +143,7 @@ class TextDataModule(L.LightningDataModule):
             trainer.world_size,
             self.spare_per_step,
         )
-        return DataLoader(table, batch_sampler=sampler, collate_fn=self.collate_training)  # type: ignore[arg-type]
+        return DataLoader(table, batch_sampler=sampler, collate_fn=self.collate_training)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Return the validation table in order, dealt out to the ranks row by row; nothing where there is none."""
@@ -158,9 +164,8 @@ class TextDataModule(L.LightningDataModule):
             return []
         trainer, table = self.trainer, self.tables[name]
         assert trainer is not None
-        if trainer.world_size > 1:
-            table = table.shard(trainer.world_size, trainer.global_rank, contiguous=False)
-        return DataLoader(table, batch_size=self.validation_batch_size, collate_fn=self.collate)  # type: ignore[arg-type]
+        mine = Subset(table, range(trainer.global_rank, len(table), trainer.world_size))
+        return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self.collate)
 
 
 class PromptDataModule(TextDataModule):
@@ -177,6 +182,7 @@ class PromptDataModule(TextDataModule):
         columns: list[str] | None = None,
         spare_prompts_per_step: int = 0,
         seed: int | None = None,
+        csv_types: dict[str, CSVType] | None = None,
     ) -> None:
         """Name the tables.
 
@@ -191,24 +197,35 @@ class PromptDataModule(TextDataModule):
             spare_prompts_per_step: further prompts handed out with each step, over all processes, for
                 `DynamicResampling`; they do not change which prompts a step starts with.
             seed: orders the prompts; None: the run's `seed_everything`.
+            csv_types: column of the CSV files -> `int`, `float` or `bool`; the others are text. An empty cell of such a
+                column is None.
         """
         super().__init__(train, validation, test, prompts_per_step, validation_batch_size, seed)
         self.prompt_column, self.columns = prompt_column, columns
         if spare_prompts_per_step < 0:
             raise UserError(f"spare_prompts_per_step: got {spare_prompts_per_step}, expected at least 0")
         self.spare_per_step = spare_prompts_per_step
+        if csv_types and not any(path and path.lower().endswith(".csv") for path in self.paths.values()):
+            raise UserError(f"csv_types: got {csv_types} without a CSV file, expected one to read; leave it out")
+        self.csv_types = csv_types or {}
 
     def required_columns(self) -> list[str]:
         return [self.prompt_column, *(self.columns or [])]
 
+    def text_columns(self) -> dict[str, bool]:
+        return {self.prompt_column: False}
+
+    def handed_over(self, columns: Iterable[str]) -> list[str]:
+        """Return which of a table's columns reward functions get."""
+        if self.columns is not None:
+            return self.columns
+        return [name for name in columns if name not in (self.prompt_column, "_row")]
+
     def collate(self, rows: list[dict[str, Any]]) -> PromptBatch:
-        names = self.columns
-        if names is None:
-            names = [name for name in rows[0] if name not in (self.prompt_column, "_row")]
         return PromptBatch(
-            texts=_texts(rows, self.prompt_column),
+            texts=[row[self.prompt_column] for row in rows],
             indices=torch.tensor([row["_row"] for row in rows]),
-            columns={name: [row[name] for row in rows] for name in names},
+            columns={name: [row[name] for row in rows] for name in self.handed_over(rows[0])},
         )
 
     def collate_training(self, rows: list[dict[str, Any]]) -> PromptBatch:
@@ -227,8 +244,11 @@ class TextTupleDataModule(TextDataModule):
     def required_columns(self) -> list[str]:
         return list(self.names.values())
 
+    def text_columns(self) -> dict[str, bool]:
+        return dict.fromkeys(self.names.values(), True)
+
     def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
-        return {role: _texts(rows, column) for role, column in self.names.items()}
+        return {role: [row[column] for row in rows] for role, column in self.names.items()}
 
 
 class DemonstrationDataModule(TextTupleDataModule):
@@ -249,6 +269,9 @@ class DemonstrationDataModule(TextTupleDataModule):
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
         self.names = {"prompt": prompt_column, "completion": completion_column}
 
+    def text_columns(self) -> dict[str, bool]:
+        return super().text_columns() | {self.names["prompt"]: False}
+
 
 class PreferenceDataModule(TextTupleDataModule):
     """Prompts with a preferred and another completion; a batch has the roles "prompt", "chosen" and "rejected"."""
@@ -268,12 +291,3 @@ class PreferenceDataModule(TextTupleDataModule):
         """Name the tables and their columns; `batch_size` counts pairs over all processes."""
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
         self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
-
-
-def _texts(rows: list[dict[str, Any]], column: str) -> list[str]:
-    for row in rows:
-        if not isinstance(row[column], str):
-            raise UserError(
-                f"{column} in row {row['_row']}: got {row[column]!r}, expected text; are the column names right?"
-            )
-    return [row[column] for row in rows]

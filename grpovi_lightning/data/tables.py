@@ -1,85 +1,162 @@
-"""Tables of text from disk, as `datasets.Dataset`."""
+"""Tables of text from disk, whose values are what the file says."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from datasets import Dataset, load_from_disk
-from datasets.exceptions import DatasetsError
 
+from grpovi_lightning.csv_rows import read_csv
 from grpovi_lightning.errors import UserError
 
-_READERS = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
+CSVType = Literal["int", "float", "bool"]
+"""What the text of a CSV column is turned into."""
+
+_CONVERSIONS: dict[CSVType, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+}
 
 
-def read_table(path: str, required: list[str]) -> Dataset:
+@dataclass(frozen=True, eq=False)
+class Table(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows, each a dictionary with all columns and its number, from 0, as `_row`.
+
+    Attributes:
+        name: what messages call it.
+        columns: their names.
+        rows: dictionaries, or the rows of a file that `datasets` reads as they are asked for.
+        lines: where each row stands in a text file.
+    """
+
+    name: str
+    columns: list[str]
+    rows: list[dict[str, Any]] | Dataset
+    lines: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.rows[row], "_row": row}
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of one column."""
+        if isinstance(self.rows, Dataset):
+            batches = self.rows.select_columns(name).iter(1000)
+            return [value for batch in batches for value in batch[name]]  # type: ignore[call-overload]
+        return [row[name] for row in self.rows]
+
+    def check_texts(self, column: str, may_be_empty: bool) -> None:
+        """Raise `UserError` for the first row in which a column holds no text that a tokenizer can read."""
+        for row, value in enumerate(self.column(column)):
+            if not isinstance(value, str):
+                raise self.refuse(row, column, "text; are the column names right?")
+            if not (value or may_be_empty):
+                raise self.refuse(row, column, "text that is not empty; remove the row")
+            try:
+                value.encode()
+            except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+                raise self.refuse(row, column, "whole characters; mend or remove the row") from None
+
+    def refuse(self, row: int, column: str, expected: str) -> UserError:
+        """Return the error about a value."""
+        got = repr(self[row][column])
+        place = "counted from 0" if self.lines is None else f"line {self.lines[row]}"
+        return UserError(
+            f"{self.name}: {column} in row {row} ({place}): got {got if len(got) <= 60 else got[:57] + '...'}, "
+            f"expected {expected}"
+        )
+
+
+def read_table(path: str, required: Sequence[str], csv_types: Mapping[str, CSVType] | None = None) -> Table:
     """Read a JSONL, CSV or Parquet file, or a folder written by `Dataset.save_to_disk`.
+
+    Values are those of the file: of JSONL as `json` reads them, None where a row lacks the column; of CSV text, an
+    empty cell being empty text; of Parquet and saved folders as `datasets` gives them. Nothing is cached.
 
     Args:
         path: the file or folder.
         required: columns that must be there.
+        csv_types: column of a CSV file -> its type, if it is not text; an empty cell is then None.
 
     Raises:
-        UserError: the file is missing, cannot be read or is empty, or a required column is missing.
+        UserError: the file is missing, cannot be read or is empty, a required column is missing, or a value is not of
+            its column's type.
     """
-    file = Path(path)
+    file, name = Path(path), f"data file {path}"
     if not file.exists():
-        raise UserError(f"data file {path}: no such file; expected JSONL, CSV, Parquet or a saved `datasets` folder")
+        raise UserError(f"{name}: no such file; expected JSONL, CSV, Parquet or a saved `datasets` folder")
     try:
-        table = _read(file)
+        table = _read(file, name)
     except UserError:  # a ValueError, too
         raise
-    except (OSError, ValueError, pa.ArrowException, DatasetsError) as error:  # what the readers raise for bad content
-        raise UserError(f"data file {path}: cannot be read: {_cause(error)}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:  # what the readers raise for bad content
+        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
     if len(table) == 0:
-        raise UserError(f"data file {path}: no rows; expected at least one")
-    missing = [name for name in required if name not in table.column_names]
+        raise UserError(f"{name}: no rows; expected at least one")
+    typed = (csv_types or {}) if file.suffix.lower() == ".csv" else {}
+    missing = [column for column in (*required, *typed) if column not in table.columns]
     if missing:
         raise UserError(
-            f"data file {path}: no column {missing[0]!r}, it has {', '.join(table.column_names)}; "
-            "set the column names in the YAML"
+            f"{name}: no column {missing[0]!r}, it has {', '.join(table.columns)}; set the column names in the YAML"
         )
+    for column, kind in typed.items():
+        _convert(table, column, kind)
     return table
 
 
-def _read(file: Path) -> Dataset:
+def _read(file: Path, name: str) -> Table:
     if file.is_dir():
-        table = load_from_disk(str(file))
-        if not isinstance(table, Dataset):
+        folder = load_from_disk(str(file))
+        if not isinstance(folder, Dataset):
             raise UserError(f"data folder {file}: holds several splits; name one of its sub-folders")
-        return table
-    if file.suffix in (".jsonl", ".json"):
-        rows = _json_lines(file)
-        # Not `from_list`, which takes the columns of the first row only.
-        names = dict.fromkeys(name for row in rows for name in row)
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    if file.suffix not in _READERS:
-        raise UserError(f"data file {file}: got ending {file.suffix!r}, expected .jsonl, .csv or .parquet")
-    table = _READERS[file.suffix](str(file))
-    assert isinstance(table, Dataset)
-    return table
+        # It may have been saved in a format that gives tensors, or leaves columns out.
+        return Table(name, folder.column_names, folder.with_format(None))
+    match file.suffix.lower():
+        case ".jsonl" | ".json":
+            rows, lines = _json_lines(file, name)
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            return Table(name, columns, [{column: row.get(column) for column in columns} for row in rows], lines)
+        case ".csv":
+            columns, values, lines = read_csv(file, name)
+            return Table(name, columns, [dict(zip(columns, row, strict=True)) for row in values], lines)
+        case ".parquet":
+            # Not `Dataset.from_parquet`, whose cache takes files of one size and time for the same.
+            with pq.ParquetFile(file) as parquet:
+                stored = Dataset(parquet.read())
+            return Table(name, stored.column_names, stored)
+    raise UserError(f"{name}: got ending {file.suffix!r}, expected .jsonl, .csv or .parquet")
 
 
-def _cause(error: BaseException) -> str:
-    """Return the innermost message: the file's own reader knows more than "the data set could not be generated"."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())
+def _convert(table: Table, column: str, kind: CSVType) -> None:
+    """Turn the text of a column into numbers or truth values, None where a cell is empty."""
+    assert isinstance(table.rows, list), "rows of a CSV file"
+    for number, row in enumerate(table.rows):
+        try:
+            row[column] = None if row[column] == "" else _CONVERSIONS[kind](row[column])
+        except (ValueError, KeyError):
+            raise table.refuse(number, column, f"{kind}, as csv_types says") from None
 
 
-def _json_lines(file: Path) -> list[dict]:
-    rows = []
-    with file.open(encoding="utf-8") as lines:
+def _json_lines(file: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
+    rows, numbers = [], []
+    with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"data file {file}, line {number}: no valid JSON ({error}); one object a line"
-                ) from None
+            except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
+                raise UserError(f"{name}, line {number}: no valid JSON ({error}); one object a line") from None
             if not isinstance(row, dict):
-                raise UserError(f"data file {file}, line {number}: got {type(row).__name__}, expected a JSON object")
+                raise UserError(f"{name}, line {number}: got {type(row).__name__}, expected a JSON object")
             rows.append(row)
-    return rows
+            numbers.append(number)
+    return rows, numbers

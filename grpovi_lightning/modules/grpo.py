@@ -19,12 +19,14 @@ from grpovi_lightning.adjustment import (
     VarianceIncrease,
 )
 from grpovi_lightning.advantages import Advantage, GroupAdvantage
+from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.distributed import reduce_scalars, sum_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
+from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
@@ -156,10 +158,18 @@ class GRPOModule(FrozenLeftOut):
                 "effect without the other: set both or none"
             )
 
+    def check_columns(self, data: L.LightningDataModule | None) -> None:
+        """Raise `UserError` if the reward needs a column that a table of the data lacks."""
+        if isinstance(data, PromptDataModule):
+            self.reward.check_columns({name: data.handed_over(table.columns) for name, table in data.tables.items()})
+
     @property
     def updates_per_rollout(self) -> int:
         """Optimiser steps in one training step."""
         return self.updater.settings.per_rollout
+
+    def setup(self, stage: str) -> None:
+        self.check_columns(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Load policy, reference and reward model once.
@@ -224,7 +234,7 @@ class GRPOModule(FrozenLeftOut):
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Score completions by every component of the reward, and by their total."""
-        with phase(keys.STEP_TIME_REWARD):
+        with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout):
             components = self.reward.components(rollout)
             rewards = rollout.grouped(self.reward.total(components, rollout.group_size))
         return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
@@ -240,7 +250,7 @@ class GRPOModule(FrozenLeftOut):
 
     def learn(self, rollout: Rollout) -> RewardUpdate:
         """Let the reward learn from the completions that the policy was trained on."""
-        with phase(keys.STEP_TIME_REWARD):
+        with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout):
             return self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)
 
     def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:

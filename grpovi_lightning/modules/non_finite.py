@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,6 +9,7 @@ import torch
 
 from grpovi_lightning.errors import TrainingError
 from grpovi_lightning.metric_keys import GRAD_NORM, LOSS
+from grpovi_lightning.modules.kept_batch import batch_file
 from grpovi_lightning.structures import Experience
 
 _NAMES = {LOSS: "loss", GRAD_NORM: "gradient norm"}
@@ -29,10 +29,9 @@ def refuse_non_finite(
     found = {name: metrics[key] for key, name in _NAMES.items() if key in metrics}
     if all(isfinite(value) for value in found.values()):
         return
-    trainer, content = module.trainer, batch()
+    content = batch()
     step = content["step"]
-    file = Path(trainer.default_root_dir) / f"non_finite_step_{step}_rank_{trainer.global_rank}.pt"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = batch_file(module.trainer, "non_finite", step, ".pt")
     torch.save(content | {"metrics": dict(metrics)}, file)
     numbers = ", ".join(f"{name} {value}" for name, value in found.items())
     raise TrainingError(

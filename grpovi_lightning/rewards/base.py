@@ -1,7 +1,7 @@
 """The contract of a reward: it gives each completion one number, the weighted sum of named components."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError
 from grpovi_lightning.rewards.sequences import SequenceReader
 from grpovi_lightning.structures import Rollout
 
@@ -57,6 +57,13 @@ class Reward(nn.Module):
     def check(self) -> None:
         """Raise `UserError` if it can be told without loading that loading would fail."""
 
+    def check_columns(self, tables: Mapping[str, Collection[str]]) -> None:
+        """Raise `UserError` if scoring needs a column that a table lacks.
+
+        Args:
+            tables: "train", "validation" or "test" -> the columns that its prompts bring.
+        """
+
     def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
         """Learn from the completions of this rank on which the policy was trained.
 
@@ -94,7 +101,7 @@ class Reward(nn.Module):
             [B], NaN for completions without a reward, also where no component applies to their prompt.
 
         Raises:
-            UserError: a sum is infinite.
+            TrainingError: a sum is infinite.
         """
         trained = [weight * components[name] for name, weight in self.weights().items() if weight != 0.0]
         parts = torch.stack(trained).unflatten(1, (-1, group_size))
@@ -104,7 +111,7 @@ class Reward(nn.Module):
         infinite = ~total.isfinite() & ~unscored.any(dim=0)
         if bool(infinite.any()):
             prompt, member = infinite.nonzero()[0].tolist()
-            raise UserError(
+            raise TrainingError(
                 f"reward: got {total[prompt, member].item()} for completion {member} of prompt {prompt}, expected a "
                 "finite float32 number; use smaller rewards or reward_weights"
             )

@@ -1,6 +1,6 @@
 """Several rewards in one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +67,10 @@ class CompositeReward(Reward):
     def check(self) -> None:
         for part in self._rewards:
             part.check()
+
+    def check_columns(self, tables: Mapping[str, Collection[str]]) -> None:
+        for part in self._rewards:
+            part.check_columns(tables)
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         return {name: score for part in self._rewards for name, score in part.components(rollout).items()}

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
 import warnings
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -186,11 +188,58 @@ def test_a_column_that_is_not_there_is_an_error_when_the_table_is_read(table):
         prompts(table(), prompt_column="question").setup("fit")
 
 
-@pytest.mark.parametrize("prompt", [3, None, ["a", "b"]])
-def test_a_prompt_that_is_no_text_is_an_error_that_names_its_row(table, prompt):
-    other = ["c"] if isinstance(prompt, list) else None
-    with pytest.raises(UserError, match=r"prompt in row 1: got .*, expected text"):
-        collated(prompts(table([{"prompt": other}, {"prompt": prompt}])), chosen=(1,))
+WHOLE = {"prompt": "a", "completion": "b", "chosen": "c", "rejected": "d"}
+NO_TEXT = {"number": 3, "null": None, "list": ["a", "b"], "half a character": "\ud800"}
+
+
+def refused(data, stage="fit"):
+    with pytest.raises(UserError) as error:
+        data.setup(stage)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("value", NO_TEXT)
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [(PromptDataModule, "prompt")]
+    + [(DemonstrationDataModule, column) for column in ("prompt", "completion")]
+    + [(PreferenceDataModule, column) for column in ("prompt", "chosen", "rejected")],
+)
+def test_a_row_without_its_text_is_an_error_when_the_table_is_read(table, kind, column, value):
+    path = table([*[WHOLE] * 39, WHOLE | {column: NO_TEXT[value]}])
+    got = re.escape(repr(NO_TEXT[value]))
+    for data in (kind(path), kind(table([WHOLE], "good.jsonl"), validation=path)):
+        assert re.search(f"table.jsonl: {column} in row 39 \\(line 40\\): got {got}, expected ", refused(data))
+
+
+@pytest.mark.parametrize("ending", [".parquet", ""])
+def test_a_row_of_a_table_without_lines_is_named_by_its_number(tmp_path, ending):
+    path, rows = tmp_path / f"table{ending}", Dataset.from_list([{"prompt": "a"}, {"prompt": None}])
+    rows.to_parquet(path) if ending else rows.save_to_disk(path)
+    assert "prompt in row 1 (counted from 0): got None, expected text" in refused(PromptDataModule(str(path)))
+
+
+@pytest.mark.parametrize("kind", [PromptDataModule, DemonstrationDataModule])
+def test_an_empty_prompt_is_refused_when_the_table_is_read(tmp_path, kind):
+    (tmp_path / "a.csv").write_text("prompt,completion\na,b\n,b\n")
+    assert "prompt in row 1 (line 3): got '', expected text that is not empty" in refused(kind(str(tmp_path / "a.csv")))
+
+
+def test_columns_that_nobody_asked_for_may_hold_anything(table):
+    path = table([WHOLE, WHOLE | {"rejected": None, "chosen": 3}])
+    assert len(collated(DemonstrationDataModule(path), chosen=(1,))["prompt"]) == 1
+
+
+def test_types_of_a_csv_file_reach_the_reward_function(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,answer,level\na,007,3\nb,NA,4\n")
+    data = prompts(str(tmp_path / "a.csv"), csv_types={"level": "int"})
+    assert collated(data, chosen=(1, 0)).columns == {"answer": ["NA", "007"], "level": [4, 3]}
+
+
+def test_types_without_a_csv_file_are_refused(table):
+    with pytest.raises(UserError, match=r"csv_types: got {'level': 'int'} without a CSV file"):
+        prompts(table(), csv_types={"level": "int"})
 
 
 def test_demonstrations_are_prompts_and_completions(table):
@@ -209,18 +258,6 @@ def test_preferences_are_prompts_with_a_chosen_and_a_rejected_completion(table):
 def test_pairs_without_their_columns_are_refused(table, kind):
     with pytest.raises(UserError, match="no column"):
         kind(table()).setup("fit")
-
-
-@pytest.mark.parametrize("kind", [DemonstrationDataModule, PreferenceDataModule])
-@pytest.mark.parametrize("column", ["prompt", "completion", "chosen", "rejected"])
-def test_a_pair_with_a_gap_is_an_error_that_names_its_row(table, kind, column):
-    whole = {"prompt": "a", "completion": "b", "chosen": "c", "rejected": "d"}
-    data = kind(table([whole, whole | {column: None}]))
-    if column not in data.required_columns():
-        assert len(collated(data, chosen=(1,))["prompt"]) == 1
-        return
-    with pytest.raises(UserError, match=f"{column} in row 1: got None, expected text"):
-        collated(data, chosen=(1,))
 
 
 # Spare rows.

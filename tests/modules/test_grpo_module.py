@@ -15,7 +15,7 @@ from grpovi_lightning.adjustment.ranges import FixedRange
 from grpovi_lightning.adjustment.weights import UniformWeights
 from grpovi_lightning.advantages import GroupAdvantage
 from grpovi_lightning.callbacks import throughput
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.randomness import HELD_OUT_STEP
@@ -123,7 +123,7 @@ class TestRefusals:
             return [0.1 * i for i in range(11)] + [math.inf if len(calls) == 2 else 0.0]
 
         module = grpo(policy_folder, broken)
-        with pytest.raises(UserError, match="broken returned inf at position 11, expected a finite"):
+        with pytest.raises(TrainingError, match="broken returned inf at position 11, expected a finite"):
             train(module, tmp_path)
         assert calls == [12, 12] and int(module.n_steps) == 1
 

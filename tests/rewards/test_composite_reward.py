@@ -8,7 +8,7 @@ from helpers.rollouts import rollout_of_logprobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards import CompositeReward, RewardFunction
 
 ROLLOUT = rollout_of_logprobs([[0.0], [0.0]], group_size=2)
@@ -150,5 +150,5 @@ def test_totals_are_those_of_a_loop_over_prompts(parts):
 def test_a_total_that_is_infinite_is_an_error_and_no_completion_without_a_reward(first, second):
     reward = CompositeReward([constant("a", *first), constant("b", *second)])
     components = {"a": torch.tensor(first), "b": torch.tensor(second)}
-    with pytest.raises(UserError, match=r"reward: got (inf|nan) for completion 1 of prompt 0, expected a finite"):
+    with pytest.raises(TrainingError, match=r"reward: got (inf|nan) for completion 1 of prompt 0, expected a finite"):
         reward.total(components, 2)

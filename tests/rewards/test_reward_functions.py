@@ -1,3 +1,5 @@
+import functools
+import json
 import math
 import sys
 
@@ -6,8 +8,8 @@ import pytest
 import torch
 from helpers.rollouts import rollout_of_words
 
-from grpovi_lightning.errors import UserError
-from grpovi_lightning.rewards import RewardFunction
+from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.rewards import CompositeReward, RewardFunction
 
 PROMPTS = ["write about the fox", "write about the red boat"]
 GROUPS = [["fox runs", "the fox sleeps ."], ["a boat", "red red boat"]]
@@ -76,7 +78,7 @@ def test_arrays_tensors_and_tuples_are_lists_of_numbers(rollout, returned):
     ],
 )
 def test_anything_but_one_finite_number_or_none_a_completion_is_an_error_that_names_it(rollout, returned, message):
-    with pytest.raises(UserError, match=f"reward function mine {message}"):
+    with pytest.raises(TrainingError, match=f"reward function mine {message}"):
         RewardFunction(lambda **_: returned, name="mine").components(rollout)
 
 
@@ -96,12 +98,134 @@ def test_a_column_named_like_an_argument_is_an_error_that_says_what_to_do(tiny_t
         RewardFunction(lambda **_: [0.0] * 4, name="r").components(rollout)
 
 
-def test_a_failure_inside_the_function_is_not_disguised(rollout):
-    def broken(**_):
-        raise ZeroDivisionError("mine")
+# What the function takes.
 
-    with pytest.raises(ZeroDivisionError, match="mine"):
-        RewardFunction(broken).components(rollout)
+
+class Scorer:
+    def __call__(self, completions, answer):
+        return answer
+
+
+def by_hand(function):
+    """A wrapper with a signature of its own."""
+
+    @functools.wraps(function)
+    def wrapper(completions, answer):
+        return [function(text) for text in completions] and answer
+
+    return wrapper
+
+
+TAKES = {
+    "TRL's three and a column": lambda prompts, completions, completion_ids, answer: answer,
+    "one column": lambda answer: answer,
+    "by name alone": lambda *, answer, completions: answer,
+    "by place alone": lambda completions, answer, /: answer,
+    "by place and the rest": lambda answer, /, **rest: answer if rest["tags"] else [],
+    "a default": lambda completions, answer=None, difficulty=3: answer if difficulty == 3 else [],
+    "a default by place": lambda answer, difficulty=3, /: answer if difficulty == 3 else [],
+    "a default that nothing gives, before one that is given": lambda completions, mine=1, /, answer=None: answer,
+    "partial": functools.partial(lambda threshold, completions, answer: answer, 0.5),
+    "partial by name": functools.partial(lambda completions, answer, threshold: answer, threshold=0.5),
+    "an object": Scorer(),
+    "a method": Scorer().__call__,
+    "a wrapper that hands on": torch.no_grad()(lambda completions, answer: answer),
+    "a wrapper of its own": by_hand(lambda text: 1.0),
+    "everything": lambda **columns: columns["answer"],
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_a_function_gets_the_arguments_that_it_takes(rollout, name):
+    reward = RewardFunction(TAKES[name], name="f")
+    reward.check_columns({"train": ["answer", "tags"]})
+    assert reward.components(rollout)["f"].tolist() == [7, 7, 9, 9]
+
+
+NEEDS = {
+    "a column": lambda prompts, completions, completion_ids, difficulty: [],
+    "beside the rest": lambda difficulty, **columns: [],
+    "by name alone": lambda *, difficulty: [],
+    "by place alone": lambda difficulty, /: [],
+    "partial": functools.partial(lambda threshold, difficulty: [], 0.5),
+    "an object": type("Scorer", (), {"__call__": lambda self, difficulty: []})(),
+    "a wrapper that hands on": torch.no_grad()(lambda difficulty: []),
+    "a built-in wrapper": functools.lru_cache(lambda difficulty: []),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_argument_that_no_column_gives_is_refused_before_the_function_is_called(rollout, name):
+    reward = RewardFunction(NEEDS[name], name="mine")
+    expected = (
+        "reward function mine needs the argument 'difficulty', but the columns of the validation table are answer;"
+    )
+    for whole in (reward, CompositeReward([RewardFunction(lambda **_: [], name="other"), CompositeReward([reward])])):
+        with pytest.raises(UserError, match=expected):
+            whole.check_columns({"train": ["difficulty"], "validation": ["answer"]})
+        whole.check_columns({"train": ["difficulty", "other"]})
+    with pytest.raises(
+        UserError, match="needs the argument 'difficulty', but the columns of the prompts are answer, tags"
+    ):
+        reward.components(rollout)
+
+
+def test_without_columns_there_are_none():
+    with pytest.raises(UserError, match="the columns of the train table are none"):
+        RewardFunction(lambda answer: []).check_columns({"train": []})
+
+
+@pytest.mark.parametrize("function", [len, math.sqrt])
+def test_a_built_in_function_of_other_arguments_is_refused(function):
+    with pytest.raises(UserError, match=f"reward function {function.__name__} needs the argument '[a-z]+'"):
+        RewardFunction(function).check_columns({"train": []})
+
+
+def test_a_built_in_function_whose_arguments_python_does_not_know_gets_all(rollout):
+    RewardFunction(dict, name="dict").check_columns({"train": ["answer"]})
+    with pytest.raises(TrainingError, match="dict returned dict"):
+        RewardFunction(dict, name="dict").components(rollout)
+
+
+# A function that fails.
+
+
+def broken(**_):
+    raise ZeroDivisionError("mine\nand more")
+
+
+def broken_in_a_library(**_):
+    json.loads("x")
+
+
+def broken_without_a_word(**_):
+    raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (broken, r"broken raised ZeroDivisionError: mine and more \(.*test_reward_functions.py, line \d+\)"),
+        (
+            broken_in_a_library,
+            r"broken_in_a_library raised JSONDecodeError: .* \(.*test_reward_functions.py, line \d+\)",
+        ),
+        (broken_without_a_word, r"broken_without_a_word raised RuntimeError \(.*test_reward_functions.py"),
+        (functools.partial(broken), "partial raised ZeroDivisionError"),
+    ],
+)
+def test_an_error_in_the_function_is_one_line_with_its_place_and_the_prompts(rollout, function, message):
+    with pytest.raises(TrainingError, match=f"reward function {message}.*; rows of step 0: 0, 1") as error:
+        RewardFunction(function).components(rollout)
+    assert "\n" not in str(error.value) and error.value.__cause__ is not None
+
+
+def test_an_interruption_passes_through(rollout):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RewardFunction(interrupted).components(rollout)
 
 
 def test_the_name_is_the_functions_the_classes_or_the_given_one():
@@ -149,10 +273,23 @@ def test_a_module_that_fails_to_import_another_names_that_other(module):
         RewardFunction("my_rewards_broken.accuracy")
 
 
-def test_a_module_that_fails_while_it_is_imported_shows_its_own_error(module):
-    module("my_rewards_failing", "import math\nmath.no_such_name\ndef accuracy(**_): return []\n")
-    with pytest.raises(AttributeError, match="no_such_name"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import math\nmath.no_such_name\n", r"AttributeError: .*no_such_name'.* \(.*my_rewards_failing.py, line 2\)"),
+        ("\n\nfoo = bar\n", r"NameError: name 'bar' is not defined \(.*my_rewards_failing.py, line 3\)"),
+        ("\ndef accuracy(:\n", r"SyntaxError: invalid syntax \(my_rewards_failing.py, line 2\)"),
+        ("from math import nothing\n", r"ImportError: cannot import name 'nothing' .*my_rewards_failing.py, line 1\)"),
+        ("import json\njson.loads('x')\n", r"JSONDecodeError: .*my_rewards_failing.py, line 2\)"),
+        ("import sys\nsys.exit(3)\n", r"SystemExit: 3 \(.*my_rewards_failing.py, line 2\)"),
+    ],
+)
+def test_a_module_that_fails_while_it_is_imported_is_one_line_with_its_place(module, text, message):
+    module("my_rewards_failing", text + "def accuracy(**_): return []\n")
+    expected = f"my_rewards_failing.accuracy: module my_rewards_failing cannot be imported: {message}"
+    with pytest.raises(UserError, match=expected) as error:
         RewardFunction("my_rewards_failing.accuracy")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -160,5 +297,5 @@ def test_a_module_that_fails_while_it_is_imported_shows_its_own_error(module):
 )
 def test_a_collection_that_is_no_list_of_numbers_is_refused(tiny_tokenizer, values):
     rollout = rollout_of_words(tiny_tokenizer, ["the fox"], [["the dog", "a cat"]])
-    with pytest.raises(UserError, match=f"returned {type(values).__name__}, expected a list"):
+    with pytest.raises(TrainingError, match=f"returned {type(values).__name__}, expected a list"):
         RewardFunction(lambda **_: values, name="odd").components(rollout)

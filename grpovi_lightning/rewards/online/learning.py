@@ -18,6 +18,7 @@ from grpovi_lightning.rewards.online.estimator import PreferenceEstimator, Uncer
 from grpovi_lightning.rewards.online.mirror_descent import MirrorDescent
 from grpovi_lightning.rewards.online.oracle import Answers, Oracle, Question
 from grpovi_lightning.rewards.online.selection import Pairs, PairSelection, RandomPairs
+from grpovi_lightning.rewards.user_code import call_user_code
 from grpovi_lightning.structures import Rollout
 
 
@@ -86,7 +87,9 @@ class OnlineLearning:
         unanswered = list(self.pending)
 
         def ask() -> tuple[Answers, bool]:
-            return self.oracle.answer(rollout, questions, unanswered, seed), stopping()
+            name = f"oracle {type(self.oracle).__name__}"
+            found = call_user_code(name, rollout, self.oracle.answer, rollout, questions, unanswered, seed)
+            return found, stopping()
 
         answers, stop = from_first_rank(ask)
         while answers.waiting and not stop:

@@ -6,14 +6,14 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.randomness import label_uniforms
 from grpovi_lightning.rewards.functions import RewardFunction
 from grpovi_lightning.structures import Rollout
@@ -76,6 +76,10 @@ class Oracle(ABC):
         """Raise `UserError` if it can be told before training that no question could be answered."""
         return
 
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Raise `UserError` if answering needs a column that the training prompts lack."""
+        return
+
     @abstractmethod
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
         """Ask new questions, and return the answers known so far to them and to earlier ones.
@@ -108,10 +112,13 @@ class BradleyTerryOracle(Oracle):
             raise UserError(f"oracle scale: got {scale}, expected a finite number above 0")
         self.scale, self.reward = scale, RewardFunction(function)
 
+    def check_columns(self, columns: Collection[str]) -> None:
+        self.reward.check_columns({"train": columns})
+
     def answer(self, rollout: Rollout, questions: Sequence[Question], unanswered: Sequence[str], seed: int) -> Answers:
         gold = self.reward.components(rollout)[self.reward.name].double()
         for row in gold.isnan().nonzero().flatten().tolist():
-            raise UserError(
+            raise TrainingError(
                 f"oracle: {self.reward.name} gave no reward for {rollout.texts[row][:60]!r}, expected a number for "
                 "every completion; use a function that scores them all"
             )

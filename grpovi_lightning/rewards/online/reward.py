@@ -1,6 +1,6 @@
 """A linear reward on frozen features, which can go on learning while the policy is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ class LinearReward(Reward):
             check_head(self.start)
         if self.online is not None:
             self.online.check(estimator)
+
+    def check_columns(self, tables: Mapping[str, Collection[str]]) -> None:
+        if self.online is not None and "train" in tables:
+            self.online.oracle.check_columns(tables["train"])
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
         if self.estimator is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.rollouts import rollout_of_words
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards.online import BradleyTerryOracle, FileOracle
 from grpovi_lightning.rewards.online.oracle import Question
 
@@ -53,8 +53,16 @@ class TestBradleyTerry:
 
     def test_a_completion_without_a_gold_reward_is_an_error(self, rollout):
         oracle = BradleyTerryOracle(lambda prompts, completions, completion_ids: [None, 1.0, 1.0, 1.0])
-        with pytest.raises(UserError, match="gave no reward for 'the fox runs', expected a number for every"):
+        with pytest.raises(TrainingError, match="gave no reward for 'the fox runs', expected a number for every"):
             asked(oracle, rollout)
+
+    def test_a_gold_reward_that_needs_a_column_of_the_training_prompts_says_so_before(self):
+        oracle = BradleyTerryOracle(lambda completions, difficulty: [], 1.0)
+        oracle.check_columns(["difficulty"])
+        with pytest.raises(
+            UserError, match="needs the argument 'difficulty', but the columns of the train table are a"
+        ):
+            oracle.check_columns(["a"])
 
     @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
     def test_a_scale_that_is_not_positive_is_refused(self, scale):
