@@ -19,6 +19,7 @@ from grpovi_lightning.callbacks import (
 )
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import GRPOModule
+from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import one_line
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, STATUS_FILE, RecordError
 from grpovi_lightning.run_record.status import read_status
@@ -91,7 +92,8 @@ class RunCLI(LightningCLI):
         parser.add_class_arguments(CompletionSamples, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        with own_defaults():
+            self.config = parser.parse_args(args)
         seed = self.config.seed_everything
         if isinstance(seed, bool):
             raise UserError(
