@@ -49,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
         return _refuse(f"unknown command {name!r}, expected one of {', '.join(commands)}; see grpovi --help")
-    sys.path.insert(0, os.getcwd())  # reward functions are found where the command runs
     try:
         return commands[name](rest)
     except UserError as error:

@@ -1,6 +1,8 @@
 """One Lightning run from YAML: parsed, checked, and given this package's callbacks."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +54,8 @@ class RunCLI(LightningCLI):
         """
         self.training = training
         read_whole_numbers_first()
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # reward functions are found where the command runs; installed packages first
         try:
             super().__init__(
                 L.LightningModule,

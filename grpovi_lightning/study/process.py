@@ -29,6 +29,12 @@ _THREAD_VARIABLES = (
     "RAYON_NUM_THREADS",
 )
 
+_PYTHON = {
+    "PYTHONUNBUFFERED": "1",
+    # `python -m`, in the process and in the ranks that it starts, would look for every module in the working folder.
+    "PYTHONSAFEPATH": "1",
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -138,7 +144,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
                 start_new_session=True,
                 # The child keeps the locked file open, so the lock lives as long as the child or its workers.
                 pass_fds=(lock.fileno(),),
-                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(run.threads)) | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(run.threads)) | _PYTHON,
             )
         lock.truncate(0)
         lock.write(str(popen.pid))
