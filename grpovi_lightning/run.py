@@ -23,6 +23,7 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import one_line
+from grpovi_lightning.paths import check_output, expanded
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, STATUS_FILE, RecordError
 from grpovi_lightning.run_record.status import read_status
 from grpovi_lightning.trainer_state import read_whole_numbers_first
@@ -97,7 +98,7 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with own_defaults():
-            self.config = parser.parse_args(args)
+            self.config = expanded(parser.parse_args(args))
         seed = self.config.seed_everything
         if isinstance(seed, bool):
             raise UserError(
@@ -151,6 +152,8 @@ class RunCLI(LightningCLI):
         Raises:
             UserError: something is missing or in the way.
         """
+        if self.training:
+            self._check_outputs()
         ckpt_path = self.config.ckpt_path
         try:
             status = read_status(self.folder) if self.training else None
@@ -167,6 +170,13 @@ class RunCLI(LightningCLI):
             raise UserError("device mps has no float64, which the adjustment is solved in; set `accelerator: cpu`")
         self.model.check_inputs()
         self.datamodule.check(self.trainer.world_size)
+
+    def _check_outputs(self) -> None:
+        check_output(self.folder / MODEL_FOLDER, "trainer.default_root_dir")
+        check_output(self.config.checkpoint.dirpath, "checkpoint.dirpath")
+        for logger in self.trainer.loggers:
+            if logger.save_dir:
+                check_output(logger.save_dir, "trainer.logger")
 
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
         """Train, or evaluate and print the means; from `ckpt_path` where it is given."""
