@@ -132,7 +132,10 @@ def _run(study: Study, folder: Path, settings: Settings) -> int | None:
         if progress.state in (State.FAILED, State.INTERRUPTED):
             _complain(_failure(progress))
     if any(stage.state != State.FINISHED for stage in stages):
-        _complain("nothing that needs this stage was started; mend it and run the same command again")
+        _complain(
+            "nothing that needs this stage was started; mend the cause and run the same command again, with another "
+            "--output if a YAML file of the study has to change"
+        )
         return 1
     return None
 
