@@ -108,6 +108,9 @@ class RunCLI(LightningCLI):
             )
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"seed_everything: got {seed}, expected a whole number from 0 to {MAX_SEED}")
+        for name in ("model.init_args.seed", "data.init_args.seed"):
+            if isinstance(own := self.config.get(name), int) and own < 0:
+                raise UserError(f"{name}: got {own}, expected a whole number of at least 0")
         if self.config.trainer.max_steps < 1:
             raise UserError(
                 f"no length: got trainer.max_steps {self.config.trainer.max_steps}, expected at least 1; "

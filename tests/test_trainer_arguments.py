@@ -138,6 +138,16 @@ def test_a_seed_out_of_range_is_one_line(refused, seed):
     assert refused(seed_everything=seed) == f"seed_everything: got {seed}, expected a whole number from 0 to 4294967295"
 
 
+@pytest.mark.parametrize("part", ["model", "data"])
+def test_a_seed_of_a_part_is_checked_too(inputs, tmp_path, monkeypatch, capsys, part):
+    monkeypatch.chdir(inputs)
+    config = run_config(inputs, tmp_path / "run")
+    config[part]["init_args"]["seed"] = -1
+    line = refusal(capsys, "fit", "--config", write_yaml(tmp_path / "run.yaml", config))
+    assert line == f"{part}.init_args.seed: got -1, expected a whole number of at least 0"
+    assert not (tmp_path / "run").exists()
+
+
 PACKAGE = "lightning.pytorch.strategies"
 
 
