@@ -182,7 +182,7 @@ def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str
     if row["state"] == State.RUNNING:
         return f"not finished: running, {progress}"
     if row["state"] == State.INTERRUPTED:
-        return f"interrupted {progress}"
+        return f"interrupted {progress}" + (f": {row['error']}" if row["error"] else "")
     if row["state"] == UNKNOWN:
         return f"{STATUS_FILE} names no state out of {', '.join(State)}"
     if scalars.damage is not None:

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     # Imports stand inside the functions so that `grpovi --help` and `grpovi adjust` do not wait for Lightning.
     from grpovi_lightning.errors import TrainingError, UserError
+    from grpovi_lightning.paths import expanded_arguments
 
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
@@ -49,9 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in commands:
         return _refuse(f"unknown command {name!r}, expected one of {', '.join(commands)}; see grpovi --help")
-    sys.path.insert(0, os.getcwd())  # reward functions are found where the command runs
     try:
-        return commands[name](rest)
+        return commands[name](expanded_arguments(rest))
     except UserError as error:
         return _refuse(str(error))
     except TrainingError as error:
@@ -84,6 +84,7 @@ def _task(arguments: list[str]) -> int:
     from grpovi_lightning.data.embedded import write_task
     from grpovi_lightning.errors import UserError
     from grpovi_lightning.parser_messages import one_line
+    from grpovi_lightning.paths import check_output, expanded
 
     parser = ArgumentParser(prog="grpovi task", exit_on_error=False)
     parser.add_argument("--config", action="config")
@@ -92,10 +93,11 @@ def _task(arguments: list[str]) -> int:
         settings = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(one_line(str(error))) from error
-    values = settings.as_dict()
+    values = expanded(settings.as_dict())
     values.pop("config", None)
+    check_output(values["output"], "output")
     write_task(**values)
-    print(f"task written to {settings.output}")
+    print(f"task written to {values['output']}")
     return 0
 
 
@@ -163,7 +165,11 @@ def _print_report(folder: Path, **settings: Any) -> None:
     """Analyse a folder of runs, print its table and write its report."""
     from analysis import ReportError, print_report
     from grpovi_lightning.errors import UserError
+    from grpovi_lightning.paths import check_output
+    from grpovi_lightning.run_record.layout import REPORT_FOLDER
 
+    if folder.is_dir():
+        check_output(folder / REPORT_FOLDER, "report")
     try:
         print_report(folder, **settings)
     except ReportError as error:

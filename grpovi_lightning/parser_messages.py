@@ -9,6 +9,7 @@ _NOISE = re.compile(
     r"^(Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
     r"|Given value type: |Given value: )"
 )
+_VALUE = re.compile(r"^Given value: ([^{\n]{1,60})$")
 _REJECTED = re.compile(r"Option '([^']+)' is not accepted")
 _CLASS = re.compile(r"class_path '([^']+)'")
 
@@ -22,6 +23,8 @@ def one_line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     kept = [line for line in lines if line and not _NOISE.match(line)]
     text = " ".join(line.removeprefix("- ") for line in kept)
+    got = next((value[1] for line in lines if (value := _VALUE.match(line))), None)
+    text = text if got is None else f"{text}; got {got}"
     text = text if len(text) <= 500 else text[:497] + "..."
     rejected = _REJECTED.search(text)
     if rejected is None:

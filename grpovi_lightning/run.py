@@ -1,10 +1,13 @@
 """One Lightning run from YAML: parsed, checked, and given this package's callbacks."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -17,21 +20,18 @@ from grpovi_lightning.callbacks import (
     RunCheckpoint,
     RunStatus,
     Throughput,
+    TimeLimit,
 )
+from grpovi_lightning.continuation import check_checkpoint, check_unused, clear_attempt, last_checkpoint
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import GRPOModule
+from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import one_line
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, STATUS_FILE, RecordError
-from grpovi_lightning.run_record.status import read_status
-from grpovi_lightning.trainer_state import read_whole_numbers_first
-
-_TRAINER_DEFAULTS = {
-    "max_epochs": -1,  # one epoch is the whole run; `max_steps` says how long it is
-    "log_every_n_steps": 1,
-    "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,  # each step's rows are a function of (seed, step, rank) already
-    "enable_model_summary": False,
-}
+from grpovi_lightning.paths import check_output, expanded
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER
+from grpovi_lightning.run_record.study import MAX_SEED
+from grpovi_lightning.trainer_arguments import RUN_DEFAULTS, check_arguments, check_interval, check_trainer
+from grpovi_lightning.trainer_state import batches_of_run, read_whole_numbers_first, stopped_early
 
 
 class RunCLI(LightningCLI):
@@ -52,6 +52,8 @@ class RunCLI(LightningCLI):
         """
         self.training = training
         read_whole_numbers_first()
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # reward functions are found where the command runs; installed packages first
         try:
             super().__init__(
                 L.LightningModule,
@@ -61,7 +63,7 @@ class RunCLI(LightningCLI):
                 run=False,
                 args=arguments,
                 seed_everything_default=False,
-                trainer_defaults=_TRAINER_DEFAULTS,
+                trainer_defaults=RUN_DEFAULTS,
                 save_config_callback=SaveConfigCallback if training else None,
                 save_config_kwargs={"overwrite": True},
                 parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
@@ -70,10 +72,15 @@ class RunCLI(LightningCLI):
             )
         except argparse.ArgumentError as error:
             raise UserError(one_line(str(error))) from error
+        except MisconfigurationException as error:
+            raise UserError(" ".join(str(error).split())) from error
         except ValueError as error:
             # The parser wraps what a constructor raises into "does not validate against any of the types".
             raise (_user_error(error) or error) from None
+        check_trainer(self.trainer)
         self.model.check_settings(self.trainer, self.datamodule)
+        if self.config.trainer.check_val_every_n_epoch is not None and self.trainer.limit_val_batches:
+            check_interval(self.config.trainer.val_check_interval, batches_of_run(self.trainer, self.model))
         if isinstance(self.model, GRPOModule):
             interval, updates = self.config.checkpoint.every_n_train_steps, self.model.updates_per_rollout
             if interval and interval % updates:
@@ -85,6 +92,7 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
+        parser.add_argument("--restart", action="store_true", help="Begin a run anew that left no checkpoint.")
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {"checkpoint.save_last": True, "checkpoint.save_top_k": -1, "checkpoint.filename": "{step}"}
@@ -92,17 +100,24 @@ class RunCLI(LightningCLI):
         parser.add_class_arguments(CompletionSamples, "samples")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        with own_defaults():
+            self.config = expanded(parser.parse_args(args))
         seed = self.config.seed_everything
         if isinstance(seed, bool):
             raise UserError(
                 f"no seed: got seed_everything {seed}, expected an integer; add `seed_everything: 1` to the YAML"
             )
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"seed_everything: got {seed}, expected a whole number from 0 to {MAX_SEED}")
+        for name in ("model.init_args.seed", "data.init_args.seed"):
+            if isinstance(own := self.config.get(name), int) and own < 0:
+                raise UserError(f"{name}: got {own}, expected a whole number of at least 0")
         if self.config.trainer.max_steps < 1:
             raise UserError(
                 f"no length: got trainer.max_steps {self.config.trainer.max_steps}, expected at least 1; "
                 "add `max_steps: 100` under `trainer`"
             )
+        check_arguments(vars(self.config.trainer))
         if self.config.trainer.default_root_dir is None:
             raise UserError(
                 "no run folder: got trainer.default_root_dir null, expected where the run is written; "
@@ -121,7 +136,7 @@ class RunCLI(LightningCLI):
         """Build the trainer with this package's logger and callbacks, or without any if nothing is written."""
         config: Any = self.config_init
         if not self.training:
-            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+            return self._build_trainer(logger=False, enable_checkpointing=False)
         # An empty name and version put the event files into the run folder itself: TensorBoard then shows
         # runs as `arms/grpo/seed_1`.
         if config.trainer.logger in (None, True):
@@ -139,26 +154,27 @@ class RunCLI(LightningCLI):
         ]
         if config.trainer.enable_checkpointing is not False:
             callbacks.append(config.checkpoint)
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        return self._build_trainer(callbacks=callbacks, **kwargs)
+
+    def _build_trainer(self, **kwargs: Any) -> L.Trainer:
+        max_time = self.config.trainer.max_time
+        try:
+            if self.training and max_time is not None:
+                kwargs |= {"max_time": None, "callbacks": [TimeLimit(max_time), *kwargs["callbacks"]]}
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:  # whatever its type, it is about an argument of the trainer
+            hardware = ("accelerator", "devices", "strategy", "precision")
+            given = ", ".join(f"{name} {self.config.trainer[name]}" for name in hardware)
+            raise UserError(f"trainer: {' '.join(str(error).split())} (got {given})") from error
 
     def check(self) -> None:
-        """Check what can be told before anything is loaded: checkpoints, data files, the run folder.
+        """Check what can be told before anything is loaded: checkpoints, data files, the folders written to.
 
         Raises:
             UserError: something is missing or in the way.
         """
-        ckpt_path = self.config.ckpt_path
-        try:
-            status = read_status(self.folder) if self.training else None
-        except RecordError as error:
-            raise UserError(str(error)) from error
-        if self.training and (self.folder / STATUS_FILE).exists() and ckpt_path is None:
-            raise UserError(
-                f"run folder {self.folder} holds a {status.state if status else 'damaged'} run already; choose another "
-                f"trainer.default_root_dir, or continue it with --ckpt_path {self.folder}/checkpoints/last.ckpt"
-            )
-        if ckpt_path is not None and not Path(ckpt_path).exists():
-            raise UserError(f"checkpoint {ckpt_path}: no such file; expected one of <run>/checkpoints/*.ckpt")
+        if self.training:
+            self._check_outputs()
         if self.trainer.strategy.root_device.type == "mps":
             raise UserError("device mps has no float64, which the adjustment is solved in; set `accelerator: cpu`")
         self.model.check_inputs()
@@ -166,15 +182,42 @@ class RunCLI(LightningCLI):
         if isinstance(self.model, GRPOModule):
             self.model.check_columns(self.datamodule)
 
+    def _check_outputs(self) -> None:
+        check_output(self.folder / MODEL_FOLDER, "trainer.default_root_dir")
+        check_output(self.config.checkpoint.dirpath, "checkpoint.dirpath")
+        for logger in self.trainer.loggers:
+            if logger.save_dir:
+                check_output(logger.save_dir, "trainer.logger")
+        if self.config.ckpt_path is None:
+            check_unused(self.folder, Path(self.config.checkpoint.dirpath), self.config.restart)
+
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
         """Train, or evaluate and print the means; from `ckpt_path` where it is given."""
+        checkpoint = self.config.ckpt_path and Path(self.config.ckpt_path)
         self.check()
+        if checkpoint:
+            check_checkpoint(checkpoint, self.model, self.training)
+        if self.config.restart and self.trainer.is_global_zero:
+            clear_attempt(self.folder)
+            self.config.restart = False  # not for the next run that uses this run's config.yaml
         run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
         # weights_only: a checkpoint is data; loading it must not run code.
-        run(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-        if command != "fit" and self.trainer.is_global_zero:
+        run(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        if not self.trainer.is_global_zero:
+            return
+        if command != "fit":
             for name, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{name:40s} {float(value):.6g}")
+        elif stopped_early(self.trainer):
+            self._tell_how_to_go_on()
+
+    def _tell_how_to_go_on(self) -> None:
+        last = last_checkpoint(Path(self.config.checkpoint.dirpath))
+        go_on = (
+            f"continue it with --ckpt_path {last}" if last else "it left no checkpoint; begin it anew with --restart"
+        )
+        where = f"step {self.trainer.global_step} of {self.trainer.max_steps}"
+        print(f"grpovi: the run was {self.status.content['error']}, at {where}; {go_on}", file=sys.stderr)
 
 
 def _user_error(error: BaseException) -> UserError | None:

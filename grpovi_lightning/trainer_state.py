@@ -20,6 +20,17 @@ def data_of(module: L.LightningModule) -> Any:
     return getattr(module._trainer, "datamodule", None)
 
 
+def batches_of_run(trainer: L.Trainer, module: L.LightningModule) -> int:
+    """Return how many training batches the whole run has: Lightning counts optimiser steps in `max_steps`."""
+    updates = getattr(module, "updates_per_rollout", 1)  # a batch may hold several, or be a part of one
+    return -(-trainer.max_steps * trainer.accumulate_grad_batches // updates)
+
+
+def stopped_early(trainer: L.Trainer) -> bool:
+    """Tell whether something, such as `max_time` or `EarlyStopping`, asked the run to end before its last step."""
+    return trainer.should_stop and batches_begun(trainer) < batches_of_run(trainer, trainer.lightning_module)
+
+
 def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     """Let callbacks such as `ModelCheckpoint` monitor scalars.
 

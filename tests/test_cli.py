@@ -258,7 +258,7 @@ def test_a_run_folder_in_use_is_left_alone(inputs, tmp_path, monkeypatch, capsys
     config = write_yaml(tmp_path / "run.yaml", run_config(inputs, run))
     assert main(["fit", "--config", config]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert said in line and ("--ckpt_path" in line or "layout" in line)
+    assert said in line and ("--restart" in line or "layout" in line)
     assert [file.name for file in run.iterdir()] == ["status.json"] and (run / "status.json").read_text() == status
 
 

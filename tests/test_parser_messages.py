@@ -44,6 +44,11 @@ def test_a_value_of_the_wrong_type_is_named():
     assert "\n" not in line and "many" in line and "group_size" in line
 
 
+def test_a_value_that_none_of_several_types_takes_is_named():
+    line = complaint(["--it=many"], int | bool)
+    assert "\n" not in line and line.endswith("; got many")
+
+
 def test_a_class_that_does_not_exist_is_named():
     line = complaint(["--it={class_path: grpovi_lightning.rewards.NoReward}"], Reward)
     assert "\n" not in line and "NoReward" in line

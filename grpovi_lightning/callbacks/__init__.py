@@ -1,7 +1,7 @@
-"""Callbacks: run status, checkpoints, TensorBoard samples, throughput, warnings, first evaluation and export."""
+"""Callbacks: run status, checkpoints, samples, throughput, warnings, first evaluation, time limit, export."""
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
-from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel
+from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel, TimeLimit
 from grpovi_lightning.callbacks.rounding import RoundingWatch
 from grpovi_lightning.callbacks.samples import CompletionSamples
 from grpovi_lightning.callbacks.status import RunStatus
@@ -17,4 +17,5 @@ __all__ = [
     "RunCheckpoint",
     "RunStatus",
     "Throughput",
+    "TimeLimit",
 ]

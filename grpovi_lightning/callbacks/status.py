@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.run_record.status import RunRecord, State, read_status, timestamp, write_status
+from grpovi_lightning.trainer_state import stopped_early
 
 _SECONDS_BETWEEN_WRITES = 1.0
 
@@ -82,7 +83,11 @@ class RunStatus(L.Callback):
                 logger.experiment.flush()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, State.FINISHED)
+        """Note that the run finished, or what stopped it before its last step."""
+        early = stopped_early(trainer)
+        if early:
+            self.content["error"] = "stopped before its last step, by trainer.max_time or a callback"
+        self._write(trainer, State.INTERRUPTED if early else State.FINISHED)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note what ended the run; an evaluation of a finished run leaves its record alone."""

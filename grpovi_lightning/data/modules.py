@@ -13,7 +13,8 @@ from grpovi_lightning.data.tables import CSVType, Table, read_table
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
 from grpovi_lightning.structures import PromptBatch
-from grpovi_lightning.trainer_state import batches_begun
+from grpovi_lightning.trainer_arguments import check_trainer
+from grpovi_lightning.trainer_state import batches_begun, batches_of_run
 
 TextPairs = dict[str, list[str]]
 """A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text a row."""
@@ -87,7 +88,7 @@ class TextDataModule(L.LightningDataModule):
         Raises:
             UserError: a table is wrong or has too few rows, or a step's rows do not divide over the processes.
         """
-        self.setup("fit")
+        self._read_tables()
         for name, count in (("rows", self.batch_size), ("spare rows", self.spare_per_step)):
             if count % world_size:
                 raise UserError(
@@ -111,7 +112,12 @@ class TextDataModule(L.LightningDataModule):
         return self.collate(rows)
 
     def setup(self, stage: str) -> None:
-        """Read the tables, once for all stages, and check the text of every row."""
+        """Check the trainer, before models are loaded; read the tables once and check the text of every row."""
+        if self.trainer is not None:
+            check_trainer(self.trainer)
+        self._read_tables()
+
+    def _read_tables(self) -> None:
         for name, path in self.paths.items():
             if path is not None and name not in self.tables:
                 table = read_table(path, self.required_columns(), self.csv_types)
@@ -130,9 +136,7 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(f"no length: got trainer.max_steps {trainer.max_steps}, expected at least 1")
         # One Lightning epoch is the whole run, so that a step's rows depend on nothing but the step.
         done = batches_begun(trainer)
-        # Lightning counts optimiser steps, of which a batch may hold several or be a part.
-        updates = getattr(trainer.lightning_module, "updates_per_rollout", 1)
-        steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // updates)
+        steps = batches_of_run(trainer, trainer.lightning_module)
         sampler = StepSampler(
             len(table),
             self.batch_size,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def replace_file(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def is_whole_checkpoint(path: Path) -> bool:
+    """Tell whether a checkpoint was written to its end: a process killed meanwhile leaves no end of the archive."""
+    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def check_schema(content: Mapping[str, Any], where: str) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import RecordError
+from grpovi_lightning.paths import check_output
+from grpovi_lightning.run_record.layout import REPORT_FOLDER, RecordError
 from grpovi_lightning.run_record.status import State, read_status
 from grpovi_lightning.study.fairness import check_first_rollouts
 from grpovi_lightning.study.interruption import Interruption
@@ -59,6 +60,9 @@ def compare(
         study = load_study(study_file, seeds=seeds)
         settings = Settings(tuple(launcher), _job_count(jobs, study.threads_per_run), patience)
         folder = Path(output) / study.name
+        for run in plan_prepare(study, folder) + plan_arms(study, folder):
+            check_output(run.folder, "--output")
+        check_output(folder / REPORT_FOLDER, "--output")
         check_folder(folder, study)
         _check_configurations(study, folder, preflight)
         with locked(folder):
@@ -128,7 +132,10 @@ def _run(study: Study, folder: Path, settings: Settings) -> int | None:
         if progress.state in (State.FAILED, State.INTERRUPTED):
             _complain(_failure(progress))
     if any(stage.state != State.FINISHED for stage in stages):
-        _complain("nothing that needs this stage was started; mend it and run the same command again")
+        _complain(
+            "nothing that needs this stage was started; mend the cause and run the same command again, with another "
+            "--output if a YAML file of the study has to change"
+        )
         return 1
     return None
 

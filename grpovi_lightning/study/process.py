@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, is_whole_checkpoint
 from grpovi_lightning.study.specification import ConfigFile
 
 TERMINATE_SECONDS = 5.0
@@ -28,6 +27,12 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "RAYON_NUM_THREADS",
 )
+
+_PYTHON = {
+    "PYTHONUNBUFFERED": "1",
+    # `python -m`, in the process and in the ranks that it starts, would look for every module in the working folder.
+    "PYTHONSAFEPATH": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
                 start_new_session=True,
                 # The child keeps the locked file open, so the lock lives as long as the child or its workers.
                 pass_fds=(lock.fileno(),),
-                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(run.threads)) | {"PYTHONUNBUFFERED": "1"},
+                env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(run.threads)) | _PYTHON,
             )
         lock.truncate(0)
         lock.write(str(popen.pid))
@@ -148,11 +153,10 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
 def usable_checkpoint(run_dir: Path) -> Path | None:
     """Return the checkpoint that a run can continue from, or None.
 
-    A process killed while it wrote `last.ckpt` leaves a file without the directory that ends every torch archive;
-    continuing from it would fail each time, so it does not count. A sharded checkpoint is a folder.
+    A file cut short does not count: continuing from it would fail each time.
     """
     last = run_dir / CHECKPOINTS_FOLDER / "last.ckpt"
-    return last if last.is_dir() or (last.is_file() and zipfile.is_zipfile(last)) else None
+    return last if is_whole_checkpoint(last) else None
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:

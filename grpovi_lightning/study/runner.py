@@ -145,7 +145,7 @@ class Runner:
         if (status is not None and status.state == State.FINISHED) or (run.command == "task" and exit_status == 0):
             progress.state = State.FINISHED
         elif stopping or (status is not None and status.state == State.INTERRUPTED):
-            progress.state = State.INTERRUPTED
+            progress.state, progress.error = State.INTERRUPTED, status.error if status else None
         else:
             progress.state, progress.error = State.FAILED, _reason(entry.process, status)
         if status is None or status.state != progress.state:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.paths import expanded
 from grpovi_lightning.run_record import study as record
 from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError
 from grpovi_lightning.run_record.study import StudyRecord, parse_seeds, parse_study, with_configs
@@ -64,7 +65,7 @@ def _open(names: tuple[str, ...], where: str, folder: Path) -> tuple[ConfigFile,
         raise UserError(f"{where}: configs is empty, expected a list of YAML files such as [grpo.yaml]")
     files = []
     for name in names:
-        config = folder / name
+        config = folder / expanded(name)
         if not config.is_file():
             raise UserError(
                 f"{where}: config file '{config}' does not exist{close_files(config)}; paths in `configs` are relative "

@@ -26,11 +26,6 @@ def test_a_checkpoint_written_by_torch_is_usable_unless_it_was_cut_short(tmp_pat
         assert usable_checkpoint(tmp_path) is None
 
 
-def test_a_sharded_checkpoint_is_usable(tmp_path):
-    (tmp_path / "checkpoints" / "last.ckpt").mkdir(parents=True)
-    assert usable_checkpoint(tmp_path) is not None
-
-
 def test_threads_of_the_numerical_libraries_are_fixed(run):
     code = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w'))"
     seen = run.lock.parent.parent / "environment.json"

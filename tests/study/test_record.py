@@ -122,7 +122,7 @@ def test_a_study_file_that_compare_did_not_write_is_refused(bench, text):
 def test_a_folder_that_cannot_be_made_is_one_line(bench):
     bench.output.write_text("a file in the way")
     bench.write()
-    with pytest.raises(UserError, match=r"cannot write to .*; give --output a writable folder"):
+    with pytest.raises(UserError, match=r"--output: cannot write to .* is not a folder"):
         bench.compare()
 
 

@@ -1,0 +1,94 @@
+"""What a run that stopped can go on from, and whether a checkpoint belongs to it."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.run_record.layout import STATUS_FILE, RecordError, is_whole_checkpoint
+from grpovi_lightning.run_record.status import State, read_status
+
+
+def check_unused(folder: Path, checkpoints: Path, restart: bool) -> None:
+    """Check that a run may begin in `folder`.
+
+    Args:
+        folder: the run's folder, which need not exist.
+        checkpoints: where the run keeps its checkpoints.
+        restart: whether a run that left no checkpoint may be begun anew.
+
+    Raises:
+        UserError: it holds a run; the message says how that can go on.
+    """
+    try:
+        status = read_status(folder)
+    except RecordError as error:
+        raise UserError(str(error)) from error
+    last = last_checkpoint(checkpoints)
+    if not (folder / STATUS_FILE).exists() or (restart and last is None):
+        return
+    holds = f"run folder {folder} holds a {status.state if status else 'damaged'} run already"
+    another = "choose another trainer.default_root_dir"
+    if last is None:
+        raise UserError(f"{holds}, without a checkpoint to continue from; {another}, or begin it anew with --restart")
+    longer = " and a larger trainer.max_steps" if status and status.state == State.FINISHED else ""
+    raise UserError(f"{holds}; {another}, or continue it with --ckpt_path {last}{longer}")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint in `folder` that was written to its end."""
+    whole = [path for path in folder.glob("*.ckpt") if is_whole_checkpoint(path)]
+    return max(whole, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), default=None)
+
+
+def clear_attempt(folder: Path) -> None:
+    """Remove what a run that left no checkpoint has logged, which the new attempt logs again."""
+    for path in (folder / STATUS_FILE, *folder.glob("events.out.tfevents.*")):
+        path.unlink(missing_ok=True)
+
+
+def check_checkpoint(path: Path, module: L.LightningModule, training: bool) -> None:
+    """Check that a run can go on from a checkpoint; what can be told before `module` has loaded its models comes first.
+
+    Args:
+        path: the file.
+        module: of the run that goes on; afterwards its models are loaded.
+        training: whether it trains on; an evaluation needs the weights alone.
+
+    Raises:
+        UserError: it is not there, not whole, no checkpoint of a run, or of another run.
+    """
+    content = _read(path, training)
+    other_run = f"checkpoint {path} is not of this run: "
+    expected = f"; expected one of a {type(module).__name__} with the same models"
+    own = [name for name, _ in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set]
+    missing = [name for name in own if name not in content["state_dict"]]
+    if missing:
+        raise UserError(f"{other_run}it has no {missing[0]}{expected}")
+    module.configure_model()  # Lightning does this again, without effect
+    module.on_load_checkpoint(content)
+    try:
+        module.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        found = " ".join(str(error).splitlines()[1].split())[:200]
+        raise UserError(f"{other_run}{found}{expected}") from error
+
+
+def _read(path: Path, training: bool) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"checkpoint {path}: no such file; expected one of <run>/checkpoints/*.ckpt")
+    if not is_whole_checkpoint(path):
+        kind = "a folder" if path.is_dir() else "a file that is no checkpoint or was cut short"
+        rest = last_checkpoint(path.parent)
+        remedy = f"continue from {rest}" if rest else "expected one of <run>/checkpoints/*.ckpt"
+        raise UserError(f"checkpoint {path}: got {kind}; {remedy}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises errors of many types for a damaged or foreign file
+        raise UserError(f"checkpoint {path}: cannot be read: {str(error).splitlines()[0]}; give another one") from error
+    needed = {"state_dict", "loops", "optimizer_states"} if training else {"state_dict"}
+    if not isinstance(content, dict) or not needed <= set(content):
+        raise UserError(f"checkpoint {path}: holds no run to continue; expected one of <run>/checkpoints/*.ckpt")
+    return content
