@@ -25,5 +25,5 @@ def log_held_out(module: L.LightningModule, metrics: dict[str, float], step: int
     prefix = keys.TEST_PREFIX if module.trainer.testing else keys.EVAL_PREFIX
     named = {prefix + name: value for name, value in metrics.items()}
     log_scalars(module, named, step)
-    for name, value in named.items():  # checkpoints monitor these, which Lightning reads when the evaluation is over
-        module.log(name, value, logger=False, prog_bar=name.removeprefix(prefix) in shown, batch_size=1)
+    for name in shown:  # all ranks have the same number: their maximum is exact, and Lightning asks for a reduction
+        module.log(prefix + name, metrics[name], logger=False, prog_bar=True, sync_dist=True, reduce_fx="max")
