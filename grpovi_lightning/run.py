@@ -85,8 +85,15 @@ class RunCLI(LightningCLI):
         parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
+        # The newest checkpoint is what resuming needs; `save_top_k: -1` keeps all. A step that is made again after a
+        # resume replaces its superseded checkpoint.
         parser.set_defaults(
-            {"checkpoint.save_last": True, "checkpoint.save_top_k": -1, "checkpoint.filename": "{step}"}
+            {
+                "checkpoint.save_last": "link",
+                "checkpoint.save_top_k": 1,
+                "checkpoint.filename": "{step}",
+                "checkpoint.enable_version_counter": False,
+            }
         )
         parser.add_class_arguments(CompletionSamples, "samples")
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -14,14 +13,15 @@ from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.distributed import mean_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
+from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
-from grpovi_lightning.rewards.models import classifier_scores
+from grpovi_lightning.rewards.models import REWARD_STATISTICS, classifier_scores
 from grpovi_lightning.rewards.sequences import text_rows
 
 
-class RewardModelModule(L.LightningModule):
+class RewardModelModule(FrozenLeftOut):
     """Maximum likelihood under Bradley-Terry: -log sigmoid(r(chosen) - r(rejected)).
 
     A small penalty on (r(chosen) + r(rejected))^2 centres the rewards, which the likelihood leaves free
@@ -105,6 +105,17 @@ class RewardModelModule(L.LightningModule):
         rows = [row for side in sides for row in text_rows(self.tokenizer, batch["prompt"], batch[side])]
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the scores' mean and spread, too: a run that goes on after its last evaluation exports them."""
+        super().on_save_checkpoint(checkpoint)
+        config = self.model.config
+        checkpoint["statistics"] = {key: getattr(config, key) for key in REWARD_STATISTICS if hasattr(config, key)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        for name, value in checkpoint.get("statistics", {}).items():
+            setattr(self.model.config, name, value)
 
     def save_pretrained(self, folder: str) -> None:
         """Write the classifier and its tokenizer as a Hugging Face checkpoint folder."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -12,12 +11,13 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.distributed import mean_over_ranks
 from grpovi_lightning.models import CausalLMSource, LanguageModel
+from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
 
 
-class SFTModule(L.LightningModule):
+class SFTModule(FrozenLeftOut):
     """Next-token likelihood of demonstrated completions; prompt tokens carry no loss.
 
     The loss is the mean over the completion tokens of the batch, the end token included, in nats.
