@@ -15,6 +15,14 @@ def batches_begun(trainer: L.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
+def steps_done(trainer: L.Trainer) -> int:
+    """Return the step at which the next training step is logged; evaluations made now are logged at it, too.
+
+    Under manual optimisation a batch is a step, else an optimiser step is one, for which batches may be accumulated.
+    """
+    return trainer.global_step if trainer.lightning_module.automatic_optimization else batches_begun(trainer)
+
+
 def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     """Let callbacks such as `ModelCheckpoint` monitor scalars.
 

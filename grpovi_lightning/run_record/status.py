@@ -51,7 +51,7 @@ class RunRecord:
     started: str | None = None
     updated: str | None = None
     wall_seconds: float | None = None
-    """Over all attempts of a run that was resumed."""
+    """Over all attempts of a run that was resumed, without what a later attempt superseded."""
     stage: str | None = None
     """Class of the Lightning module."""
     adjustment: str | None = None
