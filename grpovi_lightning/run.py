@@ -135,12 +135,12 @@ class RunCLI(LightningCLI):
         self.status = RunStatus(self.folder, self.config.seed_everything)
         callbacks = [
             *(config.trainer.callbacks or []),
+            ExportModel(self.folder / MODEL_FOLDER),  # before the status, which says that all is done
             self.status,
             EvaluateAtStart(),
             config.samples,
             RewardWatch(),
             Throughput(),
-            ExportModel(self.folder / MODEL_FOLDER),
         ]
         if config.trainer.enable_checkpointing is not False:
             callbacks.append(config.checkpoint)
