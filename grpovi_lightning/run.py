@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -22,7 +23,7 @@ from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.parser_messages import one_line
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, STATUS_FILE, RecordError
 from grpovi_lightning.run_record.status import read_status
-from grpovi_lightning.trainer_state import read_whole_numbers_first
+from grpovi_lightning.trainer_state import place_logger, read_loggers_without_a_place, read_whole_numbers_first
 
 _TRAINER_DEFAULTS = {
     "max_epochs": -1,  # one epoch is the whole run; `max_steps` says how long it is
@@ -51,6 +52,7 @@ class RunCLI(LightningCLI):
         """
         self.training = training
         read_whole_numbers_first()
+        read_loggers_without_a_place()
         try:
             super().__init__(
                 L.LightningModule,
@@ -117,6 +119,10 @@ class RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / CHECKPOINTS_FOLDER)
+        loggers = self.config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, Namespace):
+                place_logger(logger, self.folder)
 
     @property
     def folder(self) -> Path:
@@ -128,8 +134,6 @@ class RunCLI(LightningCLI):
         config: Any = self.config_init
         if not self.training:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
-        # An empty name and version put the event files into the run folder itself: TensorBoard then shows
-        # runs as `arms/grpo/seed_1`.
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.folder), name="", version="", default_hp_metric=False)
         self.status = RunStatus(self.folder, self.config.seed_everything)

@@ -55,6 +55,7 @@ class RunStatus(L.Callback):
             "device": str(trainer.strategy.root_device),
             "world_size": trainer.world_size,
             "threads": torch.get_num_threads(),
+            "loggers": tuple(type(logger).__name__ for logger in trainer.loggers),
             "torch": torch.__version__,
             "pid": os.getpid(),
         }

@@ -61,6 +61,8 @@ class RunRecord:
     device: str | None = None
     world_size: int | None = None
     threads: int | None = None
+    loggers: tuple[str, ...] = ()
+    """Classes of the loggers; none also where an older version wrote the file."""
     torch: str | None = None
     pid: int | None = None
 
