@@ -111,6 +111,8 @@ class RunCLI(LightningCLI):
                 f"no length: got trainer.max_steps {self.config.trainer.max_steps}, expected at least 1; "
                 "add `max_steps: 100` under `trainer`"
             )
+        if self.training and self.config.trainer.limit_train_batches == 0:
+            raise UserError("no length: got trainer.limit_train_batches 0, which trains nothing; leave it out")
         if self.config.trainer.default_root_dir is None:
             raise UserError(
                 "no run folder: got trainer.default_root_dir null, expected where the run is written; "
@@ -150,12 +152,22 @@ class RunCLI(LightningCLI):
             callbacks.append(config.checkpoint)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
-    def check(self) -> None:
+    def check(self, command: Literal["fit", "validate", "test"]) -> None:
         """Check what can be told before anything is loaded: checkpoints, data files, the run folder.
 
         Raises:
             UserError: something is missing or in the way.
         """
+        if command != "fit":
+            table, limit = {"validate": ("validation", "limit_val_batches"), "test": ("test", "limit_test_batches")}[
+                command
+            ]
+            if getattr(self.datamodule, "paths", {}).get(table, "") is None:
+                raise UserError(
+                    f"no {table} table: got {table} null, expected a file; add `{table}: FILE` under `data.init_args`"
+                )
+            if self.config.trainer[limit] == 0:
+                raise UserError(f"nothing to {command}: got trainer.{limit} 0; leave it out")
         ckpt_path = self.config.ckpt_path
         try:
             status = read_status(self.folder) if self.training else None
@@ -175,11 +187,15 @@ class RunCLI(LightningCLI):
 
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
         """Train, or evaluate and print the means; from `ckpt_path` where it is given."""
-        self.check()
+        self.check(command)
         run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
         # weights_only: a checkpoint is data; loading it must not run code.
         run(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-        if command != "fit" and self.trainer.is_global_zero:
+        if command == "fit":
+            return
+        if not self.trainer.callback_metrics:
+            raise UserError(f"{command}: {type(self.model).__name__} logged no metric, so there is nothing to show")
+        if self.trainer.is_global_zero:
             for name, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{name:40s} {float(value):.6g}")
 
