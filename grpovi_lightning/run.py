@@ -1,13 +1,16 @@
 """One Lightning run from YAML: parsed, checked, and given this package's callbacks."""
 
 import argparse
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from grpovi_lightning.callbacks import (
     CompletionSamples,
@@ -74,6 +77,8 @@ class RunCLI(LightningCLI):
         except ValueError as error:
             # The parser wraps what a constructor raises into "does not validate against any of the types".
             raise (_user_error(error) or error) from None
+        except MisconfigurationException as error:
+            raise UserError(" ".join(str(error).split())) from error
         if isinstance(self.model, GRPOModule):
             self.model.check_settings(self.trainer, self.datamodule)
             interval, updates = self.config.checkpoint.every_n_train_steps, self.model.updates_per_rollout
@@ -178,12 +183,23 @@ class RunCLI(LightningCLI):
                 f"run folder {self.folder} holds a {status.state if status else 'damaged'} run already; choose another "
                 f"trainer.default_root_dir, or continue it with --ckpt_path {self.folder}/checkpoints/last.ckpt"
             )
-        if ckpt_path is not None and not Path(ckpt_path).exists():
-            raise UserError(f"checkpoint {ckpt_path}: no such file; expected one of <run>/checkpoints/*.ckpt")
+        if ckpt_path is not None:
+            self._check_checkpoint(Path(ckpt_path), command)
         if self.trainer.strategy.root_device.type == "mps":
             raise UserError("device mps has no float64, which the adjustment is solved in; set `accelerator: cpu`")
         self.model.check_inputs()
         self.datamodule.check(self.trainer.world_size)
+
+    def _check_checkpoint(self, path: Path, command: str) -> None:
+        if not path.exists():
+            raise UserError(f"checkpoint {path}: no such file; expected one of <run>/checkpoints/*.ckpt")
+        if path.is_dir():  # sharded
+            return
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"checkpoint {path}: cut short, or no checkpoint; expected one of <run>/checkpoints/*.ckpt")
+        max_steps = self.config.trainer.max_steps
+        if command == "fit" and (step := torch.load(path, weights_only=True, mmap=True)["global_step"]) > max_steps:
+            raise UserError(f"checkpoint {path}: it is of step {step}, beyond trainer.max_steps {max_steps}")
 
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
         """Train, or evaluate and print the means; from `ckpt_path` where it is given."""
