@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[attr-defined]  generated code
 from tensorboard.summary.writer.record_writer import masked_crc32c
 
 from grpovi_lightning.metric_keys import EVAL_PREFIX

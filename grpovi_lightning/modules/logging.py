@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]  generated code
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.trainer_state import publish, steps_done
