@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog  # type: ignore[attr-defined]  generated code
 from tensorboard.summary.writer.record_writer import masked_crc32c
+
+from grpovi_lightning.metric_keys import EVAL_PREFIX
 
 _LENGTH_BYTES = 8
 _CRC_BYTES = 4
@@ -24,6 +28,22 @@ class Scalar(NamedTuple):
     step: int
     value: float
     wall_time: float
+
+
+class Restart(NamedTuple):
+    """Where a resumed run went on: it supersedes what was logged before `wall_time`, evaluations from `step` on.
+
+    The last training step before the checkpoint is logged at `step - 2`, so that training is superseded from
+    `step - 1` on.
+    """
+
+    step: int
+    wall_time: float
+
+    def supersedes(self, scalar: Scalar) -> bool:
+        """Tell whether an attempt of the run from here on logs `scalar` anew, or ended before it."""
+        first = self.step if scalar.metric.startswith(EVAL_PREFIX) else self.step - 1
+        return scalar.step >= first and scalar.wall_time < self.wall_time
 
 
 @dataclass(frozen=True)
@@ -50,8 +70,9 @@ def event_files(folder: Path) -> list[Path]:
 def read_scalars(folder: Path) -> RunScalars:
     """Read every scalar of the event files directly in `folder`.
 
-    A resumed run has several files and logs the steps after its last checkpoint again: for one (metric, step) the
-    value with the latest wall time counts, and for equal wall times the one written last.
+    A resumed run has several files and logs the steps after its checkpoint again: for one (metric, step) the value
+    with the latest wall time counts, and for equal wall times the one written last. Steps after the checkpoint that
+    only an earlier attempt made do not count.
 
     Args:
         folder: A run directory.
@@ -60,6 +81,7 @@ def read_scalars(folder: Path) -> RunScalars:
         The scalars of all files together, or none and the reason where a file is damaged or cannot be read.
     """
     latest: dict[tuple[str, int], Scalar] = {}
+    restarts: list[Restart] = []
     torn_tail = None
     for path in event_files(folder):
         try:
@@ -67,11 +89,13 @@ def read_scalars(folder: Path) -> RunScalars:
         except (OSError, DamagedRecordError) as error:
             return RunScalars((), damage=f"{path.name}: {error}")
         torn_tail = path.name if torn else None
+        restarts += _restarts_of(path)
         for scalar in _scalars_of(path):
             key = (scalar.metric, scalar.step)
             if key not in latest or scalar.wall_time >= latest[key].wall_time:
                 latest[key] = scalar
-    return RunScalars(tuple(latest[key] for key in sorted(latest)), torn_tail=torn_tail)
+    standing = [latest[key] for key in sorted(latest) if not any(each.supersedes(latest[key]) for each in restarts)]
+    return RunScalars(tuple(standing), torn_tail=torn_tail)
 
 
 class DamagedRecordError(ValueError):
@@ -103,6 +127,11 @@ def is_torn(path: Path) -> bool:
             raise DamagedRecordError(f"the checksum of the record at byte {offset} of {len(content)} does not match")
         offset = end + _CRC_BYTES
     return False
+
+
+def _restarts_of(path: Path) -> list[Restart]:
+    events = LegacyEventFileLoader(str(path)).Load()
+    return [Restart(event.step, event.wall_time) for event in events if event.session_log.status == SessionLog.START]
 
 
 def _scalars_of(path: Path) -> list[Scalar]:

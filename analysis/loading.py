@@ -170,11 +170,11 @@ def _status_row(folder: RunFolder, scalars: RunScalars) -> dict[str, Any]:
     row: dict[str, Any] = {column: getattr(record, column) for column in _RECORDED}
     row |= {"arm": folder.arm, "run": folder.run}
     row["seed"] = folder.folder_seed if record.seed is None else record.seed
-    row["problem"] = unreadable or _problem(row, folder, scalars)
+    row["problem"] = unreadable or _problem(row, folder, scalars, record.loggers)
     return row
 
 
-def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str | None:
+def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars, loggers: tuple[str, ...]) -> str | None:
     step, max_steps = ("?" if row[name] is None else row[name] for name in ("step", "max_steps"))
     progress = f"at step {step} of {max_steps}"
     if row["state"] == State.FAILED:
@@ -185,6 +185,8 @@ def _problem(row: dict[str, Any], folder: RunFolder, scalars: RunScalars) -> str
         return f"interrupted {progress}" + (f": {row['error']}" if row["error"] else "")
     if row["state"] == UNKNOWN:
         return f"{STATUS_FILE} names no state out of {', '.join(State)}"
+    if not event_files(folder.path):
+        return "this run has no TensorBoard files" + (f"; it logged with {', '.join(loggers)}" if loggers else "")
     if scalars.damage is not None:
         return f"damaged event file {scalars.damage}"
     if scalars.torn_tail is not None:

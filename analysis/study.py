@@ -32,6 +32,7 @@ class Analysis:
         equal_kl: The comparisons at equal KL, in the order of the verdicts, where there are any.
         pair_accuracy: Of the reward model, where the settings name its run.
         online: One an arm, in order, where a reward model learned during training; else empty.
+        logged: Whether any run has a scalar.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Analysis:
     equal_kl: list[EqualKL]
     pair_accuracy: PairAccuracy | None
     online: list[OnlineArm]
+    logged: bool
 
     @property
     def arms(self) -> list[str]:
@@ -86,4 +88,5 @@ def analyse(
         equal_kl=[equal for equal in equal_kl.values() if equal is not None],
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
         online=online_arms(runs, settings.metric, comparisons, bootstrap),
+        logged=not all_runs.empty,
     )

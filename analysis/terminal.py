@@ -28,15 +28,19 @@ def print_report(
     metric: str | None = None,
     baseline: str | None = None,
     target: float | None = None,
-) -> None:
+) -> Analysis:
     """Write the report as `write_report` does, and print the efficiency table, the verdicts, and where the report lies.
 
     `console` is where to print; None is standard output, at 100 columns where that is no terminal.
+
+    Returns:
+        What was reported.
     """
     analysis = analyse(study_dir, metric=metric, baseline=baseline, target=target)
     index = write_analysis(analysis)
     console = console or Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)
     console.print(terminal_report(analysis), Text(f"\nreport: {index}", overflow="fold"))
+    return analysis
 
 
 def terminal_report(analysis: Analysis) -> Group:

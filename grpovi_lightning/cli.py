@@ -121,7 +121,10 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument("--metric", default=None, help="the held-out scalar that is compared")
     parser.add_argument("--baseline", default=None, help="the arm the others are compared with")
     given = parser.parse_args(arguments)
-    _print_report(given.folder, metric=given.metric, baseline=given.baseline)
+    analysis = _print_report(given.folder, metric=given.metric, baseline=given.baseline)
+    if not analysis.logged:
+        run, reason = analysis.status.iloc[0][["run", "reason"]]
+        return _refuse(f"{given.folder}: nothing to compare, because no run has scalars; {run}: {reason}")
     return 0
 
 
@@ -161,8 +164,8 @@ def _adjust(arguments: list[str]) -> int:
     return status
 
 
-def _print_report(folder: Path, **settings: Any) -> None:
-    """Analyse a folder of runs, print its table and write its report."""
+def _print_report(folder: Path, **settings: Any) -> Any:
+    """Analyse a folder of runs, print its table and write its report; return the `Analysis`."""
     from analysis import ReportError, print_report
     from grpovi_lightning.errors import UserError
     from grpovi_lightning.paths import check_output
@@ -171,7 +174,7 @@ def _print_report(folder: Path, **settings: Any) -> None:
     if folder.is_dir():
         check_output(folder / REPORT_FOLDER, "report")
     try:
-        print_report(folder, **settings)
+        return print_report(folder, **settings)
     except ReportError as error:
         raise UserError(str(error)) from error
 

@@ -49,18 +49,22 @@ def clear_attempt(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_checkpoint(path: Path, module: L.LightningModule, training: bool) -> None:
+def check_checkpoint(path: Path, module: L.LightningModule, max_steps: int | None) -> None:
     """Check that a run can go on from a checkpoint; what can be told before `module` has loaded its models comes first.
 
     Args:
         path: the file.
         module: of the run that goes on; afterwards its models are loaded.
-        training: whether it trains on; an evaluation needs the weights alone.
+        max_steps: of the run; None for an evaluation, which needs the weights alone.
 
     Raises:
         UserError: it is not there, not whole, no checkpoint of a run, or of another run.
     """
-    content = _read(path, training)
+    content = _read(path, training=max_steps is not None)
+    if max_steps is not None and content["global_step"] > max_steps:
+        raise UserError(
+            f"checkpoint {path}: it is of step {content['global_step']}, beyond trainer.max_steps {max_steps}; raise it"
+        )
     other_run = f"checkpoint {path} is not of this run: "
     expected = f"; expected one of a {type(module).__name__} with the same models"
     own = [name for name, _ in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set]

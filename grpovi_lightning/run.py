@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,7 +32,13 @@ from grpovi_lightning.paths import check_output, expanded
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER
 from grpovi_lightning.run_record.study import MAX_SEED
 from grpovi_lightning.trainer_arguments import RUN_DEFAULTS, check_arguments, check_interval, check_trainer
-from grpovi_lightning.trainer_state import batches_of_run, read_whole_numbers_first, stopped_early
+from grpovi_lightning.trainer_state import (
+    batches_of_run,
+    place_logger,
+    read_loggers_without_a_place,
+    read_whole_numbers_first,
+    stopped_early,
+)
 
 
 class RunCLI(LightningCLI):
@@ -52,6 +59,7 @@ class RunCLI(LightningCLI):
         """
         self.training = training
         read_whole_numbers_first()
+        read_loggers_without_a_place()
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # reward functions are found where the command runs; installed packages first
         try:
@@ -94,8 +102,15 @@ class RunCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to continue from.")
         parser.add_argument("--restart", action="store_true", help="Begin a run anew that left no checkpoint.")
         parser.add_class_arguments(RunCheckpoint, "checkpoint")
+        # The newest checkpoint is what resuming needs; `save_top_k: -1` keeps all. A step that is made again after a
+        # resume replaces its superseded checkpoint.
         parser.set_defaults(
-            {"checkpoint.save_last": True, "checkpoint.save_top_k": -1, "checkpoint.filename": "{step}"}
+            {
+                "checkpoint.save_last": "link",
+                "checkpoint.save_top_k": 1,
+                "checkpoint.filename": "{step}",
+                "checkpoint.enable_version_counter": False,
+            }
         )
         parser.add_class_arguments(CompletionSamples, "samples")
 
@@ -126,6 +141,10 @@ class RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / CHECKPOINTS_FOLDER)
+        loggers = self.config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, Namespace):
+                place_logger(logger, self.folder)
 
     @property
     def folder(self) -> Path:
@@ -137,20 +156,18 @@ class RunCLI(LightningCLI):
         config: Any = self.config_init
         if not self.training:
             return self._build_trainer(logger=False, enable_checkpointing=False)
-        # An empty name and version put the event files into the run folder itself: TensorBoard then shows
-        # runs as `arms/grpo/seed_1`.
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.folder), name="", version="", default_hp_metric=False)
         self.status = RunStatus(self.folder, self.config.seed_everything)
         callbacks = [
             *(config.trainer.callbacks or []),
+            ExportModel(self.folder / MODEL_FOLDER),  # before the status, which says that all is done
             self.status,
             EvaluateAtStart(),
             config.samples,
             RewardWatch(),
             RoundingWatch(),
             Throughput(),
-            ExportModel(self.folder / MODEL_FOLDER),
         ]
         if config.trainer.enable_checkpointing is not False:
             callbacks.append(config.checkpoint)
@@ -167,14 +184,16 @@ class RunCLI(LightningCLI):
             given = ", ".join(f"{name} {self.config.trainer[name]}" for name in hardware)
             raise UserError(f"trainer: {' '.join(str(error).split())} (got {given})") from error
 
-    def check(self) -> None:
+    def check(self, command: Literal["fit", "validate", "test"]) -> None:
         """Check what can be told before anything is loaded: checkpoints, data files, the folders written to.
 
         Raises:
             UserError: something is missing or in the way.
         """
-        if self.training:
+        if command == "fit":
             self._check_outputs()
+        else:
+            self._check_table(command)
         if self.trainer.strategy.root_device.type == "mps":
             raise UserError("device mps has no float64, which the adjustment is solved in; set `accelerator: cpu`")
         self.model.check_inputs()
@@ -191,18 +210,31 @@ class RunCLI(LightningCLI):
         if self.config.ckpt_path is None:
             check_unused(self.folder, Path(self.config.checkpoint.dirpath), self.config.restart)
 
+    def _check_table(self, command: Literal["validate", "test"]) -> None:
+        table, limit = {"validate": ("validation", "limit_val_batches"), "test": ("test", "limit_test_batches")}[
+            command
+        ]
+        if getattr(self.datamodule, "paths", {}).get(table, "") is None:
+            raise UserError(
+                f"no {table} table: got {table} null, expected a file; add `{table}: FILE` under `data.init_args`"
+            )
+        if self.config.trainer[limit] == 0:
+            raise UserError(f"nothing to {command}: got trainer.{limit} 0; leave it out")
+
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
         """Train, or evaluate and print the means; from `ckpt_path` where it is given."""
         checkpoint = self.config.ckpt_path and Path(self.config.ckpt_path)
-        self.check()
+        self.check(command)
         if checkpoint:
-            check_checkpoint(checkpoint, self.model, self.training)
+            check_checkpoint(checkpoint, self.model, self.trainer.max_steps if self.training else None)
         if self.config.restart and self.trainer.is_global_zero:
             clear_attempt(self.folder)
             self.config.restart = False  # not for the next run that uses this run's config.yaml
         run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
         # weights_only: a checkpoint is data; loading it must not run code.
         run(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        if command != "fit" and not self.trainer.callback_metrics:
+            raise UserError(f"{command}: {type(self.model).__name__} logged no metric, so there is nothing to show")
         if not self.trainer.is_global_zero:
             return
         if command != "fit":

@@ -1,10 +1,15 @@
 """The places where the package reaches into Lightning's trainer, because no public way gives the same."""
 
+import importlib
+import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 
 def batches_begun(trainer: L.Trainer) -> int:
@@ -31,6 +36,14 @@ def stopped_early(trainer: L.Trainer) -> bool:
     return trainer.should_stop and batches_begun(trainer) < batches_of_run(trainer, trainer.lightning_module)
 
 
+def steps_done(trainer: L.Trainer) -> int:
+    """Return the step at which the next training step is logged; evaluations made now are logged at it, too.
+
+    Under manual optimisation a batch is a step, else an optimiser step is one, for which batches may be accumulated.
+    """
+    return trainer.global_step if trainer.lightning_module.automatic_optimization else batches_begun(trainer)
+
+
 def publish(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
     """Let callbacks such as `ModelCheckpoint` monitor scalars.
 
@@ -50,3 +63,28 @@ def read_whole_numbers_first() -> None:
     for name, annotation in annotations.items():
         if set(get_args(annotation)) == {int, float, type(None)}:
             annotations[name] = int | float | None  # a union in this notation is not shared
+
+
+def read_loggers_without_a_place() -> None:
+    """Let a parser of the trainer's arguments read `logger: CSVLogger`; `place_logger` says where it writes."""
+    for logger in (CSVLogger, TensorBoardLogger):
+        if inspect.signature(logger).parameters["save_dir"].default is inspect.Parameter.empty:
+            logger.__init__.__defaults__ = ("", *(logger.__init__.__defaults__ or ()))  # `save_dir` comes first
+
+
+def place_logger(logger: Namespace, folder: Path) -> None:
+    """Let a logger of a parsed configuration write into the run's folder, unless it names a place itself.
+
+    Event files go into the folder itself: TensorBoard then shows runs as `arms/grpo/seed_1`, and the report finds them.
+    """
+    module, _, name = logger.class_path.rpartition(".")
+    defaults = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    given: Namespace = logger.init_args
+    if "save_dir" not in given or given.save_dir != defaults["save_dir"].default:
+        return
+    settings: dict[str, Any] = {"save_dir": str(folder)}
+    if name == TensorBoardLogger.__name__:
+        settings |= {"name": "", "version": "", "default_hp_metric": False}
+    for key, value in settings.items():
+        if given[key] == defaults[key].default:
+            given[key] = value

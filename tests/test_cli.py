@@ -234,6 +234,18 @@ def test_a_checkpoint_to_continue_from_must_exist(refused):
     assert "no-such.ckpt: no such file" in refused(lambda config: None, "--ckpt_path", "no-such.ckpt")
 
 
+def test_a_checkpoint_to_continue_from_must_be_whole_and_not_beyond_the_end(refused, tmp_path):
+    path = tmp_path / "step=8.ckpt"
+    torch.save({"global_step": 8}, path)
+    assert "it is of step 8, beyond trainer.max_steps 5" in refused(lambda config: None, "--ckpt_path", str(path))
+    path.write_bytes(path.read_bytes()[:-30])
+    assert "step=8.ckpt: cut short, or no checkpoint" in refused(lambda config: None, "--ckpt_path", str(path))
+
+
+def test_a_number_of_checkpoints_without_an_order_among_them_is_refused(refused):
+    assert "save_top_k=3" in refused(lambda config: config.update(checkpoint={"save_top_k": 3}))
+
+
 def test_a_batch_that_does_not_divide_over_processes_is_refused(refused):
     def change(config):
         config["data"]["init_args"]["prompts_per_step"] = 3

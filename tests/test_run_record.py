@@ -41,6 +41,7 @@ WHOLE = RunRecord(
     device="cpu",
     world_size=2,
     threads=1,
+    loggers=("TensorBoardLogger", "CSVLogger"),
     torch="2.9.0",
     pid=17,
 )

@@ -1,19 +1,26 @@
-"""When a run is saved."""
+"""When a run is saved, and how `last.ckpt` follows."""
 
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from grpovi_lightning.trainer_state import batches_begun, stopped_early
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, but a step that ends in an evaluation is saved after the evaluation.
+    """Lightning's `ModelCheckpoint`, made for runs that are killed, moved and continued.
 
-    A run that is killed during the evaluation then continues from an earlier checkpoint and makes the evaluation
-    again. Saved before it, the run would continue after it, and the evaluation would be missing. A run that is stopped
-    before its last step is saved where it stops.
+    A step that ends in an evaluation is saved after the evaluation. A run that is killed during the evaluation then
+    continues from an earlier checkpoint and makes the evaluation again. Saved before it, the run would continue after
+    it, and the evaluation would be missing. A run that is stopped before its last step is saved where it stops.
+
+    With `save_last="link"`, `last.ckpt` is a link to the newest checkpoint. At every moment it leads to a whole one:
+    it is turned to a new checkpoint when that is written, in one step, and only then older ones are removed.
     """
 
     _waits = False
@@ -23,8 +30,9 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save, or wait for the evaluation that follows."""
         n_batches = batches_begun(trainer)
+        has_table = trainer.enable_validation and sum(trainer.num_val_batches) > 0
         evaluates = stopped_early(trainer) or n_batches % (trainer.val_check_batch or n_batches + 1) == 0
-        self._waits = trainer.enable_validation and evaluates
+        self._waits = has_table and evaluates
         if not self._waits:
             self._save(trainer, pl_module, batch_idx)
 
@@ -41,3 +49,61 @@ class RunCheckpoint(ModelCheckpoint):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Look for older checkpoints, which are to be removed, where a run folder that was moved has them now."""
+        there, here = str(state_dict["dirpath"]), str(self.dirpath)
+        if there != here and Path(here, Path(state_dict["best_model_path"]).name).exists():
+            state_dict = {key: _moved(value, there, here) for key, value in state_dict.items()}
+        super().load_state_dict(state_dict)
+
+    # Lightning removes what `last.ckpt` leads to before it turns the link, and has no public method in between.
+
+    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
+            # Not among the best, which alone are kept under a name of their own.
+            super()._save_checkpoint(trainer, str(self._draft))
+            if trainer.is_global_zero:
+                self._draft_becomes_last()
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if self.save_last == "link" and trainer.is_global_zero:
+            _remove(self._draft)
+            self._draft.symlink_to(os.path.relpath(filepath, self._draft.parent))  # so that a run can be moved
+            self._draft_becomes_last()
+
+    def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.save_last != "link":
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+        elif not self._last_checkpoint_saved:  # a run that ends before its first checkpoint
+            self._save_topk_checkpoint(trainer, monitor_candidates)
+
+    @property
+    def _draft(self) -> Path:
+        return Path(str(self.dirpath), "last.new")
+
+    def _draft_becomes_last(self) -> None:
+        last = self._draft.with_suffix(self.FILE_EXTENSION)
+        if _is_real_folder(last) or _is_real_folder(self._draft):  # sharded: no system call replaces one
+            _remove(last)
+        self._draft.replace(last)
+
+
+def _moved(value: Any, there: str, here: str) -> Any:
+    """Return paths, or a mapping of paths to scores, below another folder; anything else as it is."""
+    if isinstance(value, dict):
+        return {_moved(path, there, here): score for path, score in value.items()}
+    return here + value.removeprefix(there) if isinstance(value, str) and value.startswith(there) else value
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    if _is_real_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

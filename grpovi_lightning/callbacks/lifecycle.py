@@ -1,5 +1,6 @@
 """What happens before the first and after the last training step."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,38 @@ class EvaluateAtStart(L.Callback):
 
 
 class ExportModel(L.Callback):
-    """Saves the trained model as a Hugging Face checkpoint folder at the end."""
+    """Saves the trained model as a Hugging Face checkpoint folder at the end, and what the module puts beside it.
+
+    Everything is written under another name first: a folder under its own name is whole, and of the end of the run.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._done = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._done = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the folder, from rank 0."""
-        if trainer.is_global_zero:
-            pl_module.save_pretrained(self.folder)  # type: ignore[operator]
+        self._done = True
+        if not trainer.is_global_zero:
+            return
+        draft = self.folder.with_name(f"{self.folder.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        pl_module.save_pretrained(draft / self.folder.name)  # type: ignore[operator]
+        beside = [entry for entry in draft.iterdir() if entry.name != self.folder.name]
+        for entry in (*beside, draft / self.folder.name):
+            target = self.folder.with_name(entry.name)
+            shutil.rmtree(target, ignore_errors=True)
+            entry.rename(target)
+        draft.rmdir()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the folder of a run that goes on from its last step, too, which Lightning does not train."""
+        if not self._done:
+            self.on_train_end(trainer, pl_module)
 
 
 class TimeLimit(Timer):

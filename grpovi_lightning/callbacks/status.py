@@ -8,13 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from grpovi_lightning.modules.logging import mark_restart
 from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.run_record.status import RunRecord, State, read_status, timestamp, write_status
-from grpovi_lightning.trainer_state import stopped_early
+from grpovi_lightning.trainer_state import steps_done, stopped_early
 
 _SECONDS_BETWEEN_WRITES = 1.0
 
@@ -29,6 +29,7 @@ class RunStatus(L.Callback):
         self._before_seconds = 0.0
         self._began = time.monotonic()
         self._written = 0.0
+        self._marked = False
 
     def warn(self, text: str) -> None:
         """Add a warning for the report, once."""
@@ -36,10 +37,10 @@ class RunStatus(L.Callback):
             self.content["warnings"] += (text,)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start the clock; a resumed run goes on with its earlier record."""
+        """Start the clock; a resumed run goes on with its earlier record, as far as its checkpoint knows no better."""
         if stage != "fit":
             return
-        self._began = time.monotonic()
+        self._began, self._marked = time.monotonic(), False
         self.content["started"] = timestamp()
         if (earlier := read_status(self.folder)) is not None:
             self._before_seconds = earlier.wall_seconds or 0.0
@@ -54,10 +55,26 @@ class RunStatus(L.Callback):
             "device": str(trainer.strategy.root_device),
             "world_size": trainer.world_size,
             "threads": torch.get_num_threads(),
+            "loggers": tuple(type(logger).__name__ for logger in trainer.loggers),
             "torch": torch.__version__,
             "pid": os.getpid(),
         }
         self._write(trainer, State.RUNNING)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known up to a checkpoint: a run continued from it supersedes what came later."""
+        kept = {"warnings": list(self.content["warnings"]), "first_rollout": self.content["first_rollout"]}
+        return kept | {"wall_seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before_seconds = state_dict["wall_seconds"]
+        self.content |= {"warnings": tuple(state_dict["warnings"]), "first_rollout": state_dict["first_rollout"]}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Mark where a resumed run goes on."""
+        if not self._marked and steps_done(trainer) > 0:
+            mark_restart(trainer)
+        self._marked = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,13 +94,13 @@ class RunStatus(L.Callback):
             self._write(trainer, State.RUNNING)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Flush the scalars first: a run continued from this checkpoint does not log its earlier steps again."""
+        """Write the scalars to disk first: a run continued from this checkpoint does not log earlier steps again."""
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()
+            logger.save()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that the run finished, or what stopped it before its last step."""
+        """Note that the run finished, also one that had no step left to do, or what stopped it before its last step."""
+        self.on_train_start(trainer, pl_module)
         early = stopped_early(trainer)
         if early:
             self.content["error"] = "stopped before its last step, by trainer.max_time or a callback"
@@ -107,9 +124,12 @@ class RunStatus(L.Callback):
             "state": state,
             "step": trainer.global_step,
             "updated": timestamp(),
-            "wall_seconds": round(self._before_seconds + time.monotonic() - self._began, 3),
+            "wall_seconds": self._seconds(),
         }
         write_status(self.folder, RunRecord(**self.content))
+
+    def _seconds(self) -> float:
+        return round(self._before_seconds + time.monotonic() - self._began, 3)
 
 
 def report_warning(trainer: L.Trainer, text: str) -> None:

@@ -1,6 +1,5 @@
 """What goes into a checkpoint: state that changes. Frozen weights are loaded from where they came."""
 
-from abc import abstractmethod
 from typing import Any
 
 import lightning as L
@@ -10,18 +9,32 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # torch documents `
 class FrozenLeftOut(L.LightningModule):
     """A module whose checkpoints leave out frozen state. The extra state of its parts, what they learned, is saved."""
 
-    @abstractmethod
     def frozen_state(self) -> set[str]:
-        """Return the names of the state that never changes; those of extra state among them are passed over."""
+        """Return the names of the state that never changes; those of extra state among them are passed over.
+
+        These are the parameters that are not trained, tied ones under all their names, and the buffers of parts in
+        which nothing is trained.
+        """
+        trained = {name: p.requires_grad for name, p in self.named_parameters(remove_duplicate=False)}
+        frozen = {name for name, is_trained in trained.items() if not is_trained}
+        for name, _ in self.named_buffers(remove_duplicate=False):
+            part, within = name, []
+            while "." in part and not within:  # up to the nearest part that has parameters
+                part = part.rpartition(".")[0]
+                within = [is_trained for other, is_trained in trained.items() if other.startswith(f"{part}.")]
+            if within and not any(within):
+                frozen.add(name)
+        return frozen
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = self._left_out()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fill frozen state in again, so that loading can stay strict about all the rest."""
+        """Fill in the frozen state that the checkpoint lacks, so that loading can stay strict about all the rest."""
         frozen = self._left_out()
-        checkpoint["state_dict"] |= {k: v for k, v in self.state_dict().items() if k in frozen}
+        present = {k: v for k, v in self.state_dict().items() if k in frozen}
+        checkpoint["state_dict"] = present | checkpoint["state_dict"]
 
     def _left_out(self) -> set[str]:
         return {name for name in self.frozen_state() if not name.endswith(_EXTRA_STATE_KEY_SUFFIX)}

@@ -301,8 +301,8 @@ class GRPOModule(FrozenLeftOut):
 
     def frozen_state(self) -> set[str]:
         """Return the names of state that is loaded from where it came: reference, rewards, weights under adapters."""
-        under = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return under | {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
+        elsewhere = {name for name in self.state_dict() if name.startswith(("reference.", "reward."))}
+        return super().frozen_state() | elsewhere
 
     def save_pretrained(self, folder: str) -> None:
         """Write policy and tokenizer as a Hugging Face checkpoint folder, and what the reward learned beside it."""

@@ -141,9 +141,6 @@ class OnePassRewardModule(FrozenLeftOut):
             self.moments = FeatureMoments(self.features.dim)
             vars(self.moments).update(state["moments"])
 
-    def frozen_state(self) -> set[str]:
-        return {name for name in self.state_dict() if name.startswith("features.")}
-
     def save_pretrained(self, folder: str) -> None:
         """Write the folder that a `LinearReward` starts from."""
         mean, std = (0.0, 1.0) if self.moments is None else self.moments.score_mean_and_std(self.estimator.theta)

@@ -20,7 +20,7 @@ from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.supervised import SupervisedModule
 from grpovi_lightning.modules.tables import check_tables
-from grpovi_lightning.rewards.models import classifier_scores
+from grpovi_lightning.rewards.models import REWARD_STATISTICS, classifier_scores
 from grpovi_lightning.rewards.sequences import pair_rows
 
 
@@ -126,6 +126,17 @@ class RewardModelModule(SupervisedModule):
         self.limits.check(rows, lambda i: f"a completion of prompt {prompts[i % len(prompts)][:60]!r}")
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the scores' mean and spread, too: a run that goes on after its last evaluation exports them."""
+        super().on_save_checkpoint(checkpoint)
+        config = self.model.config
+        checkpoint["statistics"] = {key: getattr(config, key) for key in REWARD_STATISTICS if hasattr(config, key)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        for name, value in checkpoint.get("statistics", {}).items():
+            setattr(self.model.config, name, value)
 
     def save_pretrained(self, folder: str) -> None:
         """Write the classifier and its tokenizer as a Hugging Face checkpoint folder."""

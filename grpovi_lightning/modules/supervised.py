@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.distributed import sum_over_ranks, world_size
+from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.non_finite import refuse_non_finite
 
 
-class SupervisedModule(L.LightningModule):
+class SupervisedModule(FrozenLeftOut):
     """A module whose update is made by one mean over its rows: all batches that Lightning accumulates, on all ranks.
 
     Lightning and DDP take the mean of the batches' means, in which a row of a small batch counts more than one of a

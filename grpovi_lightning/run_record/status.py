@@ -51,7 +51,7 @@ class RunRecord:
     started: str | None = None
     updated: str | None = None
     wall_seconds: float | None = None
-    """Over all attempts of a run that was resumed."""
+    """Over all attempts of a run that was resumed, without what a later attempt superseded."""
     stage: str | None = None
     """Class of the Lightning module."""
     adjustment: str | None = None
@@ -61,6 +61,8 @@ class RunRecord:
     device: str | None = None
     world_size: int | None = None
     threads: int | None = None
+    loggers: tuple[str, ...] = ()
+    """Classes of the loggers; none also where an older version wrote the file."""
     torch: str | None = None
     pid: int | None = None
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, is_whole_checkpoint
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, MODEL_FOLDER, is_whole_checkpoint
 from grpovi_lightning.study.specification import ConfigFile
 
 TERMINATE_SECONDS = 5.0
@@ -57,6 +57,11 @@ class Run:
     def label(self) -> str:
         """Name of the run in messages."""
         return f"prepare {self.owner}" if self.seed is None else f"arm {self.owner} seed {self.seed}"
+
+    @property
+    def lacks_model(self) -> bool:
+        """Whether it is a stage that ends with a model, and there is none."""
+        return self.seed is None and self.command == "fit" and not (self.folder / MODEL_FOLDER).is_dir()
 
     @property
     def log(self) -> Path:

@@ -51,6 +51,8 @@ class Runner:
     def adopt(self, runs: Sequence[RunProgress]) -> None:
         """Find out where each run stands: stop processes that outlived their `compare`, note finished runs.
 
+        A stage whose model is gone, and needed by a run that is not finished, goes on from its last checkpoint.
+
         Raises:
             UserError: when such a process cannot be stopped.
         """
@@ -64,13 +66,19 @@ class Runner:
                     f"{orphan.run.label}: a process still works on {orphan.run.folder} and does not end; "
                     "end it, then run the same command again"
                 )
-        for progress in runs:
+        needed = False  # what a stage made, by runs after it
+        for progress in reversed(runs):
             status = read_status(progress.run.folder)
             finished = status is not None and status.state == State.FINISHED
+            if needed and progress.run.lacks_model:
+                finished = False
+            needed |= not finished
             if status is not None and (finished or usable_checkpoint(progress.run.folder)):
                 progress.follow(status)
             if finished:
                 progress.state = State.FINISHED
+        for progress in runs:
+            if progress.state == State.FINISHED:
                 self._display.changed(progress)
 
     def work(self, runs: Sequence[RunProgress], jobs: int) -> None:

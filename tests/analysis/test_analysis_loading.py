@@ -68,6 +68,22 @@ def test_for_one_step_the_value_with_the_latest_wall_time_counts_over_all_files(
     assert dict(zip(gold["step"], gold["value"].round(6), strict=True)) == {0: 0.0, 10: 0.6, 20: 0.7, 30: 0.8}
 
 
+def test_what_a_resumed_run_superseded_is_left_out_and_its_checkpoint_s_own_evaluation_stays(tmp_path: Path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Six steps; then from the checkpoint of step 2 to step 4; then once more from that of step 3, killed at once.
+    for attempt, (first, last, mark) in enumerate([(0, 6, None), (2, 4, 3), (3, 3, 4)]):
+        with SummaryWriter(str(tmp_path / "grpo"), purge_step=mark, filename_suffix=str(attempt)) as writer:
+            for step in range(first, last):
+                writer.add_scalar("reward", attempt, step)
+                writer.add_scalar(GOLD, attempt, step + 1)
+    write_status(tmp_path / "grpo")
+    runs = load_runs(tmp_path)
+    for metric, expected in (("reward", {0: 0, 1: 0, 2: 1}), (GOLD, {1: 0, 2: 0, 3: 1})):
+        rows = only(runs, metric=metric)
+        assert dict(zip(rows["step"], rows["value"], strict=True)) == expected
+
+
 def test_every_value_is_kept_as_tensorboard_itself_reads_it(tmp_path: Path):
     from torch.utils.tensorboard import SummaryWriter
 

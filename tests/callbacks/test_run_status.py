@@ -107,13 +107,13 @@ def test_ctrl_c_leaves_an_interrupted_run_without_an_error(policy_folder, tmp_pa
 
 
 def test_a_resumed_run_adds_its_time_and_keeps_start_warnings_and_first_rollout(policy_folder, tmp_path):
-    def stop(trainer):
+    def warn(trainer):
         report_warning(trainer, "something odd")
         time.sleep(0.5)
-        raise RuntimeError("out of memory")
 
+    stop = At(1, warn), At(2, raises(RuntimeError("out of memory")))
     with pytest.raises(RuntimeError), pytest.warns(UserWarning, match="something odd"):
-        train(grpo(policy_folder), tmp_path, 4, RunStatus(tmp_path, 1), At(2, stop), checkpoint_every=1)
+        train(grpo(policy_folder), tmp_path, 4, RunStatus(tmp_path, 1), *stop, checkpoint_every=1)
     before = status(tmp_path)
     assert before["state"] == "failed"
 

@@ -37,12 +37,12 @@ def save_tokenizer(folder: Path, words=WORDS) -> Path:
     return folder
 
 
-def save_policy(folder: Path, tokenizer_folder: Path, seed: int = 1) -> Path:
-    """Writes a random two-layer Llama causal LM with its tokenizer."""
+def save_policy(folder: Path, tokenizer_folder: Path, seed: int = 1, **config) -> Path:
+    """Writes a random two-layer Llama causal LM with its tokenizer; `config` goes into its `config.json`."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        LlamaForCausalLM(_config(tokenizer)).save_pretrained(folder)
+        LlamaForCausalLM(_config(tokenizer, **config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -97,6 +97,7 @@ def test_a_killed_run_goes_on_to_the_same_metrics_to_the_last_bit(study, tmp_pat
     configs.append(EXPERIMENTS / "quickstart" / "variance_increase.yaml")
     arguments = [argument for config in configs for argument in ("--config", str(config))]
     arguments += ["--study_dir", str(study), "--trainer.default_root_dir", str(run), "--seed_everything", "1"]
+    arguments += ["--checkpoint.save_top_k", "-1"]
     command = [sys.executable, "-m", "grpovi_lightning.cli", "fit", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -46,6 +46,8 @@ def test_both_arms_train_five_steps_and_leave_their_record(runs):
         assert [step for step, _ in scalars(run)["reward"]] == [0, 1, 2, 3, 4]
         assert [step for step, _ in scalars(run)["eval/reward"]] == [0, 5]
         assert (run / "model" / "model.safetensors").is_file()
+        checkpoints = {path.name: path.is_symlink() for path in (run / "checkpoints").iterdir()}
+        assert checkpoints == {"step=5.ckpt": False, "last.ckpt": True}
 
 
 def test_arms_of_one_seed_sample_the_same_first_rollout_and_then_part(runs):

@@ -122,7 +122,8 @@ def trainer(folder, max_steps, *callbacks, checkpoint_every=None, validate_every
                 filename="{step}",
                 every_n_train_steps=checkpoint_every,
                 save_top_k=-1,
-                save_last=True,
+                save_last="link",
+                enable_version_counter=False,
             )
         )
     return L.Trainer(

@@ -101,6 +101,7 @@ def train(arguments, config, folder, run):
         journal(event="sigint", run=run)
         write_status(folder, state="interrupted", step=step, **common)
         sys.exit(130)
+    (folder / "model").mkdir(exist_ok=True)
     write_status(folder, state="finished", step=step, **common)
     journal(event="end", run=run, steps_done=step - first)
 

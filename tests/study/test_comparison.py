@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import sys
 from itertools import pairwise
 
@@ -204,6 +205,22 @@ def test_new_seeds_run_and_old_ones_stay(bench):
     assert bench.compare(seeds="1,2,5") == 0
     assert sorted(bench.started()[len(before) :]) == ["other/seed_5", "plain/seed_5"]
     assert yaml.safe_load((bench.folder / "study.yaml").read_text())["seeds"] == [1, 2, 5]
+
+
+def test_a_stage_whose_model_is_gone_makes_it_again_once_a_run_needs_it(bench):
+    bench.write()
+    assert bench.compare() == 0
+    shutil.rmtree(bench.folder / "prepare" / "sft" / "model")
+    before = len(bench.started())
+
+    assert bench.compare() == 0
+    assert len(bench.started()) == before, "all arms are finished"
+
+    assert bench.compare(seeds=[1, 3]) == 0
+    first, *others = bench.journal("start")[before:]
+    assert first["run"] == "prepare/sft" and "--ckpt_path" in first["arguments"]
+    assert {entry["run"] for entry in others} == {"plain/seed_3", "other/seed_3"}
+    assert (bench.folder / "prepare" / "sft" / "model").is_dir()
 
 
 def test_asking_for_fewer_seeds_forgets_none(bench):

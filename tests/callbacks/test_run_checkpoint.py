@@ -1,0 +1,123 @@
+"""Which checkpoints a run leaves, and that `last.ckpt` leads to a whole one at every moment."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from modules.grpo_runs import grpo, identical, train
+
+from grpovi_lightning.callbacks import RunCheckpoint
+from grpovi_lightning.study.process import usable_checkpoint
+
+KEPT = {"newest": {"save_top_k": 1}, "all": {"save_top_k": -1}, "none": {"save_top_k": 0}}
+KEPT |= {"best": {"save_top_k": 1, "monitor": "reward", "mode": "max"}}
+KEPT |= {"worst": {"save_top_k": 1, "monitor": "reward", "mode": "min"}}
+
+
+def saving(folder, **settings):
+    defaults = {"filename": "{step}", "every_n_train_steps": 1, "save_last": "link", "enable_version_counter": False}
+    return RunCheckpoint(dirpath=folder / "checkpoints", **defaults | {"save_top_k": 1} | settings)
+
+
+def run(policy_folder, folder, steps, ckpt_path=None, **settings):
+    checkpoints = saving(folder, **settings)
+    return train(
+        grpo(policy_folder), folder, steps, checkpoints, ckpt_path=ckpt_path, max_epochs=-1, enable_checkpointing=True
+    )
+
+
+def names(folder):
+    return {path.name for path in (folder / "checkpoints").iterdir()}
+
+
+def step_of(path):
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+@pytest.fixture(scope="module")
+def straight(policy_folder, tmp_path_factory):
+    """Four steps that save the newest checkpoint."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, run(policy_folder, folder, 4)
+
+
+def test_the_newest_checkpoint_is_kept_once_and_last_is_a_link_to_it(straight):
+    folder, _ = straight
+    assert names(folder) == {"step=4.ckpt", "last.ckpt"}
+    assert os.readlink(folder / "checkpoints" / "last.ckpt") == "step=4.ckpt"
+    assert step_of(usable_checkpoint(folder)) == 4
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_whenever_the_process_dies_last_leads_to_a_whole_checkpoint(policy_folder, tmp_path, monkeypatch, kept):
+    """Every call that changes the folder is followed by the question what a process killed now would leave."""
+    seen = []
+
+    def watched(module, name):
+        change = getattr(module, name)
+
+        def then_look(*arguments, **options):
+            result = change(*arguments, **options)
+            found = usable_checkpoint(tmp_path)
+            if found or seen:
+                seen.append(step_of(found))
+            return result
+
+        monkeypatch.setattr(module, name, then_look)
+
+    for module, name in (*((os, n) for n in ("rename", "replace", "remove", "unlink", "symlink")), (shutil, "move")):
+        watched(module, name)
+    run(policy_folder, tmp_path, 4, **KEPT[kept])
+    monkeypatch.undo()
+
+    assert seen == sorted(seen) and set(seen) == {1, 2, 3, 4}
+    named = names(tmp_path) - {"last.ckpt"}
+    assert len(named) == {"newest": 1, "all": 4, "none": 0, "best": 1, "worst": 1}[kept]
+
+
+def test_a_run_that_was_moved_goes_on_to_the_same_bits_and_removes_what_it_had(policy_folder, tmp_path, straight):
+    run(policy_folder, tmp_path / "before", 2)
+    (tmp_path / "before").rename(tmp_path / "moved")
+    last = tmp_path / "moved" / "checkpoints" / "last.ckpt"
+
+    resumed = run(policy_folder, tmp_path / "moved", 4, ckpt_path=last)
+
+    assert names(tmp_path / "moved") == {"step=4.ckpt", "last.ckpt"} and step_of(last) == 4
+    assert identical(resumed.weights[-1], straight[1].weights[-1])
+
+
+def test_steps_that_are_made_again_replace_their_checkpoints(policy_folder, tmp_path):
+    run(policy_folder, tmp_path, 4, save_top_k=-1)
+    run(policy_folder, tmp_path, 3, ckpt_path=tmp_path / "checkpoints" / "step=1.ckpt", save_top_k=-1)
+    assert names(tmp_path) == {*(f"step={step}.ckpt" for step in (1, 2, 3, 4)), "last.ckpt"}
+    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 3
+
+
+def test_a_run_that_starts_from_another_one_s_checkpoint_leaves_that_alone(policy_folder, tmp_path):
+    run(policy_folder, tmp_path / "first", 1)
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        run(policy_folder, tmp_path / "second", 3, ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt")
+    assert names(tmp_path / "first") == {"step=1.ckpt", "last.ckpt"}
+    assert names(tmp_path / "second") == {"step=3.ckpt", "last.ckpt"}
+
+
+def test_a_run_shorter_than_the_interval_is_saved_at_its_end(policy_folder, tmp_path):
+    run(policy_folder, tmp_path, 2, every_n_train_steps=5)
+    assert step_of(usable_checkpoint(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder of a sharded one"])
+def test_a_last_checkpoint_that_an_older_version_wrote_is_replaced(policy_folder, tmp_path, folder):
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.mkdir() if folder else last.write_bytes(b"older")
+    run(policy_folder, tmp_path, 1)
+    assert last.is_symlink() and step_of(last) == 1
+
+
+def test_a_link_to_nothing_is_no_checkpoint(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step=1.ckpt")
+    assert usable_checkpoint(tmp_path) is None
