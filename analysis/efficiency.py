@@ -59,6 +59,8 @@ class Comparison:
         steps: Median over seeds of the steps to the target; inf for a seed that did not reach it.
         tokens: The same in completion tokens sampled for training; NaN where they were not logged.
         seconds: The same in seconds of training.
+        run_tokens: Mean over seeds of the tokens of a whole run; NaN where a seed did not log them.
+        run_seconds: The same in seconds of training.
         n_reached: Seeds of the arm that reached the target.
         speedup: Baseline's steps / arm's steps.
         final: Mean over seeds of the final value.
@@ -79,6 +81,8 @@ class Comparison:
     steps: Estimate
     tokens: float
     seconds: float
+    run_tokens: float
+    run_seconds: float
     n_reached: int
     speedup: Speedup
     final: Estimate
@@ -220,6 +224,8 @@ def _compare(
         steps=estimate_median(list(crossings.values()), bootstrap),
         tokens=_cost_to_target(crossings, costs[0].get(arm, {})),
         seconds=_cost_to_target(crossings, costs[1].get(arm, {})),
+        run_tokens=_cost_of_run(own, costs[0].get(arm, {})),
+        run_seconds=_cost_of_run(own, costs[1].get(arm, {})),
         n_reached=sum(math.isfinite(step) for step in crossings.values()),
         speedup=speedup_of([(own[seed], other[seed]) for seed in paired_seeds], target.value, bootstrap),
         final=estimate_mean([curve.final for curve in own.values()], bootstrap),
@@ -253,3 +259,12 @@ def _cost_to_target(crossings: Mapping[int, float], costs: Mapping[int, Curve]) 
         for seed, step in crossings.items()
     ]
     return float(np.median(values)) if values and not np.isnan(values).any() else math.nan
+
+
+def _cost_of_run(curves: Mapping[int, Curve], costs: Mapping[int, Curve]) -> float:
+    """Return the mean over seeds of the last cost; NaN where a seed logged none, or there is no seed."""
+    return (
+        float(np.mean([costs[seed].values[-1] for seed in curves]))
+        if curves and costs.keys() >= curves.keys()
+        else math.nan
+    )

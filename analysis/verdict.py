@@ -15,12 +15,17 @@ from analysis.wording import count, interval, number, spread
 
 @dataclass(frozen=True)
 class Verdict:
-    """The words for one comparison: a headline, then one sentence or two a quantity."""
+    """The words for one comparison: the headline answers the question; then one sentence or two a quantity."""
 
     arm: str
     baseline: str
     headline: str
     sentences: tuple[str, ...]
+
+    @property
+    def question(self) -> str:
+        """What the comparison asks."""
+        return f"Is {self.arm} faster than {self.baseline}?"
 
 
 def verdict_of(comparison: Comparison, equal_kl: EqualKL | None) -> Verdict:

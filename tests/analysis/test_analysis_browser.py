@@ -67,7 +67,7 @@ def test_the_table_the_pictures_and_the_injected_text_as_a_browser_shows_them(pa
     rows = [row.text for row in page.find_elements("css selector", "#efficiency-table tbody tr")]
     assert [row.split()[0] for row in rows] == ["grpo-group", "grpovi-group", "grpo-none", "grpovi-none"]
     assert "3 of 3" in rows[0] and "2 of 2" in rows[3] and "1 excluded" in rows[3]
-    assert "grpovi-group is slower than grpo-group." in texts(page, "#verdicts h3")
+    assert "grpovi-group is slower than grpo-group." in texts(page, "#verdicts .answer")
 
     pictures = page.find_elements("css selector", ".pictures svg")
     assert len(pictures) == 8
@@ -77,6 +77,28 @@ def test_the_table_the_pictures_and_the_injected_text_as_a_browser_shows_them(pa
     assert texts(page, "#warnings td.text") == [INJECTED]
     assert page.find_elements("css selector", "script") == []
     assert page.title == "quickstart: efficiency report"
+
+
+def test_the_first_screen_holds_question_answer_picture_and_cost_and_folds_the_numbers_away(page):
+    def bottom(selector: str) -> float:
+        rectangles = "[...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect().bottom)"
+        return max(page.execute_script(f"return {rectangles}", selector))
+
+    page.execute_script("window.scrollTo(0, 0)")
+    height = page.execute_script("return window.innerHeight")
+    assert texts(page, "#verdicts h2") == [
+        "Is grpovi-group faster than grpo-group?",
+        "Is grpovi-none faster than grpo-none?",
+    ]
+    for selector in ("#verdicts h2", "#verdicts .answer", "#verdicts svg", "#cost"):
+        assert bottom(selector) < height, selector
+    sentences = page.find_elements("css selector", ".verdict li")
+    assert not any(sentence.is_displayed() for sentence in sentences)
+    page.find_element("css selector", ".verdict summary").click()
+    assert [sentence.is_displayed() for sentence in sentences].count(True) == len(
+        page.find_element("css selector", ".verdict").find_elements("css selector", "li")
+    )
+    page.find_element("css selector", ".verdict summary").click()
 
 
 def test_nothing_is_wider_than_a_laptops_window(page):

@@ -22,6 +22,7 @@ from synthetic_runs import (
 
 from analysis import ReportError, efficiency_table, load_runs, print_report, write_report
 from analysis.diagnostics import config_differences, read_config
+from analysis.study import analyse
 from analysis.style import arm_styles
 
 SECTIONS = ["verdicts", "efficiency", "learning", "paired", "kl", "adjustment", "rewards", "runs", "step-0", "configs"]
@@ -92,7 +93,7 @@ def test_pictures_in_the_page_share_no_ids(page: str):
 
 
 def test_an_arm_that_is_slower_is_called_slower_in_the_page_and_in_the_terminal(study: Path, page: str):
-    assert "<h3>grpovi-group is slower than grpo-group.</h3>" in page
+    assert '<p class="answer">grpovi-group is slower than grpo-group.</p>' in page
     assert "grpovi-group is slower than grpo-group." in terminal(study)
 
 
@@ -284,7 +285,16 @@ def test_a_missing_folder_is_one_clear_error(tmp_path: Path):
 
 
 def test_the_metric_of_the_comparison_is_in_the_report_with_its_origin(page: str):
-    assert f"<code>{GOLD}</code> (named in study.yaml). Higher is better." in page
+    assert f"<code>{GOLD}</code> (named in study.yaml); higher is better." in page
+
+
+def test_the_first_screen_says_what_a_run_cost_and_leaves_out_what_a_seed_did_not_log(tmp_path: Path):
+    arms = {"grpo": {1: ramp(50), 2: ramp(40)}, "grpovi": {1: ramp(60), 2: ramp(80)}}
+    study = write_study(tmp_path, arms, {"grpovi": "grpo"})
+    comparisons = {comparison.arm: comparison for comparison in analyse(study).comparisons}
+    assert (comparisons["grpo"].run_tokens, comparisons["grpo"].run_seconds) == (10_000, 200)
+    rows = re.search(r'<table id="cost">.*?</table>', write_report(study).read_text(), re.DOTALL)[0]
+    assert re.findall(r'<td class="n">([^<]*)</td>', rows)[:4] == ["40.5", "81.0", "10,000", "200"]
 
 
 def test_quantities_that_no_run_logged_are_named_instead_of_drawn(tmp_path: Path):

@@ -88,6 +88,8 @@ def test_a_gain_or_loss_that_vanishes_at_equal_kl_is_called_a_matter_of_the_pena
         steps=NO_ESTIMATE,
         tokens=math.nan,
         seconds=math.nan,
+        run_tokens=math.nan,
+        run_seconds=math.nan,
         n_reached=3,
         speedup=Speedup(estimate_ratio(speedups, bootstrap)),
         final=NO_ESTIMATE,

@@ -1,3 +1,4 @@
+import math
 import re
 from collections.abc import Mapping
 
@@ -27,6 +28,13 @@ def verdict(arm: Seeds, baseline: Seeds, names: tuple[str, str] = ("grpovi", "gr
 
 def ramps(*ends: int) -> dict[int, dict[int, float]]:
     return {seed: ramp(end) for seed, end in enumerate(ends, 1)}
+
+
+def test_the_question_names_both_arms_and_a_cost_that_was_not_logged_is_unknown():
+    assert verdict(ramps(60, 80), ramps(30, 40)).question == "Is grpovi faster than grpo?"
+    runs = frame({"grpo": ramps(60, 80)})
+    (alone,) = compare(runs, status_of(runs).assign(reason=None), Settings("study", GOLD, "named", {}), Bootstrap())
+    assert math.isnan(alone.run_tokens) and math.isnan(alone.run_seconds)
 
 
 def test_an_arm_that_is_slower_is_called_slower():

@@ -14,7 +14,7 @@ from torch._inductor.lowering import lowerings
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.passes import compiled_passes
-from grpovi_lightning.models.passes.torch_compiler import compiling
+from grpovi_lightning.models.passes.torch_compiler import compiling, reproducible_inductor
 
 OLD = not hasattr(torch._dynamo.config, "recompile_limit")
 needs_torch = pytest.mark.skipif(OLD, reason="torch is too old to compile passes")
@@ -142,15 +142,26 @@ class TestErrorsAreOneLine:
         assert "\n" not in failure(odd, torch.ones(3))
 
     @needs_compiler
-    def test_a_backward_pass_that_cannot_be_compiled(self, tiny_tokenizer, monkeypatch):
+    def test_a_backward_pass_that_cannot_be_compiled_is_one_as_soon_as_the_forward_pass_is_called(self, monkeypatch):
         def broken(*arguments):
             raise NotImplementedError("no code for it")
 
         monkeypatch.setitem(lowerings, torch.ops.aten.embedding_dense_backward.default, broken)
+        embedded = torch.compile(torch.nn.functional.embedding, backend=reproducible_inductor)
+        with nothing_compiled_before():
+            said = failure(embedded, torch.tensor([1, 0]), torch.ones(2, 3, requires_grad=True))
+        assert "no code for it" in said
+
+    @needs_torch
+    def test_passes_that_cannot_be_compiled(self, tiny_tokenizer, monkeypatch):
+        def broken(*arguments):
+            raise NotImplementedError("no code for it")
+
+        monkeypatch.setattr(compiled_passes, "reproducible_inductor", broken)
         policy = language_model("llama", tiny_tokenizer, num_hidden_layers=1)
         policy.compile_passes()
         message = "^compile_passes: LlamaForCausalLM: torch.compile failed: .*no code for it"
-        with nothing_compiled_before(), pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message):
             policy.completion_statistics(SMALL, 1.0)
 
     @needs_compiler
