@@ -31,8 +31,8 @@ from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
 from grpovi_lightning.modules.report import reported, step_scalars
-from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
-from grpovi_lightning.modules.tables import check_tables
+from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout, check_spare
+from grpovi_lightning.modules.tables import check_prompts
 from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
 from grpovi_lightning.modules.work import policy_work
 from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
@@ -151,12 +151,7 @@ class GRPOModule(FrozenLeftOut):
         """
         self.updater.check(trainer, data)
         refuse_float16("policy.dtype", self.policy_source.dtype)
-        spare = getattr(data, "spare_per_step", 0)
-        if (self.resampling is None) != (spare == 0):
-            raise UserError(
-                f"spare_prompts_per_step: got {spare} with resampling {type(self.resampling).__name__}; neither has an "
-                "effect without the other: set both or none"
-            )
+        check_spare(self.resampling, data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:
         """Raise `UserError` if the reward needs a column that a table of the data lacks."""
@@ -186,12 +181,7 @@ class GRPOModule(FrozenLeftOut):
                     if isinstance(model, LanguageModel):  # a reference without the adapter runs the policy's code
                         model.compile_passes()
             self.reward.load(self.policy.tokenizer)
-        longest = self.engine.sampling.max_completion_length
-        check_tables(self, self.policy.limits, lambda batch: self.policy.prompt_tokens(batch.texts), longest)
-        for reader in self.reward.readers():
-            # How many tokens of its own a completion is going to be is not known.
-            completion = longest if reader.shares_tokens else 0
-            check_tables(self, reader.limits, lambda batch, reader=reader: reader.prompts(batch.texts), completion)
+        check_prompts(self, self.policy, self.reward, self.engine.sampling.max_completion_length)
 
     def on_fit_start(self) -> None:
         """Tell the user where the diagnostics cannot use the paper's weights."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import lightning as L
 import torch
 from torch import Tensor
 
@@ -97,3 +98,13 @@ class DynamicResampling:
             scored = scored.replaced(zero_variance, roll_out(spare.select(range(used, used + wanted))))
             used += wanted
         return scored
+
+
+def check_spare(resampling: DynamicResampling | None, data: L.LightningDataModule) -> None:
+    """Raise `UserError` if spare prompts are handed out that nothing uses, or none where they are needed."""
+    spare = getattr(data, "spare_per_step", 0)
+    if (resampling is None) != (spare == 0):
+        raise UserError(
+            f"spare_prompts_per_step: got {spare} with resampling {type(resampling).__name__}; neither has an "
+            "effect without the other: set both or none"
+        )

@@ -5,7 +5,9 @@ from typing import Any
 
 import lightning as L
 
+from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.models.limits import InputLimits
+from grpovi_lightning.rewards import Reward
 from grpovi_lightning.trainer_state import data_of
 
 _ROWS_AT_ONCE = 1000
@@ -45,6 +47,14 @@ def check_tables(
             if rows:
                 where = [f"{name} table, row {row['_row']}" for row in rows]
                 limits.check(encode(data.collate(rows)), lambda i: where[i % len(where)], completion)  # noqa: B023
+
+
+def check_prompts(module: L.LightningModule, policy: LanguageModel, reward: Reward, longest: int) -> None:
+    """Refuse prompts that are too long for a policy that writes `longest` tokens, or for a model of its reward."""
+    check_tables(module, policy.limits, lambda batch: policy.prompt_tokens(batch.texts), longest)
+    for reader in reward.readers():
+        completion = longest if reader.shares_tokens else 0  # how many tokens of its own it will be is not known
+        check_tables(module, reader.limits, lambda batch, reader=reader: reader.prompts(batch.texts), completion)
 
 
 def _can_exceed(row: dict[str, Any], room: int) -> bool:
