@@ -41,9 +41,8 @@ def check_tables(
     room = limits.positions - completion - _FRAME
     for name, table in getattr(data, "tables", {}).items():
         for start in range(0, len(table), _ROWS_AT_ONCE):
-            columns = table[start : start + _ROWS_AT_ONCE]
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            rows = [row for row in rows if _can_exceed(row, room)]
+            some = (table[i] for i in range(start, min(start + _ROWS_AT_ONCE, len(table))))
+            rows = [row for row in some if _can_exceed(row, room)]
             if rows:
                 where = [f"{name} table, row {row['_row']}" for row in rows]
                 limits.check(encode(data.collate(rows)), lambda i: where[i % len(where)], completion)  # noqa: B023
