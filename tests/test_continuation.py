@@ -20,7 +20,7 @@ def sft_config(root, run):
     columns = {"prompt_column": "question", "completion_column": "answer", "batch_size": 2}
     config["data"] = {
         "class_path": "grpovi_lightning.data.DemonstrationDataModule",
-        "init_args": {"train": str(root / "questions.jsonl")} | columns,
+        "init_args": dict.fromkeys(("train", "validation"), str(root / "questions.jsonl")) | columns,
     }
     return config
 
