@@ -236,10 +236,10 @@ def test_a_checkpoint_to_continue_from_must_exist(refused):
 
 def test_a_checkpoint_to_continue_from_must_be_whole_and_not_beyond_the_end(refused, tmp_path):
     path = tmp_path / "step=8.ckpt"
-    torch.save({"global_step": 8}, path)
+    torch.save({"global_step": 8, "state_dict": {}, "loops": {}, "optimizer_states": []}, path)
     assert "it is of step 8, beyond trainer.max_steps 5" in refused(lambda config: None, "--ckpt_path", str(path))
     path.write_bytes(path.read_bytes()[:-30])
-    assert "step=8.ckpt: cut short, or no checkpoint" in refused(lambda config: None, "--ckpt_path", str(path))
+    assert "step=8.ckpt: got a file that is no checkpoint or was cut short" in refused(lambda config: None, "--ckpt_path", str(path))
 
 
 def test_a_number_of_checkpoints_without_an_order_among_them_is_refused(refused):

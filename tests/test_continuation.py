@@ -141,22 +141,21 @@ def test_a_finished_run_can_go_on_with_what_its_refusal_says(here, tmp_path, cap
 @pytest.mark.slow
 def test_a_run_that_left_no_checkpoint_can_be_begun_anew(here, tmp_path, capsys):
     run = tmp_path / "run"
-    (tmp_path / "flawed_reward.py").write_text("def reward(**columns):\n    return None\n")
-    monkey = ["--model.init_args.reward.init_args.function", "my_rewards.digits_in_common"]
+    mended = ["--model.init_args.reward.init_args.function", "my_rewards.digits_in_common"]
     config = run_config(here, run)
     config["trainer"] |= {"max_steps": 2, "val_check_interval": None, "check_val_every_n_epoch": 1}
     config["model"]["init_args"]["reward"]["init_args"]["function"] = "builtins.dict"  # no list of numbers
     arguments = ["fit", "--config", write_yaml(tmp_path / "run.yaml", config)]
-    assert main(arguments) == 2 and status(run)["state"] == "failed"
+    assert main(arguments) == 1 and status(run)["state"] == "failed"
 
     line = refusal(capsys, *arguments)
     assert line == (
         f"run folder {run} holds a failed run already, without a checkpoint to continue from; choose another "
         "trainer.default_root_dir, or begin it anew with --restart"
     )
-    assert main([*arguments, *monkey, "--restart"]) == 0
+    assert main([*arguments, *mended, "--restart"]) == 0
     assert status(run)["state"] == "finished" and len(list(run.glob("events*"))) == 1
     assert sorted(scalars(run)["eval/reward"]) == [0, 2] and "restart: false" in (run / "config.yaml").read_text()
 
-    line = refusal(capsys, *arguments, *monkey, "--restart")  # now there is something to lose
+    line = refusal(capsys, *arguments, *mended, "--restart")  # now there is something to lose
     assert f"continue it with --ckpt_path {run / 'checkpoints' / 'last.ckpt'}" in line

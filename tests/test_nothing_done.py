@@ -52,7 +52,7 @@ TABLES = {"validate": "validation", "test": "test"}
         ("test", {"data.init_args.test": None}, "no test table: got test null, expected a file"),
         ("validate", {"trainer.limit_val_batches": 0}, "nothing to validate: got trainer.limit_val_batches 0"),
         ("test", {"trainer.limit_test_batches": 0.0}, "nothing to test: got trainer.limit_test_batches 0"),
-        ("fit", {"trainer.limit_train_batches": 0}, "no length: got trainer.limit_train_batches 0"),
+        ("fit", {"trainer.limit_train_batches": 0}, "trainer.limit_train_batches: got 0, expected None"),
     ],
 )
 def test_nothing_to_train_or_evaluate_is_refused(refused, inputs, tmp_path, command, change, said):
