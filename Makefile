@@ -9,7 +9,7 @@ LOWEST := .venv-lowest
 TESTS ?=
 space := $(subst ,, )
 # What `make test-lowest-part` tries: packages on whose private parts the code relies, and tests of the code that does.
-PART_PACKAGES := datasets dill fsspec jsonargparse lightning multiprocess peft tensorboard torchmetrics transformers
+PART_PACKAGES := jsonargparse lightning peft torchmetrics transformers
 PART_TESTS := tests/callbacks tests/data/test_tables.py tests/models/test_model_sources.py tests/modules/test_continued_runs.py \
   tests/modules/test_grpo_resume.py tests/test_continuation.py tests/test_loggers.py tests/test_overlays.py \
   tests/test_trainer_arguments.py
