@@ -83,9 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0; 1 where a fit does not converge; 2 for arguments or files that do not do."""
     parser = argparse.ArgumentParser(prog="one_pass_embedded.py", description="One pass on a policy's features.")
-    parser.add_argument(
-        "study", type=Path, help="a study with prepare/task and prepare/sft"
-    )
+    parser.add_argument("study", type=Path, help="a study with prepare/task and prepare/sft")
     parser.add_argument("--pairs", type=int, help="only the first so many training pairs")
     parser.add_argument("--orders", type=int, default=5, help="random orders of the pairs (default: 5)")
     least = {"pairs": 1, "orders": 1}

@@ -43,3 +43,13 @@ def reward_folder(tmp_path_factory, tokenizer_folder) -> Path:
     from helpers.tiny_checkpoints import save_reward_model
 
     return save_reward_model(tmp_path_factory.mktemp("reward"), tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """What a user brings, in a folder of its own; see `helpers.own_input`."""
+    from helpers.own_input import write_own_input
+
+    root = tmp_path_factory.mktemp("own")
+    write_own_input(root)
+    return root

@@ -7,16 +7,9 @@ import sys
 
 import pytest
 import torch
-from helpers.own_input import run_config, write_own_input, write_yaml
+from helpers.own_input import run_config, write_yaml
 
 from grpovi_lightning.cli import check_fit, main
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("own")
-    write_own_input(root)
-    return root
 
 
 @pytest.fixture
@@ -239,7 +232,9 @@ def test_a_checkpoint_to_continue_from_must_be_whole_and_not_beyond_the_end(refu
     torch.save({"global_step": 8, "state_dict": {}, "loops": {}, "optimizer_states": []}, path)
     assert "it is of step 8, beyond trainer.max_steps 5" in refused(lambda config: None, "--ckpt_path", str(path))
     path.write_bytes(path.read_bytes()[:-30])
-    assert "step=8.ckpt: got a file that is no checkpoint or was cut short" in refused(lambda config: None, "--ckpt_path", str(path))
+    assert "step=8.ckpt: got a file that is no checkpoint or was cut short" in refused(
+        lambda config: None, "--ckpt_path", str(path)
+    )
 
 
 def test_a_number_of_checkpoints_without_an_order_among_them_is_refused(refused):

@@ -4,20 +4,13 @@ import csv
 import json
 
 import pytest
-from helpers.own_input import run_config, write_own_input, write_yaml
+from helpers.own_input import run_config, write_yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from modules.grpo_runs import scalars
 
 from analysis import load_status
 from grpovi_lightning.cli import main
 from grpovi_lightning.run import RunCLI
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("own")
-    write_own_input(root)
-    return root
 
 
 @pytest.fixture

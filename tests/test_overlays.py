@@ -2,18 +2,11 @@
 
 import pytest
 import yaml
-from helpers.own_input import run_config, write_own_input, write_yaml
+from helpers.own_input import run_config, write_yaml
 
 from grpovi_lightning.cli import main
 
 PACKAGE = "grpovi_lightning"
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("own")
-    write_own_input(root)
-    return root
 
 
 @pytest.fixture

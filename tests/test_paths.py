@@ -7,7 +7,7 @@ import shutil
 import pytest
 import yaml
 from helpers.commands import refusal
-from helpers.own_input import run_config, write_own_input, write_yaml
+from helpers.own_input import run_config, write_yaml
 
 from grpovi_lightning.cli import main
 from grpovi_lightning.errors import UserError
@@ -24,13 +24,6 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return folder
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("own")
-    write_own_input(root)
-    return root
 
 
 def test_text_that_is_no_path_stays_as_it_is(home):

@@ -5,7 +5,7 @@ import inspect
 import lightning as L
 import pytest
 from helpers.commands import refusal
-from helpers.own_input import run_config, write_own_input, write_yaml
+from helpers.own_input import run_config, write_yaml
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from grpovi_lightning.data import PromptDataModule
@@ -70,13 +70,6 @@ def test_an_argument_that_would_not_do_what_it_says_is_refused(name, value):
 def test_each_refused_argument_is_tried_above():
     (mark,) = test_an_argument_that_would_not_do_what_it_says_is_refused.pytestmark
     assert {name for name, _ in mark.args[1]} == set(REFUSED)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("own")
-    write_own_input(root)
-    return root
 
 
 @pytest.fixture
