@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.classifiers import load_classifier
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.saving import save_checkpoint
-from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
+from grpovi_lightning.models.sources import Precision, check_checkpoint
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16

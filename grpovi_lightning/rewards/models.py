@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import TrainingError, at_least_one
+from grpovi_lightning.models.classifiers import load_classifier, pools_last_token
 from grpovi_lightning.models.limits import InputLimits
-from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier, pools_last_token
+from grpovi_lightning.models.sources import Precision, check_checkpoint
 from grpovi_lightning.ops import pad_right
 from grpovi_lightning.rewards.base import Reward
 from grpovi_lightning.rewards.sequences import SequenceReader, in_batches, own_precision
