@@ -204,6 +204,15 @@ def rewards_std(name: str) -> str:
     return f"rewards/{name}/std"
 
 
+def rewards_truncated(name: str) -> str:
+    """Return the key of the number of sequences of a step whose prompts were cut for reward model `name`.
+
+    They are counted over all ranks; those of groups that resampling threw away count, too. Logged where the reward
+    model has `truncate` set.
+    """
+    return f"rewards/{name}/truncated"
+
+
 def pair_agreement(name: str) -> str:
     """Return the key of the share of pairs within a group that reward and observed component `name` order alike.
 

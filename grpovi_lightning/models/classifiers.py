@@ -32,7 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 def load_classifier(
-    path: str, dtype: Precision = "float32", new_head: bool = False, published: PublishedHead = PublishedHead()
+    path: str,
+    dtype: Precision = "float32",
+    new_head: bool = False,
+    published: PublishedHead = PublishedHead(),  # noqa: B008  a frozen value
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a sequence classifier, made to give one number, and its tokenizer.
 
@@ -67,7 +70,11 @@ def load_classifier(
     return model, tokenizer
 
 
-def check_classifier(path: str, new_head: bool = False, published: PublishedHead = PublishedHead()) -> None:
+def check_classifier(
+    path: str,
+    new_head: bool = False,
+    published: PublishedHead = PublishedHead(),  # noqa: B008  a frozen value
+) -> None:
     """Raise `UserError` where it can be told from the files of a local folder that it cannot be loaded."""
     check_checkpoint(path, "reward model")
     if not Path(path).is_dir():

@@ -26,11 +26,12 @@ from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
+from grpovi_lightning.modules.initial_sample import fit_normalisation
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
-from grpovi_lightning.modules.report import reported, step_scalars
+from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout, check_spare
 from grpovi_lightning.modules.tables import check_prompts
 from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
@@ -144,11 +145,7 @@ class GRPOModule(FrozenLeftOut):
         self.reward.check()
 
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
-        """Compare the settings with those of the trainer and the data, before anything is loaded.
-
-        Raises:
-            UserError: they cannot work together.
-        """
+        """Raise `UserError` for settings that cannot work with the trainer's or the data's, before loading."""
         self.updater.check(trainer, data)
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_spare(self.resampling, data)
@@ -184,12 +181,13 @@ class GRPOModule(FrozenLeftOut):
         check_prompts(self, self.policy, self.reward, self.engine.sampling.max_completion_length)
 
     def on_fit_start(self) -> None:
-        """Tell the user where the diagnostics cannot use the paper's weights."""
-        if not self.needs_reference:
-            self.print(
-                "adjustment/*: nothing here needs a reference policy, so none is loaded, and what GRPOVI would have "
-                "done is logged for uniform weights; set model.counterfactual to load one for the paper's weights"
-            )
+        announce_diagnostics(self, self.needs_reference)
+
+    def on_train_start(self) -> None:
+        """Fit a reward that is normalised over the initial policy's completions; see `fit_normalisation`."""
+        fit_normalisation(self)
+
+    on_validation_epoch_start = on_test_epoch_start = on_train_start  # whichever comes first
 
     def configure_optimizers(self) -> Any:
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)

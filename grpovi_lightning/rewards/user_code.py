@@ -9,7 +9,7 @@ from inspect import Parameter
 from typing import Any
 
 from grpovi_lightning.errors import TrainingError, UserError
-from grpovi_lightning.randomness import HELD_OUT_STEP
+from grpovi_lightning.randomness import HELD_OUT_STEP, INITIAL_STEP
 from grpovi_lightning.structures import Rollout
 
 _ALWAYS_GIVEN = ("prompts", "completions", "completion_ids")
@@ -103,7 +103,8 @@ def call_user_code(what: str, rollout: Rollout, function: Callable[..., Any], *p
     except Exception as error:
         numbers = rollout.prompts.indices.tolist()
         listed = ", ".join(map(str, numbers[:8])) + ", ..." * (len(numbers) > 8)
-        when = "the evaluation" if rollout.step == HELD_OUT_STEP else f"step {rollout.step}"
+        named = {HELD_OUT_STEP: "the evaluation", INITIAL_STEP: "the initial sample"}
+        when = named.get(rollout.step, f"step {rollout.step}")
         raise TrainingError(f"{what} raised {_in_words(error)}; rows of {when}: {listed}") from error
 
 
