@@ -187,6 +187,11 @@ ONLINE_STATE_BYTES = scalar("online/state_bytes", "mean")
 # Supervised fine-tuning and reward modelling.
 PAIR_ACCURACY = scalar("pair_accuracy", "mean")
 REWARD_MARGIN = scalar("reward_margin", "mean")
+CALIBRATION_ERROR = scalar("calibration_error", "mean")
+"""Expected calibration error of the predicted preferences: over ten bins of the probability of the completion that the
+model prefers, the mean distance between that probability and the share of pairs in which the model is right."""
+LENGTH_CORRELATION = scalar("length_correlation", "mean")
+"""Pearson correlation of the scores of completions with their lengths in tokens; NaN where either never differs."""
 
 
 def step_share(phase: str) -> str:
@@ -211,6 +216,11 @@ def rewards_truncated(name: str) -> str:
     model has `truncate` set.
     """
     return f"rewards/{name}/truncated"
+
+
+def pair_accuracy_of(subset: str) -> str:
+    """Return the key of the accuracy on a named subset of the pairs."""
+    return f"{PAIR_ACCURACY}/{subset}"
 
 
 def pair_agreement(name: str) -> str:

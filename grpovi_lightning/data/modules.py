@@ -16,8 +16,8 @@ from grpovi_lightning.structures import PromptBatch
 from grpovi_lightning.trainer_arguments import check_trainer
 from grpovi_lightning.trainer_state import batches_begun, batches_of_run
 
-TextPairs = dict[str, list[str]]
-"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text a row."""
+TextPairs = dict[str, list[Any]]
+"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text a row; "margin": one number a row."""
 
 
 @dataclass(eq=False)
@@ -275,23 +275,3 @@ class DemonstrationDataModule(TextTupleDataModule):
 
     def text_columns(self) -> dict[str, bool]:
         return super().text_columns() | {self.names["prompt"]: False}
-
-
-class PreferenceDataModule(TextTupleDataModule):
-    """Prompts with a preferred and another completion; a batch has the roles "prompt", "chosen" and "rejected"."""
-
-    def __init__(
-        self,
-        train: str,
-        validation: str | None = None,
-        test: str | None = None,
-        batch_size: int = 32,
-        validation_batch_size: int = 64,
-        prompt_column: str = "prompt",
-        chosen_column: str = "chosen",
-        rejected_column: str = "rejected",
-        seed: int | None = None,
-    ) -> None:
-        """Name the tables and their columns; `batch_size` counts pairs over all processes."""
-        super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
-        self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}

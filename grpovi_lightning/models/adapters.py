@@ -39,14 +39,18 @@ class LoRA:
         """Raise `UserError` where peft is not installed."""
         _peft()
 
-    def add_to(self, model: PreTrainedModel) -> None:
+    def add_to(self, model: PreTrainedModel, task: str = "CAUSAL_LM") -> None:
         """Add fresh adapters, which change nothing yet, and freeze all other weights.
+
+        Args:
+            model: gets them.
+            task: peft's name of what the model is for; `all-linear` leaves out the output layer of that.
 
         Raises:
             UserError: the model has no layer of that name.
         """
         settings: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        config = _peft().LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **settings)
+        config = _peft().LoraConfig(task_type=task, lora_dropout=0.0, **settings)
         try:
             model.add_adapter(config)
         except ValueError as error:
@@ -78,7 +82,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     layer_class = _peft().tuners.tuners_utils.BaseTunerLayer
     whole = copy.deepcopy(model)
     embeddings = whole.get_input_embeddings(), whole.get_output_embeddings()
-    if any(isinstance(module, layer_class) for module in embeddings):
+    if embeddings[1] is not None and any(isinstance(module, layer_class) for module in embeddings):
         _untie(whole)
     # A list first, because the loop replaces modules.
     for name, layer in [(name, module) for name, module in whole.named_modules() if isinstance(module, layer_class)]:

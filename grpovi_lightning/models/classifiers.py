@@ -98,8 +98,8 @@ def pools_last_token(model: PreTrainedModel) -> bool:
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return what stands behind the body, and the pooling that encoders have within it."""
-    return [p for name, p in model.named_parameters() if _in_head(model, name)]
+    """Return what stands behind the body; the pooling that some encoders have within it is the body's."""
+    return [p for name, p in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
 
 
 def _in_head(model: PreTrainedModel, name: str) -> bool:

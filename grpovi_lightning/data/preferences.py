@@ -1,0 +1,80 @@
+"""Preference pairs for reward models."""
+
+from math import isfinite
+from typing import Any
+
+from grpovi_lightning.data.modules import TextPairs, TextTupleDataModule
+from grpovi_lightning.errors import UserError
+
+
+class PreferenceDataModule(TextTupleDataModule):
+    """Prompts with a preferred and another completion; a batch has the roles "prompt", "chosen" and "rejected".
+
+    Training rows may say by how much the preferred one is better, in the role "margin". Held-out rows may belong to
+    named subsets, in the role "subset".
+    """
+
+    def __init__(
+        self,
+        train: str,
+        validation: str | None = None,
+        test: str | None = None,
+        batch_size: int = 32,
+        validation_batch_size: int = 64,
+        prompt_column: str = "prompt",
+        chosen_column: str = "chosen",
+        rejected_column: str = "rejected",
+        seed: int | None = None,
+        margin_column: str | None = None,
+        subset_column: str | None = None,
+    ) -> None:
+        """Name the tables and their columns.
+
+        Args:
+            train: file of training pairs.
+            validation: file of held-out pairs; None: no held-out evaluation.
+            test: file of pairs for `grpovi test`.
+            batch_size: pairs of an update's batch, over all processes.
+            validation_batch_size: held-out pairs scored at once.
+            prompt_column: the column that holds the prompt.
+            chosen_column: the column that holds the preferred completion.
+            rejected_column: the column that holds the other.
+            seed: orders the pairs; None: the run's `seed_everything`.
+            margin_column: numbers in the training table, see `RewardModelModule`; None: no margins.
+            subset_column: texts in the held-out tables, on each of which accuracy is reported; None: no subsets.
+        """
+        super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
+        self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
+        self.margin_column, self.subset_column = margin_column, subset_column
+
+    def _read_tables(self) -> None:
+        super()._read_tables()
+        for name, table in self.tables.items():
+            column = self.margin_column if name == "train" else self.subset_column
+            if column is None:
+                continue
+            if column not in table.columns:
+                raise UserError(f"{table.name}: no column {column!r}, it has {', '.join(table.columns)}")
+            if name != "train":
+                table.check_texts(column, may_be_empty=False)
+                continue
+            for row, value in enumerate(table.column(column)):
+                if _number(value) is None:
+                    raise table.refuse(row, column, "a finite number")
+
+    def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
+        batch: TextPairs = super().collate(rows)
+        if self.margin_column in rows[0]:
+            batch["margin"] = [_number(row[self.margin_column]) for row in rows]
+        if self.subset_column in rows[0]:
+            batch["subset"] = [row[self.subset_column] for row in rows]
+        return batch
+
+
+def _number(value: Any) -> float | None:
+    """Return the finite number that a value is, or that the text of a CSV cell says; None where there is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if isfinite(number) else None
