@@ -56,12 +56,8 @@ def load_classifier(
         model = _with_published_head(path, config, dtype, published)
     elif _is_classifier(config):
         model = load_model(AutoModelForSequenceClassification, path, dtype)
-        row = published.row(config.num_labels, _label_names(config), f"reward model {path}")
-        layer = _output_layer(model, path) if config.num_labels > 1 else None
-        if layer is not None:
-            weights = model.get_submodule(layer)
-            assert isinstance(weights, nn.Linear)
-            _give_one_label(model, layer, weights.weight.data, weights.bias, row)
+        if _n_labels(config) > 1:
+            _keep_label(model, published.row(_n_labels(config), _label_names(config), f"reward model {path}"), path)
     else:
         model = _with_new_head(path, config, dtype)
     tokenizer = load_tokenizer(path)
@@ -83,7 +79,7 @@ def check_classifier(
     if published.head is not None:
         published.tensors(path)
     elif _is_classifier(config):
-        published.row(config.num_labels, _label_names(config), f"reward model {path}")
+        published.row(_n_labels(config), _label_names(config), f"reward model {path}")
     elif not new_head:
         raise UserError(
             f"reward model {path}: got {', '.join(config.architectures or ['no architecture'])}, expected a trained "
@@ -108,6 +104,10 @@ def _in_head(model: PreTrainedModel, name: str) -> bool:
 
 def _is_classifier(config: PreTrainedConfig) -> bool:
     return any("SequenceClassification" in name for name in config.architectures or [])
+
+
+def _n_labels(config: PreTrainedConfig) -> int:
+    return config.num_labels or 0
 
 
 def _label_names(config: PreTrainedConfig) -> dict[str, int]:
@@ -184,6 +184,13 @@ def _with_published_head(
     return model
 
 
+def _keep_label(model: PreTrainedModel, row: int, path: str) -> None:
+    output = _output_layer(model, path)
+    layer = model.get_submodule(output)
+    assert isinstance(layer, nn.Linear)
+    _give_one_label(model, output, layer.weight.detach(), layer.bias, row)
+
+
 def _give_one_label(model: PreTrainedModel, layer: str, weight: Tensor, bias: Tensor | None, row: int) -> None:
     """Put a row of weight [labels, D] and bias [labels] in the place of the output layer."""
     single = nn.Linear(weight.shape[1], 1, bias=bias is not None, device=model.device, dtype=model.dtype)
@@ -192,7 +199,7 @@ def _give_one_label(model: PreTrainedModel, layer: str, weight: Tensor, bias: Te
         if bias is not None:
             single.bias.copy_(bias[row : row + 1])
     model.set_submodule(layer, single)
-    model.config.num_labels = model.num_labels = 1
+    model.config.num_labels = 1
 
 
 def _empty(path: str, config: PreTrainedConfig) -> PreTrainedModel:

@@ -35,7 +35,7 @@ class PublishedHead:
             if count == 1:
                 return 0
             raise UserError(
-                f"{where}: got {count} labels, expected 1; use a reward model's checkpoint, or name one by `label`: "
+                f"{where}: got {count} labels, expected 1; use a reward model's checkpoint, or name one by RewardModel's `label`: "
                 f"{listed}"
             )
         if count == 1:

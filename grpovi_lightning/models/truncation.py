@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.encoding import frame
+from grpovi_lightning.models.encoding import end_tokens, frame
 from grpovi_lightning.models.limits import InputLimits
 
 
@@ -24,7 +24,9 @@ class PromptCut:
         if limits.positions is None:
             raise UserError(f"truncate: {limits.what} reads sequences of any length; leave it out")
         self.longest, self.what = limits.positions, limits.what
-        self.tokenizer, self.opening = tokenizer, frame(tokenizer)[0]
+        self.tokenizer, (self.opening, closing) = tokenizer, frame(tokenizer)
+        self.room = self.longest - len(self.opening) - max(len(closing), len(end_tokens(tokenizer)))
+        """Tokens of the longest completion that stays whole."""
 
     def __call__(
         self, rows: Sequence[list[int]], completions: Sequence[str], where: Callable[[int], str]
@@ -45,10 +47,11 @@ class PromptCut:
         long = {i for i, row in enumerate(rows) if len(row) > self.longest}
         for i in long:
             tokens: list[int] = self.tokenizer(completions[i], add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-            if len(tokens) > self.longest - len(self.opening):
+            if len(tokens) > self.room:
                 raise UserError(
                     f"{where(i)}: got a completion of {len(tokens)} tokens, but {self.what} has {self.longest} "
-                    "positions, and only prompts are cut; lower max_completion_length, or remove the row"
+                    f"positions, {self.longest - self.room} of them for special tokens, and only prompts are cut; "
+                    "lower max_completion_length, or remove the row"
                 )
         return [self._cut(row) if i in long else row for i, row in enumerate(rows)], len(long)
 

@@ -50,7 +50,7 @@ class HeldOutPairs(nn.Module):
         self,
         chosen: Tensor,
         rejected: Tensor,
-        lengths: tuple[Tensor, Tensor] | None = None,
+        lengths: Sequence[Tensor] = (),
         subsets: Sequence[str] = (),
     ) -> None:
         """Add the scores of some pairs, [b] each.
@@ -66,7 +66,7 @@ class HeldOutPairs(nn.Module):
         self.accuracy.update(right)
         self.margin.update(chosen - rejected)
         self.scores.update(torch.cat([chosen, rejected]))
-        if lengths is not None:
+        if lengths:
             for metric, values in zip(self.pairs, (chosen, rejected, *lengths), strict=True):
                 metric.update(values.float())  # type: ignore[operator]
         for name, value in zip(subsets, right.tolist(), strict=bool(subsets)):
@@ -84,7 +84,8 @@ class HeldOutPairs(nn.Module):
 
     def pair_scores(self) -> PairScores:
         """Return the pairs whose lengths were given, of all ranks."""
-        return PairScores(*(torch.as_tensor(metric.compute()).cpu() for metric in self.pairs))  # type: ignore[operator]
+        rows = [torch.as_tensor(metric.compute()).cpu() for metric in self.pairs]  # type: ignore[operator]
+        return PairScores(*(row.flatten() for row in rows))  # torchmetrics gives one value without an axis
 
     def moments(self) -> tuple[float, float]:
         """Return mean and standard deviation of the scores; the latter is 0 where all are equal."""

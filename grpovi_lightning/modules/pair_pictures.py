@@ -1,5 +1,7 @@
 """Pictures of held-out preference pairs for TensorBoard: how right a reward model is, and what it goes by."""
 
+from math import isnan
+
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -64,10 +66,13 @@ def length_picture(pairs: PairScores) -> Figure:
         (pairs.rejected_lengths, pairs.rejected, _REJECTED, "rejected"),
         (pairs.chosen_lengths, pairs.chosen, _CHOSEN, "chosen"),
     ):
-        shown = slice(0, _MOST_POINTS)
-        axes.scatter(lengths[shown], scores[shown], s=9, color=colour, alpha=0.5, linewidths=0, label=label)
+        some = slice(0, _MOST_POINTS)
+        axes.scatter(lengths[some], scores[some], s=9, color=colour, alpha=0.5, linewidths=0, label=label)
     axes.set(xlabel="length of the completion, tokens", ylabel="score")
-    axes.set_title(f"correlation of score with length {pairs.length_correlation:.3f}")
+    correlation = pairs.length_correlation
+    axes.set_title(
+        "no correlation: all equal" if isnan(correlation) else f"correlation of score with length {correlation:.3f}"
+    )
     axes.legend()
     return figure
 
