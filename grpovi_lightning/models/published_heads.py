@@ -35,8 +35,8 @@ class PublishedHead:
             if count == 1:
                 return 0
             raise UserError(
-                f"{where}: got {count} labels, expected 1; use a reward model's checkpoint, or name one by RewardModel's `label`: "
-                f"{listed}"
+                f"{where}: got {count} labels, expected 1; use a reward model's checkpoint, or name one by "
+                f"RewardModel's `label`: {listed}"
             )
         if count == 1:
             raise UserError(f"{where}: got label {self.label!r} for a model with one label; leave it out")

@@ -26,7 +26,7 @@ from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
-from grpovi_lightning.modules.initial_sample import fit_normalisation
+from grpovi_lightning.modules.initial_sample import check_initial_sample, fit_normalisation
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
@@ -151,8 +151,9 @@ class GRPOModule(FrozenLeftOut):
         check_spare(self.resampling, data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:
-        """Raise `UserError` if the reward needs a column that a table of the data lacks."""
+        """Raise `UserError` if the reward needs a column that a table of the data lacks, or more prompts."""
         if isinstance(data, PromptDataModule):
+            check_initial_sample(self.reward, len(data.tables["train"]))
             self.reward.check_columns({name: data.handed_over(table.columns) for name, table in data.tables.items()})
 
     @property

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-
 from grpovi_lightning.distributed import world_size
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import INITIAL_STEP, initial_indices, resolve_seed
@@ -23,17 +21,13 @@ def normalised_parts(reward: Reward) -> list[NormalisedReward]:
     return [part for part in reward.modules() if isinstance(part, NormalisedReward)]
 
 
-def check_initial_sample(module: L.LightningModule, reward: Reward) -> None:
-    """Raise `UserError` where the training table has too few prompts, or they do not divide over the processes."""
-    data, parts = data_of(module), normalised_parts(reward)
-    if data is None or not parts:
-        return
-    n_rows, n_processes = len(data.tables["train"]), module.trainer.world_size
-    for part in parts:
-        if n_rows < part.prompts or part.prompts % n_processes:
+def check_initial_sample(reward: Reward, n_rows: int) -> None:
+    """Raise `UserError` where the training table, of `n_rows`, has too few prompts for a normalised reward."""
+    for part in normalised_parts(reward):
+        if n_rows < part.prompts:
             raise UserError(
-                f"{part.name}: got prompts {part.prompts} for {n_rows} rows of the train table and {n_processes} "
-                "processes, expected at most the rows, and a multiple of the processes; set `prompts`"
+                f"{part.name}: got prompts {part.prompts}, but the train table has {n_rows} rows; set `prompts` to at "
+                "most that"
             )
 
 

@@ -7,7 +7,6 @@ import lightning as L
 
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.models.limits import InputLimits
-from grpovi_lightning.modules.initial_sample import check_initial_sample
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.trainer_state import data_of
 
@@ -50,11 +49,7 @@ def check_tables(
 
 
 def check_prompts(module: L.LightningModule, policy: LanguageModel, reward: Reward, longest: int) -> None:
-    """Refuse prompts that are too long for a policy that writes `longest` tokens, or for a model of its reward.
-
-    Refuse a training table with too few prompts for the reward's normalisation, too.
-    """
-    check_initial_sample(module, reward)
+    """Refuse prompts that are too long for a policy that writes `longest` tokens, or for a model of its reward."""
     check_tables(module, policy.limits, lambda batch: policy.prompt_tokens(batch.texts), longest)
     for reader in reward.readers():
         completion = longest if reader.shares_tokens else 0  # how many tokens of its own it will be is not known

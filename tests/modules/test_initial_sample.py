@@ -91,5 +91,5 @@ def test_an_evaluation_alone_takes_it_too_and_writes_nothing(policy_folder, tmp_
 
 
 def test_more_prompts_than_the_table_has_are_refused_before_the_first_step(policy_folder, tmp_path):
-    with pytest.raises(UserError, match="normalised_reward: got prompts 500 for 8 rows of the train table"):
+    with pytest.raises(UserError, match="normalised_reward: got prompts 500, but the train table has 8 rows"):
         train(grpo(policy_folder, normalised(500)), tmp_path, 1)
