@@ -55,7 +55,7 @@ def score_picture(pairs: PairScores) -> Figure:
         axes.hist(scores.tolist(), edges, color=colour, alpha=0.55, label=label)
     axes.set(xlabel="score", ylabel="completions")
     axes.set_title(f"mean difference {float((pairs.chosen - pairs.rejected).mean()):.3g}")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
