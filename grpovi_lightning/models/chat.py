@@ -194,7 +194,8 @@ def _render(
 
 
 def _is_added(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    return token in tokenizer.added_tokens_decoder
+    """Return whether a token is no part of a text; the one for unknown words is."""
+    return token in tokenizer.added_tokens_decoder and token != tokenizer.unk_token_id
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
