@@ -245,6 +245,10 @@ class TextTupleDataModule(TextDataModule):
         parts = [self.rows.roles(row) for row in rows]
         return {role: [part[role] for part in parts] for role in parts[0]}
 
+    def transfer_batch_to_device(self, batch: TextPairs, device: torch.device, dataloader_idx: int) -> TextPairs:
+        """Return the batch: it has no tensors, and Lightning, looking for some, refuses frozen dataclasses."""
+        return batch
+
 
 class DemonstrationDataModule(TextTupleDataModule):
     """Prompts with completions to imitate; a batch has the roles "prompt" and "completion"."""

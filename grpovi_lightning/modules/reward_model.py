@@ -128,7 +128,7 @@ class RewardModelModule(SupervisedModule):
 
     def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
         rows, prompts = pair_rows(self.tokenizer, batch), batch["prompt"]
-        self.limits.check(rows, lambda i: f"a completion of prompt {prompts[i % len(prompts)][:60]!r}")
+        self.limits.check(rows, lambda i: f"a completion of prompt {str(prompts[i % len(prompts)])[:60]!r}")
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
 
