@@ -3,8 +3,10 @@
 from math import isfinite
 from typing import Any
 
+from grpovi_lightning.data.conversations import Conversations
+from grpovi_lightning.data.formats import PreferenceRows
 from grpovi_lightning.data.modules import TextPairs, TextTupleDataModule
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.data.tables import fault_in_text
 
 
 class PreferenceDataModule(TextTupleDataModule):
@@ -25,10 +27,13 @@ class PreferenceDataModule(TextTupleDataModule):
         chosen_column: str = "chosen",
         rejected_column: str = "rejected",
         seed: int | None = None,
+        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
         margin_column: str | None = None,
         subset_column: str | None = None,
     ) -> None:
         """Name the tables and their columns.
+
+        In tables without a column of prompts, both answers begin with the prompt.
 
         Args:
             train: file of training pairs.
@@ -40,11 +45,12 @@ class PreferenceDataModule(TextTupleDataModule):
             chosen_column: the column that holds the preferred completion.
             rejected_column: the column that holds the other.
             seed: orders the pairs; None: the run's `seed_everything`.
+            conversations: how prompts become messages for a chat model.
             margin_column: numbers in the training table, see `RewardModelModule`; None: no margins.
             subset_column: texts in the held-out tables, on each of which accuracy is reported; None: no subsets.
         """
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
-        self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
+        self.rows = PreferenceRows(prompt_column, conversations, chosen_column, rejected_column)
         self.margin_column, self.subset_column = margin_column, subset_column
 
     def _read_tables(self) -> None:
@@ -53,14 +59,12 @@ class PreferenceDataModule(TextTupleDataModule):
             column = self.margin_column if name == "train" else self.subset_column
             if column is None:
                 continue
-            if column not in table.columns:
-                raise UserError(f"{table.name}: no column {column!r}, it has {', '.join(table.columns)}")
-            if name != "train":
-                table.check_texts(column, may_be_empty=False)
-                continue
+            table.require([column])
             for row, value in enumerate(table.column(column)):
-                if _number(value) is None:
+                if name == "train" and _number(value) is None:
                     raise table.refuse(row, column, "a finite number")
+                if name != "train" and (fault := fault_in_text(value, may_be_empty=False)):
+                    raise table.fault(row, column, fault)
 
     def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
         batch: TextPairs = super().collate(rows)

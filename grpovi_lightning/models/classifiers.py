@@ -35,6 +35,7 @@ def load_classifier(
     path: str,
     dtype: Precision = "float32",
     new_head: bool = False,
+    chat_template: str | None = None,
     published: PublishedHead = PublishedHead(),  # noqa: B008  a frozen value
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a sequence classifier, made to give one number, and its tokenizer.
@@ -45,6 +46,7 @@ def load_classifier(
         new_head: whether a checkpoint without a head will do, to start training from: that of a causal LM, a masked LM
             or a bare encoder. Its body is taken, and the head starts without random numbers (see `_start`), so that
             every reward is 0 until it is trained, and no seed is needed.
+        chat_template: in place of the tokenizer's own; see `set_chat_template`.
         published: where a model that was trained elsewhere keeps its score.
 
     Raises:
@@ -60,7 +62,7 @@ def load_classifier(
             _keep_label(model, published.row(_n_labels(config), _label_names(config), f"reward model {path}"), path)
     else:
         model = _with_new_head(path, config, dtype)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, chat_template)
     name_end_token(tokenizer, model)
     _name_padding(model, tokenizer, path)
     return model, tokenizer

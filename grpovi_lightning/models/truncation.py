@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.encoding import end_tokens, frame
+from grpovi_lightning.models.encoding import frame
 from grpovi_lightning.models.limits import InputLimits
+
+_TURN_END = 2
+"""Tokens that stand behind a completion at most: an end token and, in some chat templates, a line break."""
 
 
 class PromptCut:
@@ -25,7 +28,7 @@ class PromptCut:
             raise UserError(f"truncate: {limits.what} reads sequences of any length; leave it out")
         self.longest, self.what = limits.positions, limits.what
         self.tokenizer, (self.opening, closing) = tokenizer, frame(tokenizer)
-        self.room = self.longest - len(self.opening) - max(len(closing), len(end_tokens(tokenizer)))
+        self.room = self.longest - len(self.opening) - max(len(closing), _TURN_END)
         """Tokens of the longest completion that stays whole."""
 
     def __call__(

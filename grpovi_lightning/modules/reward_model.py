@@ -1,5 +1,6 @@
 """A Bradley-Terry reward model."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning as L
@@ -10,9 +11,11 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.conversations import answer_text
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import LoRA, has_adapters, merged
+from grpovi_lightning.models.chat import check_chat_template
 from grpovi_lightning.models.classifiers import check_classifier, head_parameters, load_classifier
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.saving import save_checkpoint
@@ -60,6 +63,7 @@ class RewardModelModule(SupervisedModule):
         truncate: Literal["prompt"] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
         lr_scheduler: LRSchedulerCallable | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Describe the model and its training.
 
@@ -75,6 +79,8 @@ class RewardModelModule(SupervisedModule):
                 the left part of its prompt is cut off; the log says of how many.
             optimizer: called with the parameters that are trained.
             lr_scheduler: called with the optimizer; stepped once per update.
+            chat_template: through which it reads conversations, now and as it is exported: a Jinja file, or `plain` for
+                the bare contents of the messages; None: its tokenizer's own.
         """
         super().__init__()
         if centering_coefficient < 0:
@@ -83,7 +89,7 @@ class RewardModelModule(SupervisedModule):
             raise UserError(f"label_smoothing: got {label_smoothing}, expected at least 0 and less than 0.5")
         if head_only and lora is not None:
             raise UserError("lora: got it with head_only, which trains no part of the body; leave one of the two out")
-        self.path, self.lora, self.truncate = path, lora, truncate
+        self.path, self.lora, self.truncate, self.chat_template = path, lora, truncate, chat_template
         self.label_smoothing = label_smoothing
         self.weight_dtype: Precision = dtype
         self.centering_coefficient, self.head_only = centering_coefficient, head_only
@@ -94,6 +100,7 @@ class RewardModelModule(SupervisedModule):
     def check_inputs(self) -> None:
         """Raise `UserError` for a checkpoint that is not there or cannot be trained, before anything is loaded."""
         check_classifier(self.path, new_head=True)
+        check_chat_template(self.chat_template)
         if self.lora is not None:
             self.lora.check()
 
@@ -109,7 +116,7 @@ class RewardModelModule(SupervisedModule):
             UserError: it cannot be loaded, or a row of a table is too long for it.
         """
         if not hasattr(self, "model"):
-            self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, new_head=True)
+            self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, True, self.chat_template)
             self.limits = InputLimits(self.model, self.tokenizer, self.model.config.pad_token_id)
             self.cut = None if self.truncate is None else PromptCut(self.limits, self.tokenizer)
             self._freeze()
@@ -160,8 +167,7 @@ class RewardModelModule(SupervisedModule):
         return loss
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
-        texts = [*batch["chosen"], *batch["rejected"]]
-        tokens: Any = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokens: Any = self.tokenizer(_answers(batch), add_special_tokens=False)["input_ids"]
         chosen, rejected = torch.tensor([len(row) for row in tokens], device=self.device).chunk(2)
         self.held_out.update(*self._scores(batch), (chosen, rejected), batch.get("subset", ()))
 
@@ -184,18 +190,15 @@ class RewardModelModule(SupervisedModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
-        (rows, _), prompts = self._rows(batch), batch["prompt"]
-        self.limits.check(rows, lambda i: f"a completion of prompt {prompts[i % len(prompts)][:60]!r}")
+        rows, _ = self._rows(batch)
+        self.limits.check(rows, _places(batch))
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
 
     def _rows(self, batch: TextPairs) -> tuple[list[list[int]], int]:
         """Return the token lists of the chosen and then of the rejected completions, and how many were cut."""
-        rows, prompts = pair_rows(self.tokenizer, batch), batch["prompt"]
-        if self.cut is None:
-            return rows, 0
-        texts = [*batch["chosen"], *batch["rejected"]]
-        return self.cut(rows, texts, lambda i: f"a completion of prompt {prompts[i % len(prompts)][:60]!r}")
+        rows = pair_rows(self.tokenizer, batch)
+        return (rows, 0) if self.cut is None else self.cut(rows, _answers(batch), _places(batch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the scores' mean and spread, too: a run that goes on after its last evaluation exports them."""
@@ -212,3 +215,14 @@ class RewardModelModule(SupervisedModule):
         """Write the classifier and its tokenizer as a Hugging Face checkpoint folder."""
         model = merged(self.model) if has_adapters(self.model) else self.model
         save_checkpoint(model, self.tokenizer, folder)
+
+
+def _answers(batch: TextPairs) -> list[str]:
+    """Return the texts of the chosen and then of the rejected completions."""
+    return [answer_text(answer) for side in ("chosen", "rejected") for answer in batch[side]]
+
+
+def _places(batch: TextPairs) -> Callable[[int], str]:
+    """Return what says where a completion of `_answers` is, for messages."""
+    prompts = batch["prompt"]
+    return lambda i: f"a completion of prompt {str(prompts[i % len(prompts)])[:60]!r}"

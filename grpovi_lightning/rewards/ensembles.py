@@ -81,6 +81,7 @@ class RewardModelEnsemble(RewardOfParts):
         dtype: Precision = "float32",
         batch_size: int = 16,
         truncate: Literal["prompt"] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Name the checkpoints.
 
@@ -90,7 +91,8 @@ class RewardModelEnsemble(RewardOfParts):
             name: the name under which the combined score is logged.
             dtype: dtype of the members' weights.
             batch_size: sequences that a member scores at once.
-            truncate: see `RewardModel`.
+            truncate: see `RewardModel`, as of `chat_template`.
+            chat_template: through which all members read conversations.
 
         Raises:
             UserError: fewer than two members, or one of them twice.
@@ -98,7 +100,8 @@ class RewardModelEnsemble(RewardOfParts):
         if len(set(paths)) < max(2, len(paths)):
             raise UserError(f"ensemble paths: got {', '.join(paths) or 'none'}, expected at least two different ones")
         members = [
-            RewardModel(path, f"{name}_{i}", dtype, batch_size, truncate=truncate) for i, path in enumerate(paths)
+            RewardModel(path, f"{name}_{i}", dtype, batch_size, truncate=truncate, chat_template=chat_template)
+            for i, path in enumerate(paths)
         ]
         super().__init__(members)
         self.name, self.combination = name, combination

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import sum_over_ranks
 from grpovi_lightning.errors import TrainingError, at_least_one
+from grpovi_lightning.models.chat import check_chat_template
 from grpovi_lightning.models.classifiers import check_classifier, load_classifier, pools_last_token
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.published_heads import PublishedHead
@@ -47,6 +48,7 @@ class RewardModel(Reward):
         head: str | None = None,
         label: int | str | None = None,
         truncate: Literal["prompt"] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Name the checkpoint; `load` reads it.
 
@@ -60,13 +62,15 @@ class RewardModel(Reward):
             label: the label whose logit is the score, by number or name, where there are several.
             truncate: what happens to a sequence that is longer than the model reads. None: it is an error. `prompt`:
                 the left part of its prompt is cut off; how many were cut is logged.
+            chat_template: through which it reads conversations: a Jinja file, or `plain` for the bare contents of the
+                messages; None: its tokenizer's own.
 
         Raises:
             UserError: `batch_size` is below 1.
         """
         super().__init__()
         at_least_one("reward model ", batch_size=batch_size)
-        self.path, self.name, self.batch_size = path, name, batch_size
+        self.path, self.name, self.batch_size, self.chat_template = path, name, batch_size, chat_template
         self.dtype: Precision = dtype
         self.published, self.truncate = PublishedHead(head, label), truncate
         self.model: PreTrainedModel | None = None
@@ -80,10 +84,13 @@ class RewardModel(Reward):
 
     def check(self) -> None:
         check_classifier(self.path, published=self.published)
+        check_chat_template(self.chat_template)
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
         if self.model is None:
-            self.model, tokenizer = load_classifier(self.path, self.dtype, published=self.published)
+            self.model, tokenizer = load_classifier(
+                self.path, self.dtype, chat_template=self.chat_template, published=self.published
+            )
             self.model.requires_grad_(False).eval()
             limits = InputLimits(self.model, tokenizer, self.model.config.pad_token_id)
             if self.truncate is not None:
