@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import lightning as L
@@ -19,7 +20,8 @@ from grpovi_lightning.trainer_arguments import check_trainer
 from grpovi_lightning.trainer_state import batches_begun, batches_of_run
 
 Source = str | DataSource
-HeldOut = str | DataSource | dict[str, str | DataSource] | None
+HeldOut = None | dict[str, Source] | str | DataSource
+"""One held-out set, or several by name. A parser tries the types in this order; mappings have to come before sources."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +53,11 @@ class TextDataModule(L.LightningDataModule):
                 f"preparation.held_out_fraction: got {preparation.held_out_fraction} with a validation table, expected "
                 "one of the two; leave one out"
             )
-        self.held_out_names = _checked_names(validation)
+        validation = _sets_or_source(validation)
+        self.held_out_names = list(validation) if isinstance(validation, dict) else []
         self.sources: dict[str, HeldOut] = {"train": train, "validation": validation, "test": test}
+        for source in self._named_sources().values():
+            DataSource.of(source).check()
         self.batch_size, self.validation_batch_size, self.seed = batch_size, validation_batch_size, seed
         self.preparation = preparation
         self.spare_per_step = 0
@@ -230,20 +235,22 @@ class TextDataModule(L.LightningDataModule):
         return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self.collate)
 
 
-def _checked_names(validation: HeldOut) -> list[str]:
-    """Return the names of the held-out sets, in their order; none where there is a single one or none.
+def _sets_or_source(validation: HeldOut) -> HeldOut:
+    """Return the held-out sets by name, or the only one, whose settings a parser may have read as names.
 
     Raises:
-        UserError: a name cannot be part of a metric's, or is a setting of a single source.
+        UserError: a name cannot be part of a metric's, or is a setting that a source does not have.
     """
     if not isinstance(validation, dict):
-        return []
+        return validation
+    if "path" in validation:
+        wrong = sorted(set(validation) - {field.name for field in fields(DataSource)})
+        if wrong:
+            raise UserError(f"validation: a source has no setting {wrong[0]!r}; check its spelling")
+        return DataSource(**validation)  # type: ignore[arg-type]  # those of other types than text are no mapping
     if not validation:
         raise UserError("validation: got no held-out set, expected names and what to read for each; or null")
-    if "path" in validation:
-        wrong = sorted(set(validation) - set(DataSource.__dataclass_fields__))
-        raise UserError(f"validation: a source has no setting {', '.join(wrong) or 'of that type'}; check its spelling")
     for name in validation:
-        if not name or not name.replace("_", "").replace("-", "").isalnum():
+        if not name.replace("_", "").replace("-", "").isalnum():
             raise UserError(f"validation: got a set named {name!r}, expected letters, digits, - and _")
-    return list(validation)
+    return validation

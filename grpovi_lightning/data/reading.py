@@ -44,9 +44,10 @@ def read_table(
             is missing, or a value is not of its column's type.
     """
     source = DataSource.of(source)
+    source.check()
     table = _read(source)
     n_rows = len(table)
-    table = _chosen(table, source).rename(source.rename)
+    table = _chosen(table, source).rename(source.rename or {})
     typed = (csv_types or {}) if table.kind == "CSV" else {}
     table.require([*required, *typed])
     for column, kind in typed.items():
@@ -67,7 +68,7 @@ def _read(source: DataSource) -> Table:
         raise UserError(f"data file {source.path}: cannot be read: {' '.join(str(error).split())}") from error
     if len(table) == 0:
         raise UserError(f"{table.name}: no rows; expected at least one")
-    if "_row" in table.columns and "_row" not in source.rename:
+    if "_row" in table.columns and "_row" not in (source.rename or {}):
         raise UserError(f"{table.name}: the column name '_row' is taken; rename it")
     return table
 

@@ -1,7 +1,7 @@
 """What to read: the file, folder or hub name of a table, and which of its rows."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from grpovi_lightning.errors import UserError, at_least_one
@@ -67,12 +67,16 @@ class DataSource:
     name: str | None = None
     split: str | None = None
     revision: str | None = None
-    rename: dict[str, str] = field(default_factory=dict)
+    rename: dict[str, str] | None = None
     max_rows: int | None = None
     streaming: bool = False
     shuffle_seed: int | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise `UserError` for settings that cannot work, before anything is read.
+
+        Not when the object is made: a parser that tries several types would hide the message.
+        """
         at_least_one(f"data {self.path}: ", max_rows=self.max_rows)
         name, rows = self.split_name, self.row_range  # notation that cannot be read is refused
         if self.streaming and self.max_rows is None:
