@@ -3,7 +3,6 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import lightning as L
@@ -12,16 +11,15 @@ from torch.utils.data import DataLoader, Subset
 from grpovi_lightning.data.preparation import Preparation, shared_prompts, short_enough, split, without_repeats
 from grpovi_lightning.data.reading import CSVType, read_table
 from grpovi_lightning.data.sampler import StepSampler
-from grpovi_lightning.data.sources import DataSource
+from grpovi_lightning.data.sources import DataSource, Source, TableSource
 from grpovi_lightning.data.tables import Table
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
 from grpovi_lightning.trainer_arguments import check_trainer
 from grpovi_lightning.trainer_state import batches_begun, batches_of_run
 
-Source = str | DataSource
-HeldOut = None | dict[str, Source] | str | DataSource
-"""One held-out set, or several by name. A parser tries the types in this order; mappings have to come before sources."""
+HeldOut = TableSource | dict[str, TableSource] | None
+"""One held-out set, or several by name."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +34,9 @@ class TextDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: Source,
+        train: TableSource,
         validation: HeldOut,
-        test: Source | None,
+        test: TableSource | None,
         batch_size: int,
         validation_batch_size: int,
         seed: int | None,
@@ -53,11 +51,10 @@ class TextDataModule(L.LightningDataModule):
                 f"preparation.held_out_fraction: got {preparation.held_out_fraction} with a validation table, expected "
                 "one of the two; leave one out"
             )
-        validation = _sets_or_source(validation)
-        self.held_out_names = list(validation) if isinstance(validation, dict) else []
+        self.held_out_names = _checked_names(validation)
         self.sources: dict[str, HeldOut] = {"train": train, "validation": validation, "test": test}
         for source in self._named_sources().values():
-            DataSource.of(source).check()
+            Source(source)  # which refuses settings that cannot work
         self.batch_size, self.validation_batch_size, self.seed = batch_size, validation_batch_size, seed
         self.preparation = preparation
         self.spare_per_step = 0
@@ -134,12 +131,11 @@ class TextDataModule(L.LightningDataModule):
                 f"{name} table: none of its {len(table)} rows has at most preparation.max_tokens {limit} tokens, the "
                 f"shortest has {min(lengths)}; raise max_tokens"
             )
-        if len(rows) < len(table):
-            self.tables[name] = table.select(rows)
-            _log.info(
-                f"{name} table: {len(table) - len(rows)} of {len(table)} rows left out, of more than "
-                f"preparation.max_tokens {limit} tokens; the longest has {max(lengths)}"
-            )
+        _log.info(
+            f"{name} table: {len(table) - len(rows)} of {len(table)} rows left out, of more than "
+            f"preparation.max_tokens {limit} tokens; the longest has {max(lengths)}"
+        )
+        self.tables[name] = table.select(rows)
 
     def _read_tables(self) -> None:
         if self.tables:
@@ -157,16 +153,14 @@ class TextDataModule(L.LightningDataModule):
             self._tell_shared(tables)
         self.tables = tables
 
-    def _named_sources(self) -> dict[str, Source]:
-        found: dict[str, Source] = {}
-        for name, source in self.sources.items():
-            if isinstance(source, dict):
-                found |= {f"{name}/{each}": part for each, part in source.items()}
-            elif source is not None:
-                found[name] = source
+    def _named_sources(self) -> dict[str, TableSource]:
+        found: dict[str, Any] = {name: source for name, source in self.sources.items() if source is not None}
+        if self.held_out_names:
+            sets = found.pop("validation")
+            found |= {f"validation/{name}": sets[name] for name in self.held_out_names}
         return found
 
-    def _read(self, source: Source) -> Table:
+    def _read(self, source: TableSource) -> Table:
         table = read_table(source, self.required_columns(), self.csv_types)
         for column, may_be_empty in self.text_columns().items():
             table.check_texts(column, may_be_empty)
@@ -235,22 +229,19 @@ class TextDataModule(L.LightningDataModule):
         return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self.collate)
 
 
-def _sets_or_source(validation: HeldOut) -> HeldOut:
-    """Return the held-out sets by name, or the only one, whose settings a parser may have read as names.
+def _checked_names(validation: HeldOut) -> list[str]:
+    """Return the names of the held-out sets, in their order; none where there is a single one or none.
 
     Raises:
-        UserError: a name cannot be part of a metric's, or is a setting that a source does not have.
+        UserError: a name cannot be part of a metric's, or is that of a setting.
     """
-    if not isinstance(validation, dict):
-        return validation
-    if "path" in validation:
-        wrong = sorted(set(validation) - {field.name for field in fields(DataSource)})
-        if wrong:
-            raise UserError(f"validation: a source has no setting {wrong[0]!r}; check its spelling")
-        return DataSource(**validation)  # type: ignore[arg-type]  # those of other types than text are no mapping
+    if not isinstance(validation, dict) or "path" in validation:
+        return []
     if not validation:
         raise UserError("validation: got no held-out set, expected names and what to read for each; or null")
     for name in validation:
+        if name in DataSource.__annotations__:
+            raise UserError(f"validation: got a set named {name!r}, which is a setting; a single set needs a `path`")
         if not name.replace("_", "").replace("-", "").isalnum():
             raise UserError(f"validation: got a set named {name!r}, expected letters, digits, - and _")
-    return validation
+    return list(validation)

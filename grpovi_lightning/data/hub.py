@@ -14,13 +14,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from grpovi_lightning.data.local import choose_split
-from grpovi_lightning.data.sources import DataSource
+from grpovi_lightning.data.sources import Source
 from grpovi_lightning.data.tables import Table
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.files import loading
 
 
-def read_hub(source: DataSource, limit: int | None) -> Table:
+def read_hub(source: Source, limit: int | None) -> Table:
     """Read the split of a hub data set, or its first `limit` rows; then no other rows are downloaded or kept.
 
     Raises:
@@ -33,7 +33,7 @@ def read_hub(source: DataSource, limit: int | None) -> Table:
             builder.download_and_prepare()
         found: Any = builder.as_dataset() if limit is None else builder.as_streaming_dataset()
         splits = {str(key): rows for key, rows in found.items()}
-        split = choose_split(list(splits), source.split_name, name)
+        split = choose_split(list(splits), source.split, name)
         if limit is None:
             rows = splits[split].with_format(None)
             return Table(f"{name} ({split})", "the hub", rows.column_names, rows, range(len(rows)))
@@ -41,7 +41,7 @@ def read_hub(source: DataSource, limit: int | None) -> Table:
     return Table(f"{name} ({split})", "the hub", list(some[0]) if some else [], some, range(len(some)))
 
 
-def _builder(source: DataSource, name: str) -> DatasetBuilder:
+def _builder(source: Source, name: str) -> DatasetBuilder:
     folder = _snapshot(source)
     # Version 4 of `datasets` has no such setting, and runs no code.
     never: dict[str, Any] = {"trust_remote_code": False} if "trust_remote_code" in _PARAMETERS else {}
@@ -69,7 +69,7 @@ def _builder(source: DataSource, name: str) -> DatasetBuilder:
 _PARAMETERS = inspect.signature(load_dataset_builder).parameters
 
 
-def _snapshot(source: DataSource) -> Path | None:
+def _snapshot(source: Source) -> Path | None:
     """Return the folder to which `hf download` put the data set, named by its commit; None where it did not."""
     try:
         folder = snapshot_download(source.path, repo_type="dataset", revision=source.revision, local_files_only=True)

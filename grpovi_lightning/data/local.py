@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, load_from_disk
 
 from grpovi_lightning.data.readers import read_files
-from grpovi_lightning.data.sources import DataSource, format_of
+from grpovi_lightning.data.sources import Source, format_of
 from grpovi_lightning.data.tables import Table
 from grpovi_lightning.errors import UserError
 
@@ -20,7 +20,7 @@ _NAMED_SPLIT = re.compile(
 )
 
 
-def read_local(source: DataSource, limit: int | None) -> Table:
+def read_local(source: Source, limit: int | None) -> Table:
     """Read the split of a local source, or its first `limit` rows.
 
     Raises:
@@ -34,7 +34,7 @@ def read_local(source: DataSource, limit: int | None) -> Table:
     by_split: dict[str, list[Path]] = {}
     for file, split in zip(files, _splits(files), strict=True):
         by_split.setdefault(split, []).append(file)
-    chosen = by_split[choose_split(list(by_split), source.split_name, f"data {source.path}")]
+    chosen = by_split[choose_split(list(by_split), source.split, f"data {source.path}")]
     several = path not in files
     return read_files(chosen, f"data {'files' if several else 'file'} {source.path}", limit)
 
@@ -57,12 +57,12 @@ def _is_saved(folder: Path) -> bool:
     return any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
 
 
-def _read_saved(folder: Path, source: DataSource) -> Table:
+def _read_saved(folder: Path, source: Source) -> Table:
     name = f"data folder {source.path}"
     found = load_from_disk(str(folder))
     splits = {str(found.split or ONLY_SPLIT): found} if isinstance(found, Dataset) else dict(found)
     # It may have been saved in a format that gives tensors, or leaves columns out.
-    rows = splits[choose_split([str(split) for split in splits], source.split_name, name)].with_format(None)
+    rows = splits[choose_split([str(split) for split in splits], source.split, name)].with_format(None)
     return Table(name, "a saved folder", rows.column_names, rows, range(len(rows)))
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from grpovi_lightning.data.base import HeldOut, Source, TextDataModule
+from grpovi_lightning.data.base import HeldOut, TextDataModule
 from grpovi_lightning.data.preparation import Preparation
 from grpovi_lightning.data.reading import CSVType
+from grpovi_lightning.data.sources import TableSource
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.structures import PromptBatch
 
@@ -21,9 +22,9 @@ class PromptDataModule(TextDataModule):
 
     def __init__(
         self,
-        train: Source,
+        train: TableSource,
         validation: HeldOut = None,
-        test: Source | None = None,
+        test: TableSource | None = None,
         prompts_per_step: int = 8,
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
@@ -113,9 +114,9 @@ class DemonstrationDataModule(TextTupleDataModule):
 
     def __init__(
         self,
-        train: Source,
+        train: TableSource,
         validation: HeldOut = None,
-        test: Source | None = None,
+        test: TableSource | None = None,
         batch_size: int = 64,
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
@@ -136,9 +137,9 @@ class PreferenceDataModule(TextTupleDataModule):
 
     def __init__(
         self,
-        train: Source,
+        train: TableSource,
         validation: HeldOut = None,
-        test: Source | None = None,
+        test: TableSource | None = None,
         batch_size: int = 32,
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from grpovi_lightning.data.hub import read_hub
 from grpovi_lightning.data.local import read_local
-from grpovi_lightning.data.sources import DataSource
+from grpovi_lightning.data.sources import Source, TableSource
 from grpovi_lightning.data.tables import Table
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import sample_order
@@ -25,9 +25,7 @@ _CONVERSIONS: dict[CSVType, Callable[[str], Any]] = {
 _log = logging.getLogger(__name__)
 
 
-def read_table(
-    source: str | DataSource, required: Sequence[str], csv_types: Mapping[str, CSVType] | None = None
-) -> Table:
+def read_table(source: TableSource, required: Sequence[str], csv_types: Mapping[str, CSVType] | None = None) -> Table:
     """Read the rows that a source means.
 
     Values are those of the file: of JSON as `json` reads them, None where a row lacks the column; of CSV text, an
@@ -43,11 +41,10 @@ def read_table(
         UserError: the source is missing, cannot be read, is empty or does not have what is asked for, a required column
             is missing, or a value is not of its column's type.
     """
-    source = DataSource.of(source)
-    source.check()
-    table = _read(source)
+    wanted = Source(source)
+    table = _read(wanted)
     n_rows = len(table)
-    table = _chosen(table, source).rename(source.rename or {})
+    table = _chosen(table, wanted).rename(wanted.rename)
     typed = (csv_types or {}) if table.kind == "CSV" else {}
     table.require([*required, *typed])
     for column, kind in typed.items():
@@ -58,7 +55,7 @@ def read_table(
     return table
 
 
-def _read(source: DataSource) -> Table:
+def _read(source: Source) -> Table:
     limit = _limit(source)
     try:
         table = read_local(source, limit) if source.is_local else read_hub(source, limit)
@@ -68,12 +65,12 @@ def _read(source: DataSource) -> Table:
         raise UserError(f"data file {source.path}: cannot be read: {' '.join(str(error).split())}") from error
     if len(table) == 0:
         raise UserError(f"{table.name}: no rows; expected at least one")
-    if "_row" in table.columns and "_row" not in (source.rename or {}):
+    if "_row" in table.columns and "_row" not in source.rename:
         raise UserError(f"{table.name}: the column name '_row' is taken; rename it")
     return table
 
 
-def _limit(source: DataSource) -> int | None:
+def _limit(source: Source) -> int | None:
     """Return how many rows have to be read; None: all."""
     if not source.streaming:
         return None
@@ -82,7 +79,7 @@ def _limit(source: DataSource) -> int | None:
     return start + source.max_rows if source.row_range.stop is None else min(start + source.max_rows, stop)
 
 
-def _chosen(table: Table, source: DataSource) -> Table:
+def _chosen(table: Table, source: Source) -> Table:
     """Return the rows of a split that a source means.
 
     Raises:

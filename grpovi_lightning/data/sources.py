@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Required, TypedDict
 
 from grpovi_lightning.errors import UserError, at_least_one
 
@@ -46,9 +47,10 @@ class RowRange:
         return f"[{self.start or ''}:{self.stop or ''}]"
 
 
-@dataclass(frozen=True)
-class DataSource:
+class DataSource(TypedDict, total=False):
     """A table to read. Each of its rows keeps the number that it has in the whole split, whichever rows are taken.
+
+    A dictionary, and no class, so that a parser does not take a path next to it for a file of settings.
 
     Attributes:
         path: a file (.jsonl, .json, .csv, .parquet; text also .gz and .zst), a pattern such as `shards/*.parquet`, a
@@ -63,71 +65,83 @@ class DataSource:
         shuffle_seed: take `max_rows` rows at random instead; a larger number takes the same ones and more.
     """
 
-    path: str
-    name: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    rename: dict[str, str] | None = None
-    max_rows: int | None = None
-    streaming: bool = False
-    shuffle_seed: int | None = None
+    path: Required[str]
+    name: str | None
+    split: str | None
+    revision: str | None
+    rename: dict[str, str] | None
+    max_rows: int | None
+    streaming: bool
+    shuffle_seed: int | None
 
-    def check(self) -> None:
-        """Raise `UserError` for settings that cannot work, before anything is read.
 
-        Not when the object is made: a parser that tries several types would hide the message.
+TableSource = str | DataSource
+"""A table to read, which may be given by its path alone."""
+
+
+class Source:
+    """A `DataSource` whose settings were checked; nothing is read yet."""
+
+    def __init__(self, value: TableSource) -> None:
+        """Take the settings.
+
+        Raises:
+            UserError: they cannot work, whatever there is to read.
         """
+        given: DataSource = {"path": value} if isinstance(value, str) else value
+        unknown = [setting for setting in given if setting not in DataSource.__annotations__]
+        if unknown or "path" not in given:
+            wrong = f"no setting {unknown[0]!r}" if unknown else "no path"
+            raise UserError(
+                f"data {given}: {wrong}; expected `path` and, where needed, {', '.join(DataSource.__annotations__)}"
+            )
+        self.path = given["path"]
+        self.name, self.revision = given.get("name"), given.get("revision")
+        self.rename = given.get("rename") or {}
+        self.max_rows, self.shuffle_seed = given.get("max_rows"), given.get("shuffle_seed")
+        self.streaming = given.get("streaming", False)
+        split = _SPLIT.fullmatch(given.get("split") or "")
+        if split is None:
+            raise self._refuse(
+                f"split: got {given.get('split')!r}, expected a name, with or without a range of rows, such as train, "
+                "train[:80%] or test[100:200]"
+            )
+        self.split: str | None = split["name"]
+        """Name of the split; None where none is given."""
+        self.row_range = RowRange(split["start"], split["stop"])
         at_least_one(f"data {self.path}: ", max_rows=self.max_rows)
-        name, rows = self.split_name, self.row_range  # notation that cannot be read is refused
+        self._check_streaming()
+        self._check_shuffling()
+
+    def _check_streaming(self) -> None:
         if self.streaming and self.max_rows is None:
-            raise UserError(
-                f"data {self.path}: streaming without max_rows; set max_rows to the number of rows to read, or leave "
-                "streaming out"
+            raise self._refuse(
+                "streaming without max_rows; set max_rows to the number of rows to read, or leave streaming out"
             )
-        if self.streaming and rows.counts_rows:
-            raise UserError(
-                f"data {self.path}: split: got {name or ''}{rows} with streaming, which does not know how many rows "
-                "there are; count from the first row, as in [100:200]"
+        if self.streaming and self.row_range.counts_rows:
+            raise self._refuse(
+                f"split: got {self.row_range} with streaming, which does not know how many rows there are; count from "
+                "the first row, as in [100:200]"
             )
+
+    def _check_shuffling(self) -> None:
         if self.shuffle_seed is None:
             return
         if self.shuffle_seed < 0:
-            raise UserError(f"data {self.path}: shuffle_seed: got {self.shuffle_seed}, expected at least 0")
+            raise self._refuse(f"shuffle_seed: got {self.shuffle_seed}, expected at least 0")
         if self.max_rows is None:
-            raise UserError(
-                f"data {self.path}: shuffle_seed without max_rows has no effect: steps take rows in random order "
-                "already; set max_rows, or leave it out"
+            raise self._refuse(
+                "shuffle_seed without max_rows has no effect: steps take rows in random order already; set max_rows, "
+                "or leave it out"
             )
         if self.streaming:
-            raise UserError(
-                f"data {self.path}: shuffle_seed with streaming would have to read all rows; leave one of the two out, "
-                "or choose a range such as train[100:200]"
+            raise self._refuse(
+                "shuffle_seed with streaming would have to read all rows; leave one of the two out, or choose a range "
+                "such as train[100:200]"
             )
 
-    @classmethod
-    def of(cls, value: "str | DataSource") -> "DataSource":
-        """Return a source that may be given by its path alone."""
-        return value if isinstance(value, DataSource) else cls(value)
-
-    @property
-    def split_name(self) -> str | None:
-        """The name of the split; None where none is given."""
-        return self._split()["name"]
-
-    @property
-    def row_range(self) -> RowRange:
-        """The rows of the split that are meant."""
-        found = self._split()
-        return RowRange(found["start"], found["stop"])
-
-    def _split(self) -> re.Match[str]:
-        found = _SPLIT.fullmatch(self.split or "")
-        if found is None:
-            raise UserError(
-                f"data {self.path}: split: got {self.split!r}, expected a name, with or without a range of rows, such "
-                "as train, train[:80%] or test[100:200]"
-            )
-        return found
+    def _refuse(self, problem: str) -> UserError:
+        return UserError(f"data {self.path}: {problem}")
 
     @property
     def is_local(self) -> bool:
@@ -142,12 +156,9 @@ class DataSource:
 
     def check_local(self) -> None:
         """Raise `UserError` for a setting that has an effect on the hub only."""
-        for setting in ("name", "revision"):
-            if getattr(self, setting) is not None:
-                raise UserError(
-                    f"data {self.path}: {setting}: got {getattr(self, setting)!r}, which has an effect on hub names "
-                    "only; leave it out"
-                )
+        for setting, value in (("name", self.name), ("revision", self.revision)):
+            if value is not None:
+                raise self._refuse(f"{setting}: got {value!r}, which has an effect on hub names only; leave it out")
 
 
 def format_of(file: Path) -> str | None:
