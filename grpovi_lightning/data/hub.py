@@ -55,6 +55,8 @@ def _builder(source: Source, name: str) -> DatasetBuilder:
             f"{name}: {' '.join(str(error).split())} No such file is here, either; check the name, and that you may "
             "read it (`hf auth login`)"
         ) from error
+    except ValueError as error:  # such as a configuration that is not there; over several lines it says which are
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
     except ConnectionError as error:
         problem = " ".join(str(error).split())
     if folder is not None:

@@ -3,7 +3,6 @@
 Values are those of the file, and nothing is cached.
 """
 
-import gzip
 import io
 import json
 import re
@@ -84,11 +83,8 @@ def _check_columns(name: str, first: Path, expected: Sequence[str], file: Path, 
 
 def opened(file: Path, newline: str | None = None) -> TextIO:
     """Open UTF-8 text, decompressed where the name ends so; a byte order mark is no part of it."""
-    if file.suffix.lower() == ".zst":
-        return io.TextIOWrapper(pa.input_stream(str(file), compression="zstd"), "utf-8-sig", newline=newline)
-    if file.suffix.lower() == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8-sig", newline=newline)  # type: ignore[return-value]
-    return file.open(encoding="utf-8-sig", newline=newline)
+    codec = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
+    return io.TextIOWrapper(pa.input_stream(str(file), compression=codec), "utf-8-sig", newline=newline)
 
 
 def _csv_rows(file: Path, name: str, limit: int | None) -> TextRows:

@@ -45,6 +45,8 @@ def read_table(source: TableSource, required: Sequence[str], csv_types: Mapping[
     table = _read(wanted)
     n_rows = len(table)
     table = _chosen(table, wanted).rename(wanted.rename)
+    if "_row" in table.columns:
+        raise UserError(f"{table.name}: the column name '_row' is taken; rename it")
     typed = (csv_types or {}) if table.kind == "CSV" else {}
     table.require([*required, *typed])
     for column, kind in typed.items():
@@ -61,12 +63,10 @@ def _read(source: Source) -> Table:
         table = read_local(source, limit) if source.is_local else read_hub(source, limit)
     except UserError:  # a ValueError, too
         raise
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:  # what the readers raise for bad content
+    except (OSError, ValueError, pa.ArrowException) as error:  # what the readers raise for bad content
         raise UserError(f"data file {source.path}: cannot be read: {' '.join(str(error).split())}") from error
     if len(table) == 0:
         raise UserError(f"{table.name}: no rows; expected at least one")
-    if "_row" in table.columns and "_row" not in source.rename:
-        raise UserError(f"{table.name}: the column name '_row' is taken; rename it")
     return table
 
 
