@@ -59,7 +59,7 @@ def test_a_split_has_to_be_named_where_there_are_several(caches, way):
 
 def test_a_data_set_that_is_nowhere_says_how_to_get_it(caches):
     line = refused(revision="v2")
-    assert "data set own/sums: no such file is here, and of the hub: Couldn't reach 'own/sums'" in line
+    assert "data set own/sums: no such file is here, and of the hub: Couldn't reach" in line
     assert "run `hf download --repo-type dataset own/sums --revision v2` where there is a network" in line
 
 
@@ -130,7 +130,8 @@ def hub(monkeypatch):
         server.shutdown()
 
 
-@pytest.mark.parametrize(("path", "said"), [("own/secret", "is a gated dataset"), ("own/gone", "doesn't exist")])
-def test_a_data_set_that_the_hub_does_not_hand_out_is_refused_with_its_reason(hub, path, said):
+@pytest.mark.parametrize("path", ["own/secret", "own/gone"])
+def test_a_data_set_that_the_hub_does_not_hand_out_is_refused_with_its_reason(hub, path):
     line = refused(path=path)
-    assert f"data set {path}: " in line and said in line and "(`hf auth login`)" in line
+    assert f"data set {path}: Dataset '{path}' " in line and "that you may read it (`hf auth login`)" in line
+    assert ("gated" if path == "own/secret" else "doesn't exist") in line or "cannot be accessed" in line
