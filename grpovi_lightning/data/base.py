@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, Subset
 
+from grpovi_lightning.data.formats import RowFormat
 from grpovi_lightning.data.preparation import Preparation, shared_prompts, short_enough, split, without_repeats
 from grpovi_lightning.data.reading import CSVType, read_table
 from grpovi_lightning.data.sampler import StepSampler
@@ -61,17 +62,12 @@ class TextDataModule(L.LightningDataModule):
         self.csv_types: dict[str, CSVType] = {}
         self.tables: dict[str, Table] = {}
 
-    @abstractmethod
+    rows: RowFormat
+    """What the rows of its tables say."""
+
     def required_columns(self) -> list[str]:
-        """Return the columns that every table must have."""
-
-    @abstractmethod
-    def text_columns(self) -> dict[str, bool]:
-        """Return the columns whose values must be text -> whether it may be empty."""
-
-    @abstractmethod
-    def prompt(self, row: dict[str, Any]) -> Any:
-        """Return what is asked in a row: rows that ask the same are held out together."""
+        """Return columns that every table must have besides those of its rows' format."""
+        return []
 
     def identity(self, row: dict[str, Any]) -> Any:
         """Return what two rows have in common that count as one."""
@@ -146,7 +142,7 @@ class TextDataModule(L.LightningDataModule):
         if self.preparation.deduplicate:
             tables = {name: self._without_repeats(name, table) for name, table in tables.items()}
         if self.preparation.held_out_fraction:
-            tables["train"], tables["validation"] = split(tables["train"], self.prompt, self.preparation)
+            tables["train"], tables["validation"] = split(tables["train"], self.rows.asked, self.preparation)
             counts = f"{len(tables['train'])} rows to train on and {len(tables['validation'])} held out"
             _log.info(f"train table: {counts}, by their prompts")
         else:
@@ -162,8 +158,7 @@ class TextDataModule(L.LightningDataModule):
 
     def _read(self, source: TableSource) -> Table:
         table = read_table(source, self.required_columns(), self.csv_types)
-        for column, may_be_empty in self.text_columns().items():
-            table.check_texts(column, may_be_empty)
+        self.rows.check(table)
         return table
 
     def _without_repeats(self, name: str, table: Table) -> Table:
@@ -176,7 +171,7 @@ class TextDataModule(L.LightningDataModule):
         for name, table in tables.items():
             if name == "train":
                 continue
-            shared, asked = shared_prompts(tables["train"], table, self.prompt)
+            shared, asked = shared_prompts(tables["train"], table, self.rows.asked)
             if shared:
                 _log.info(f"{name} table: {shared} of its {asked} prompts are in the train table, too")
 

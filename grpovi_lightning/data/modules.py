@@ -1,4 +1,4 @@
-"""Lightning data modules over tables of text. Batches are text; the modules tokenise with their model's tokenizer."""
+"""Lightning data modules over tables of text or messages, which the modules tokenise with their model's tokenizer."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 from grpovi_lightning.data.base import HeldOut, TextDataModule
+from grpovi_lightning.data.conversations import Conversations
+from grpovi_lightning.data.formats import DemonstrationRows, PreferenceRows, PromptRows
 from grpovi_lightning.data.preparation import Preparation
 from grpovi_lightning.data.reading import CSVType
 from grpovi_lightning.data.sources import TableSource
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.structures import PromptBatch
 
-TextPairs = dict[str, list[str]]
-"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text a row."""
+TextPairs = dict[str, list[Any]]
+"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text or conversation a row."""
 
 
 class PromptDataModule(TextDataModule):
@@ -32,6 +34,7 @@ class PromptDataModule(TextDataModule):
         spare_prompts_per_step: int = 0,
         seed: int | None = None,
         csv_types: dict[str, CSVType] | None = None,
+        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
         preparation: Preparation = Preparation(),  # noqa: B008  a frozen value
     ) -> None:
         """Name the tables.
@@ -49,36 +52,31 @@ class PromptDataModule(TextDataModule):
             seed: orders the prompts; None: the run's `seed_everything`.
             csv_types: column of the CSV files -> `int`, `float` or `bool`; the others are text. An empty cell of such a
                 column is None.
+            conversations: how prompts become messages for a chat model.
             preparation: which rows are left out or held out.
         """
         super().__init__(train, validation, test, prompts_per_step, validation_batch_size, seed, preparation)
-        self.prompt_column, self.columns = prompt_column, columns
+        self.rows, self.columns = PromptRows(prompt_column, conversations), columns
         if spare_prompts_per_step < 0:
             raise UserError(f"spare_prompts_per_step: got {spare_prompts_per_step}, expected at least 0")
         self.spare_per_step = spare_prompts_per_step
         self.csv_types = csv_types or {}
 
     def required_columns(self) -> list[str]:
-        return [self.prompt_column, *(self.columns or [])]
-
-    def text_columns(self) -> dict[str, bool]:
-        return {self.prompt_column: False}
-
-    def prompt(self, row: dict[str, Any]) -> Any:
-        return row[self.prompt_column]
+        return self.columns or []
 
     def identity(self, row: dict[str, Any]) -> Any:
-        return self.prompt(row)
+        return self.rows.asked(row)
 
     def handed_over(self, columns: Iterable[str]) -> list[str]:
         """Return which of a table's columns reward functions get."""
         if self.columns is not None:
             return self.columns
-        return [name for name in columns if name not in (self.prompt_column, "_row")]
+        return [name for name in columns if name not in (self.rows.prompt, "_row")]
 
     def collate(self, rows: list[dict[str, Any]]) -> PromptBatch:
         return PromptBatch(
-            texts=[row[self.prompt_column] for row in rows],
+            contents=[self.rows.roles(row)["prompt"] for row in rows],  # type: ignore[misc]
             indices=torch.tensor([row["_row"] for row in rows]),
             columns={name: [row[name] for row in rows] for name in self.handed_over(rows[0])},
         )
@@ -91,22 +89,15 @@ class PromptDataModule(TextDataModule):
 
 
 class TextTupleDataModule(TextDataModule):
-    """Rows of which each is a few texts with different roles, and nothing else."""
-
-    names: dict[str, str]
-    """Role of a text in a batch -> its column in the tables."""
-
-    def required_columns(self) -> list[str]:
-        return list(self.names.values())
-
-    def text_columns(self) -> dict[str, bool]:
-        return dict.fromkeys(self.names.values(), True)
-
-    def prompt(self, row: dict[str, Any]) -> Any:
-        return row[self.names["prompt"]]
+    """Rows of which each is a few texts or conversations with different roles, and nothing else."""
 
     def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
-        return {role: [row[column] for row in rows] for role, column in self.names.items()}
+        parts = [self.rows.roles(row) for row in rows]
+        return {role: [part[role] for part in parts] for role in parts[0]}
+
+    def transfer_batch_to_device(self, batch: TextPairs, device: torch.device, dataloader_idx: int) -> TextPairs:
+        """Return the batch: it has no tensors, and Lightning, looking for some, refuses frozen dataclasses."""
+        return batch
 
 
 class DemonstrationDataModule(TextTupleDataModule):
@@ -121,15 +112,17 @@ class DemonstrationDataModule(TextTupleDataModule):
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
         completion_column: str = "completion",
+        messages_column: str = "messages",
         seed: int | None = None,
+        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
         preparation: Preparation = Preparation(),  # noqa: B008  a frozen value
     ) -> None:
-        """Name the tables and their columns; `batch_size` counts rows over all processes."""
-        super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
-        self.names = {"prompt": prompt_column, "completion": completion_column}
+        """Name the tables and their columns; `batch_size` counts rows over all processes.
 
-    def text_columns(self) -> dict[str, bool]:
-        return super().text_columns() | {self.names["prompt"]: False}
+        `messages_column` holds whole conversations, in tables without a column of prompts.
+        """
+        super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
+        self.rows = DemonstrationRows(prompt_column, conversations, completion_column, messages_column)
 
 
 class PreferenceDataModule(TextTupleDataModule):
@@ -146,8 +139,12 @@ class PreferenceDataModule(TextTupleDataModule):
         chosen_column: str = "chosen",
         rejected_column: str = "rejected",
         seed: int | None = None,
+        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
         preparation: Preparation = Preparation(),  # noqa: B008  a frozen value
     ) -> None:
-        """Name the tables and their columns; `batch_size` counts pairs over all processes."""
+        """Name the tables and their columns; `batch_size` counts pairs over all processes.
+
+        In tables without a column of prompts, both answers begin with the prompt.
+        """
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
-        self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
+        self.rows = PreferenceRows(prompt_column, conversations, chosen_column, rejected_column)

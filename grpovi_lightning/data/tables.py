@@ -86,23 +86,14 @@ class Table(torch.utils.data.Dataset[dict[str, Any]]):
                 "YAML"
             )
 
-    def check_texts(self, column: str, may_be_empty: bool) -> None:
-        """Raise `UserError` for the first row in which a column holds no text that a tokenizer can read."""
-        for row, value in enumerate(self.column(column)):
-            if not isinstance(value, str):
-                raise self.refuse(row, column, "text; are the column names right?")
-            if not (value or may_be_empty):
-                raise self.refuse(row, column, "text that is not empty; remove the row")
-            try:
-                value.encode()
-            except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
-                raise self.refuse(row, column, "whole characters; mend or remove the row") from None
+    def fault(self, row: int, column: str, fault: str, count: int = 1) -> UserError:
+        """Return the error about a value, of `count` rows in which there is something wrong."""
+        more = f"; {count} rows are wrong" if count > 1 else ""
+        return UserError(f"{self.name}: {column} in {self.place(row)}: {fault}{more}")
 
     def refuse(self, row: int, column: str, expected: str) -> UserError:
-        """Return the error about a value."""
-        return UserError(
-            f"{self.name}: {column} in {self.place(row)}: got {shown(self[row][column])}, expected {expected}"
-        )
+        """Return the error about a value that is not what was expected."""
+        return self.fault(row, column, f"got {shown(self[row][column])}, expected {expected}")
 
     def place(self, row: int) -> str:
         """Return where a row stands in the source, for a message."""
@@ -112,6 +103,19 @@ class Table(torch.utils.data.Dataset[dict[str, Any]]):
             first, file = self.files[bisect_right(self.files, number, key=lambda item: item[0]) - 1]
             where = f"{file}, " + (f"its row {number - first}, {where}" if self.lines is None else where)
         return f"row {number} ({where})"
+
+
+def fault_in_text(value: Any, may_be_empty: bool) -> str | None:
+    """Return what is wrong with a value that should be text which a tokenizer can read; None where nothing is."""
+    if not isinstance(value, str):
+        return f"got {shown(value)}, expected text; are the column names right?"
+    if not (value or may_be_empty):
+        return f"got {shown(value)}, expected text that is not empty; remove the row"
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        return f"got {shown(value)}, expected whole characters; mend or remove the row"
+    return None
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpovi_lightning.conversations import Conversation, as_messages
 from grpovi_lightning.errors import TrainingError
 from grpovi_lightning.rewards.base import Reward
 from grpovi_lightning.rewards.user_code import accepted_arguments, call_user_code, import_function
@@ -18,7 +19,8 @@ class RewardFunction(Reward):
 
     Every argument has one entry per completion: prompts and columns are repeated over the group. A function without
     `**columns` gets those that it names. The function returns None or NaN for a completion that it cannot score, and
-    for all completions of a prompt of another task (see `Reward.total`).
+    for all completions of a prompt of another task (see `Reward.total`). Where prompts are conversations, a prompt is a
+    list of messages, and a completion a list of one.
     """
 
     def __init__(self, function: str | Callable[..., list[float | None]], name: str | None = None) -> None:
@@ -59,7 +61,10 @@ class RewardFunction(Reward):
 
         places, names = accepted_arguments(self.name, self.function, prompts.columns, "the prompts")
         ids = [row[kept].tolist() for row, kept in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
-        given = {"prompts": repeated(prompts.texts), "completions": list(rollout.texts), "completion_ids": ids}
+        given = {"prompts": repeated(prompts.contents), "completions": list(rollout.texts), "completion_ids": ids}
+        if any(isinstance(prompt, Conversation) for prompt in prompts.contents):
+            given["prompts"] = [[dict(message) for message in prompt.messages] for prompt in given["prompts"]]
+            given["completions"] = [as_messages(text) for text in rollout.texts]
         given |= {name: repeated(column) for name, column in prompts.columns.items()}
         values = call_user_code(
             f"reward function {self.name}",

@@ -130,10 +130,28 @@ def test_held_out_prompts_keep_their_numbers_and_are_validated_on(write, kind, c
         each.setup("fit")
     train, held_out = data.tables["train"], data.tables["validation"]
     assert sorted([*train, *held_out], key=lambda row: row["_row"]) == list(whole.tables["train"])
-    assert shared_prompts(train, held_out, data.prompt)[0] == 0 and len(held_out) % 2 == 0
+    assert shared_prompts(train, held_out, data.rows.asked)[0] == 0 and len(held_out) % 2 == 0
     assert f"train table: {len(train)} rows to train on and {len(held_out)} held out, by their prompts" in caplog.text
     data.trainer = SimpleNamespace(world_size=1, global_rank=0)
     assert len(list(data.val_dataloader())) == 1 and not data.lacks("validation") and whole.lacks("validation")
+
+
+WHOLE = [{"role": "system", "content": "s"}, *talk("a"), {"role": "assistant", "content": "b"}, *talk("c")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "asked"),
+    [
+        (PromptDataModule, {"prompt": talk("a"), "answer": 1}, talk("a")),
+        (DemonstrationDataModule, {"prompt": "a", "completion": "b"}, "a"),
+        (DemonstrationDataModule, {"messages": WHOLE}, WHOLE[:2]),
+        (PreferenceDataModule, {"prompt": talk("a"), "chosen": [], "rejected": []}, talk("a")),
+        (PreferenceDataModule, {"chosen": WHOLE[:3], "rejected": [*WHOLE[:2], WHOLE[2] | {"content": "d"}]}, WHOLE[:2]),
+        (PreferenceDataModule, {"chosen": "a b c", "rejected": "a b d"}, "a b"),
+    ],
+)
+def test_what_is_held_out_together_asks_the_same_whatever_the_answer(kind, row, asked):
+    assert kind("unread.jsonl").rows.asked(row) == asked
 
 
 # Repeats and prompts that are on both sides.

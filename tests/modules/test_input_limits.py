@@ -111,7 +111,7 @@ def test_a_table_without_a_row_that_is_short_enough_is_refused(gpt2, tmp_path, k
     data_class, _, make = MODULES[kind]
     settings = {_size(data_class): 2, "preparation": Preparation(max_tokens=1)}
     file = tmp_path / "long.jsonl"
-    file.write_text(json.dumps(dict.fromkeys(SHORT, "the fox")) + "\n")
+    file.write_text(json.dumps(dict.fromkeys(SHORT, "the fox") | {"rejected": "the fox ."}) + "\n")
     match = r"train table: none of its 1 rows has at most preparation.max_tokens 1 tokens, the shortest has \d; raise"
     refused(make(gpt2), tmp_path, data_class(str(file), seed=1, **settings), match)
 
@@ -185,7 +185,7 @@ def test_a_row_that_the_tables_do_not_show_is_named_too(gpt2):
 
 def test_short_tables_are_not_tokenised(gpt2, tmp_path):
     module = SFTModule(PretrainedCausalLM(gpt2))
-    module._pairs = never
+    module._rows = never
     data = DemonstrationDataModule(table(tmp_path, "train", "completion", "fox"), batch_size=2, seed=1)
     with quiet(), pytest.raises(pytest.fail.Exception):  # by the first step
         trainer(tmp_path, 1).fit(module, data)
