@@ -3,9 +3,12 @@
 from math import isfinite
 from typing import Any
 
+from grpovi_lightning.data.base import HeldOut
 from grpovi_lightning.data.conversations import Conversations
 from grpovi_lightning.data.formats import PreferenceRows
 from grpovi_lightning.data.modules import TextPairs, TextTupleDataModule
+from grpovi_lightning.data.preparation import Preparation
+from grpovi_lightning.data.sources import TableSource
 from grpovi_lightning.data.tables import fault_in_text
 
 
@@ -18,9 +21,9 @@ class PreferenceDataModule(TextTupleDataModule):
 
     def __init__(
         self,
-        train: str,
-        validation: str | None = None,
-        test: str | None = None,
+        train: TableSource,
+        validation: HeldOut = None,
+        test: TableSource | None = None,
         batch_size: int = 32,
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
@@ -28,6 +31,7 @@ class PreferenceDataModule(TextTupleDataModule):
         rejected_column: str = "rejected",
         seed: int | None = None,
         conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
+        preparation: Preparation = Preparation(),  # noqa: B008  a frozen value
         margin_column: str | None = None,
         subset_column: str | None = None,
     ) -> None:
@@ -36,9 +40,9 @@ class PreferenceDataModule(TextTupleDataModule):
         In tables without a column of prompts, both answers begin with the prompt.
 
         Args:
-            train: file of training pairs.
-            validation: file of held-out pairs; None: no held-out evaluation.
-            test: file of pairs for `grpovi test`.
+            train: training pairs, a file or what else a `DataSource` names.
+            validation: held-out pairs, or several sets of them by name; None: no held-out evaluation.
+            test: pairs for `grpovi test`.
             batch_size: pairs of an update's batch, over all processes.
             validation_batch_size: held-out pairs scored at once.
             prompt_column: the column that holds the prompt.
@@ -46,10 +50,11 @@ class PreferenceDataModule(TextTupleDataModule):
             rejected_column: the column that holds the other.
             seed: orders the pairs; None: the run's `seed_everything`.
             conversations: how prompts become messages for a chat model.
+            preparation: what is done to the rows before they are used.
             margin_column: numbers in the training table, see `RewardModelModule`; None: no margins.
             subset_column: texts in the held-out tables, on each of which accuracy is reported; None: no subsets.
         """
-        super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
+        super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
         self.rows = PreferenceRows(prompt_column, conversations, chosen_column, rejected_column)
         self.margin_column, self.subset_column = margin_column, subset_column
 

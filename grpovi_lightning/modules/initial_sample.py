@@ -46,8 +46,8 @@ def fit_normalisation(module: Any) -> None:
 def _completions(module: Any, n_prompts: int, n_completions: int) -> Iterator[Rollout]:
     """Sample on this rank's part of the prompts, as many completions at once as a training step has."""
     data, trainer = data_of(module), module.trainer
-    seed = resolve_seed(module.seed)
-    table = data.tables["train"]
+    seed, table = resolve_seed(module.seed), data.tables["train"]
+    check_initial_sample(module.reward, len(table))  # again: prompts that are too long may have been left out of it
     mine = initial_indices(seed, len(table), n_prompts)[trainer.global_rank :: trainer.world_size]
     at_once = max(1, data.batch_size * module.group_size // (world_size() * n_completions))
     for start in range(0, len(mine), at_once):
