@@ -8,7 +8,7 @@ from models.tiny_models import language_model
 from transformers import AutoModelForCausalLM
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models import LoRA, PretrainedCausalLM, WithoutAdapter
+from grpovi_lightning.models import LoRA, PretrainedCausalLM, SharedReference
 from grpovi_lightning.structures import PromptBatch
 
 ALL = ["q_proj", "v_proj", "down_proj", "lm_head", "embed_tokens"]
@@ -38,7 +38,7 @@ class TestLoRA:
 
     def test_the_reference_is_the_policy_without_its_adapters(self, run, policy_folder):
         module, _, folder = run
-        assert isinstance(module.reference, WithoutAdapter)
+        assert isinstance(module.reference, SharedReference)
         prompts = PromptBatch(["the fox", "a sad cat by the river"], torch.arange(2), {})
         rollout = module.engine.generate(module.policy, prompts, 2, 1, 0)
         with torch.no_grad():
