@@ -7,25 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.adapters import INITIAL, SAME_POLICY, TRAINED, keep_initial, require_peft
+from grpovi_lightning.models.adapters import (
+    INITIAL,
+    SAME_POLICY,
+    TRAINED,
+    keep_initial,
+    require_peft,
+    trains_base_weights,
+)
 from grpovi_lightning.models.files import check_files, loading
+from grpovi_lightning.models.hub import adapter_folder, check_hub, looks_local
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _STARTS = (True, False, "gaussian", "orthogonal", "mica", None)
 """What an adapter may have started as. Others changed the weights under it as well, so it does not fit the base."""
 
+_PREFIX = "base_model.model."
+_OTHER_BASE = "use an adapter that was trained on this model"
+
 _log = logging.getLogger(__name__)
 
 
 def check_adapter(path: str) -> None:
-    """Raise `UserError` for a folder that holds no LoRA adapter that can be read."""
+    """Raise `UserError` for a folder or hub name that gives no LoRA adapter that can be read."""
     require_peft()
-    folder = Path(path)
+    if not looks_local(path):
+        check_hub(path, "adapter", CONFIG)
+    folder = _folder(path)
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         state = f"no {missing[0]} in it" if folder.is_dir() else "no such folder"
@@ -44,26 +57,46 @@ def check_adapter(path: str) -> None:
 
 
 def load_adapter(model: PreTrainedModel, path: str) -> None:
-    """Put an adapter from a folder on a model, to be trained; its dropout is off.
+    """Put an adapter from a folder or the hub on a model, to be trained; its dropout is off.
 
     As it is now, it is kept under the name `INITIAL`, too.
 
     Raises:
         UserError: it does not fit the model.
     """
+    peft = require_peft()
     with loading(f"adapter {path}"):
-        config: Any = require_peft().PeftConfig.from_pretrained(path)
+        folder = _folder(path)
+        config: Any = peft.PeftConfig.from_pretrained(folder)
+        state = {name.removeprefix(_PREFIX): weights for name, weights in load_file(folder / WEIGHTS).items()}
         if config.lora_dropout:
             _log.info(f"adapter {path}: its dropout of {config.lora_dropout} is off: {SAME_POLICY}")
-            config.lora_dropout = 0.0
-        report = model.load_adapter(path, TRAINED, peft_config=config, is_trainable=True)
-    for what, names in (("lacks", report.missing_keys), ("has, but the model does not,", report.unexpected_keys)):
-        if names:
+        config.lora_dropout, config.inference_mode = 0.0, False
+        model.add_adapter(config, TRAINED)
+    _check_fit(path, model, state)
+    peft.set_peft_model_state_dict(model, state, TRAINED)
+    if not trains_base_weights(model):
+        keep_initial(model)
+
+
+def _folder(path: str) -> Path:
+    return Path(path) if looks_local(path) else adapter_folder(path)
+
+
+def _check_fit(path: str, model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Raise `UserError` unless the weights are all that the adapter of a model has, and no others."""
+    # peft also writes embeddings that lie under an adapter: they have to be the model's.
+    expected, base = _state(model, TRAINED), model.state_dict()
+    for name in state.keys() - expected.keys():
+        if name not in base or not torch.equal(base[name], state[name].to(base[name].dtype)):
+            raise UserError(f"adapter {path}: {name} is not a weight of {model.name_or_path}; {_OTHER_BASE}")
+    for name, weights in expected.items():
+        found = tuple(state[name].shape) if name in state else None
+        if found != weights.shape:
             raise UserError(
-                f"adapter {path}: it {what} {len(names)} weights, among them {min(names)}; expected an adapter of "
-                f"{model.name_or_path}"
+                f"adapter {path}: got {'no' if found is None else f'shape {found} of'} {name}, expected shape "
+                f"{tuple(weights.shape)} for {model.name_or_path}; {_OTHER_BASE}"
             )
-    keep_initial(model)
 
 
 def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
@@ -76,7 +109,7 @@ def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
     config.base_model_name_or_path, config.revision = _base_of(model)
     Path(folder).mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    whole = {f"base_model.model.{name}": weights.contiguous() for name, weights in state.items()}
+    whole = {f"{_PREFIX}{name}": weights.contiguous() for name, weights in state.items()}
     save_file(whole, Path(folder, WEIGHTS), metadata={"format": "pt"})
 
 

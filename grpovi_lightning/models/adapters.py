@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import difflib
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +44,8 @@ _REFUSED = {
 _REFUSED_STARTS = {name: _REFUSED[f"{name}_config"] for name in ("corda", "eva", "lora_ga", "loftq")}
 _NOT_FOR_USERS = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 _NOT_FOR_USERS |= {"inference_mode"}
+_PEFT_RAISES = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, re.error)
+_OF_LAYERS = ("modules_to_save", "rank_pattern", "alpha_pattern")
 _ZERO_AT_FIRST = (True, "gaussian", "mica")
 
 
@@ -92,7 +96,7 @@ class LoRA:
         config = self._config()
         with self._told_by_peft():
             model.add_adapter(config, TRAINED)
-        self._check_saved_modules(model)
+        self._check_names(model)
         if config.init_lora_weights not in _ZERO_AT_FIRST:
             keep_initial(model)
 
@@ -104,19 +108,23 @@ class LoRA:
     @contextmanager
     def _told_by_peft(self) -> Iterator[None]:
         try:
-            yield
-        except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)  # of names that fit nothing
+                yield
+        except (*_PEFT_RAISES, RuntimeWarning) as error:
             options = f" and options {self.options}" if self.options else ""
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(f"lora: got target_modules {self.target_modules}{options}; peft: {reason}") from error
 
-    def _check_saved_modules(self, model: PreTrainedModel) -> None:
-        # peft passes over names that fit nothing.
-        wrapper = require_peft().utils.ModulesToSaveWrapper
-        saved = [name for name, module in model.named_modules() if isinstance(module, wrapper)]
-        for name in self.options.get("modules_to_save") or []:
-            if not any(found.endswith(name) for found in saved):
-                raise UserError(f"lora.options.modules_to_save: the model has no module {name!r}; check its spelling")
+    def _check_names(self, model: PreTrainedModel) -> None:
+        # peft passes over names that fit nothing where others do.
+        layers = [name for name, module in model.named_modules() if isinstance(module, adapted_kinds())]
+        targets = [] if isinstance(self.target_modules, str) else map(re.escape, self.target_modules)
+        named = {"target_modules": targets} | {f"options.{name}": self.options.get(name) or [] for name in _OF_LAYERS}
+        for setting, patterns in named.items():
+            for pattern in patterns:
+                if not any(re.match(rf"(.*\.)?({pattern})$", layer) for layer in layers):
+                    raise UserError(f"lora.{setting}: got {pattern!r}, but no layer of that name was adapted")
 
 
 def _own_fields() -> set[str]:
@@ -193,7 +201,7 @@ def trains_base_weights(model: PreTrainedModel) -> bool:
 def require_peft() -> Any:
     """Return the module peft; raise `UserError` where it is not installed."""
     try:
-        import peft
+        import peft.functional
     except ImportError:
         raise UserError("lora: peft is not installed; run pip install 'grpovi-lightning[peft]'") from None
     return peft

@@ -32,9 +32,9 @@ def check_hub(name: str, role: str, file: str, revision: str | None = None) -> N
         raise UserError(f"{role} {name}: {_reason(error, name, file, revision)}") from error
 
 
-def adapter_folder(name: str) -> str:
+def adapter_folder(name: str) -> Path:
     """Return the folder in the hub's cache where an adapter is, and put it there if it is not yet."""
-    return snapshot_download(name, allow_patterns=["adapter_config.json", "*.safetensors"])
+    return Path(snapshot_download(name, allow_patterns=["adapter_config.json", "*.safetensors"]))
 
 
 def _reason(error: Exception, name: str, file: str, revision: str | None) -> str:

@@ -98,7 +98,7 @@ class TestLoRA:
         assert identical(again.weights[-1], recorded.weights[-1])
 
     def test_a_layer_that_is_not_there_is_refused_in_one_line(self, policy_folder):
-        with pytest.raises(UserError, match=r"lora\.target_modules: got \['q_projection'\]"):
+        with pytest.raises(UserError, match=r"lora: got target_modules \['q_projection'\]"):
             with_lora(policy_folder, target_modules=["q_projection"]).load()
 
     @pytest.mark.parametrize("settings", [{"r": 0}, {"lora_alpha": 0.0}, {"lora_alpha": float("nan")}])
