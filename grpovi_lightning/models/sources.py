@@ -115,7 +115,7 @@ class PretrainedCausalLM(CausalLMSource):
         if self.adapter is not None:
             check_adapter(self.adapter)
         if self.quantization is not None:
-            self.quantization.check(self.lora is not None or self.adapter is not None)
+            self.quantization.check(self.lora is not None or self.adapter is not None, self.dtype)
 
     def load(self) -> LanguageModel:
         """Load weights and tokenizer on the CPU, without dropout: sampling and training must see the same policy.
@@ -151,6 +151,8 @@ class PretrainedCausalLM(CausalLMSource):
                 self.lora.add_to(model)
             elif self.adapter is not None:
                 load_adapter(model, self.adapter)
+        if self.quantization is not None:
+            self.quantization.check_adapters(model)
 
     def load_reference(self, policy: LanguageModel) -> LanguageModel | SharedReference:
         shares = has_adapters(policy.model) and not trains_base_weights(policy.model)
