@@ -106,7 +106,7 @@ def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
         state = _differences(state, _state(model, INITIAL))
         _double_rank(config)
     config.inference_mode = True
-    config.base_model_name_or_path, config.revision = _base_of(model)
+    config.base_model_name_or_path = _base_of(model)
     Path(folder).mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     whole = {f"{_PREFIX}{name}": weights.contiguous() for name, weights in state.items()}
@@ -114,8 +114,11 @@ def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
 
 
 def _state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
-    # An embedding under an adapter is the base's, and is not written.
-    return require_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    # An embedding under an adapter is the base's, and is not written. Biases are trained in their place, and peft 0.20
+    # leaves out those of adapted layers.
+    state = require_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    in_place = {n: p for n, p in model.named_parameters() if p.requires_grad and TRAINED not in n.split(".")}
+    return in_place | state
 
 
 def _differences(now: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,9 +143,7 @@ def _double_rank(config: Any) -> None:
     config.alpha_pattern = {name: scale * alpha for name, alpha in config.alpha_pattern.items()}
 
 
-def _base_of(model: PreTrainedModel) -> tuple[str, str | None]:
-    """Return where the model under an adapter comes from: a folder's full path, or a hub name with its commit."""
+def _base_of(model: PreTrainedModel) -> str:
+    """Return where the model under an adapter comes from: a folder's full path, or a hub name."""
     path = model.name_or_path
-    if Path(path).exists():
-        return str(Path(path).resolve()), None
-    return path, getattr(model.config, "_commit_hash", None)
+    return str(Path(path).resolve()) if Path(path).exists() else path

@@ -15,7 +15,7 @@ def check_gguf(path: str, name: str, revision: str | None = None) -> None:
     if missing:
         raise UserError(
             f"gguf_file {name}: the package {missing[0]}, by which it is read, is not installed; run pip install "
-            f"{' '.join(missing)}"
+            "'grpovi-lightning[gguf]'"
         )
     if not looks_local(path):
         check_hub(path, "policy", name, revision)

@@ -22,7 +22,7 @@ from transformers import (
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapter_files import check_adapter, load_adapter
-from grpovi_lightning.models.adapters import LoRA, has_adapters, trains_base_weights
+from grpovi_lightning.models.adapters import TRAINED, LoRA, has_adapters, trains_base_weights
 from grpovi_lightning.models.encoding import end_tokens, name_end_token
 from grpovi_lightning.models.files import check_files, loading
 from grpovi_lightning.models.gguf import check_gguf
@@ -151,6 +151,8 @@ class PretrainedCausalLM(CausalLMSource):
                 self.lora.add_to(model)
             elif self.adapter is not None:
                 load_adapter(model, self.adapter)
+        if has_adapters(model):
+            model.peft_config[TRAINED].revision = self.revision  # type: ignore[index]  so that it is written with them
         if self.quantization is not None:
             self.quantization.check_adapters(model)
 

@@ -106,10 +106,10 @@ def test_a_policy_in_the_cache_is_loaded_while_offline_and_its_adapter_names_the
     hub, policy_folder, tmp_path, monkeypatch
 ):
     for file in policy_folder.iterdir():
-        hf_hub_download("own/model", file.name)
+        hf_hub_download("own/model", file.name, revision=COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    policy = PretrainedCausalLM("own/model", lora=LoRA(r=4)).load()
+    policy = PretrainedCausalLM("own/model", revision=COMMIT, lora=LoRA(r=4)).load()
     policy.save_pretrained(tmp_path / "model")
 
     expected = PretrainedCausalLM(str(policy_folder)).load().model(IDS).logits
