@@ -101,7 +101,7 @@ def _check_fit(path: str, model: PreTrainedModel, state: dict[str, Tensor]) -> N
 
 def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the trained adapter of a model, so that `peft.PeftModel.from_pretrained` puts it on the same base."""
-    state, config = _state(model, TRAINED), copy.deepcopy(model.peft_config[TRAINED])
+    state, config = _state(model, TRAINED), copy.deepcopy(_config(model))
     if config.init_lora_weights not in _STARTS:
         state = _differences(state, _state(model, INITIAL))
         _double_rank(config)
@@ -119,6 +119,10 @@ def _state(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
     state = require_peft().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     in_place = {n: p for n, p in model.named_parameters() if p.requires_grad and TRAINED not in n.split(".")}
     return in_place | state
+
+
+def _config(model: PreTrainedModel) -> Any:
+    return model.peft_config[TRAINED]
 
 
 def _differences(now: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,5 +149,5 @@ def _double_rank(config: Any) -> None:
 
 def _base_of(model: PreTrainedModel) -> str:
     """Return where the model under an adapter comes from: a folder's full path, or a hub name."""
-    path = model.name_or_path
+    path = str(model.name_or_path)
     return str(Path(path).resolve()) if Path(path).exists() else path

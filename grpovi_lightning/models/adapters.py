@@ -145,7 +145,7 @@ def _check_option(name: str, known: set[str]) -> None:
 def keep_initial(model: PreTrainedModel) -> None:
     """Add a frozen copy of the trained adapter, as it is now, under the name `INITIAL`."""
     peft: Any = require_peft()
-    config = copy.deepcopy(model.peft_config[TRAINED])
+    config: Any = copy.deepcopy(model.peft_config[TRAINED])
     config.init_lora_weights = True  # other ways would work on the weights under the adapter once more
     peft.inject_adapter_in_model(config, model, INITIAL)
     state = model.state_dict()
@@ -195,7 +195,8 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 def trains_base_weights(model: PreTrainedModel) -> bool:
     """Return whether weights are trained that no adapter holds, so that the initial policy is not in the model."""
-    return model.peft_config[TRAINED].bias != "none"
+    config: Any = model.peft_config[TRAINED]
+    return config.bias != "none"
 
 
 def require_peft() -> Any:

@@ -30,8 +30,9 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     # peft can take adapters out of its own wrapper only, not out of a `transformers` model; while this flag is set,
     # `save_pretrained` would write adapters and nothing else.
     whole._hf_peft_config_loaded = False
-    if getattr(whole, "hf_quantizer", None) is not None:
-        whole.hf_quantizer.remove_quantization_config(whole)
+    quantizer: Any = getattr(whole, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(whole)
     return whole.requires_grad_(True)
 
 
