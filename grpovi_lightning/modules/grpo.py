@@ -23,7 +23,7 @@ from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.distributed import reduce_scalars, sum_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
-from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
+from grpovi_lightning.models import CausalLMSource, LanguageModel, SharedReference
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import HeldOutMetrics
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
@@ -114,7 +114,7 @@ class GRPOModule(FrozenLeftOut):
         self.counterfactual = counterfactual
         self.needs_reference |= counterfactual.needs_reference
         self._check()
-        self.reference: LanguageModel | WithoutAdapter | None = None
+        self.reference: LanguageModel | SharedReference | None = None
         self.held_out = HeldOutMetrics()
         self.clock = StepClock()
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
