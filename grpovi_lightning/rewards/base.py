@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,6 +43,10 @@ class Reward(nn.Module):
     @abstractmethod
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         """Return name -> [B] float32 scores, NaN where the component cannot score the completion."""
+
+    def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        """Return what gives the `components`. What can be done beside other work begins now, the rest when asked."""
+        return partial(self.components, rollout)
 
     def readers(self) -> Sequence[SequenceReader]:
         """Return what turns completions into tokens for models of the reward's own, once `load` was called."""

@@ -73,7 +73,11 @@ class CompositeReward(Reward):
             part.check_columns(tables)
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        return {name: score for part in self._rewards for name, score in part.components(rollout).items()}
+        return self.begin(rollout)()
+
+    def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        parts = [part.begin(rollout) for part in self._rewards]  # those that wait for answers do so at the same time
+        return lambda: {name: score for scores in parts for name, score in scores().items()}
 
     def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
         for part in self._rewards:
