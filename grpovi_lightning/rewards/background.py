@@ -29,7 +29,7 @@ def result_of(running: Future[Any]) -> Any:
 async def _outcome(call: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
     try:
         return await call(), None
-    except (KeyboardInterrupt, SystemExit) as error:  # they would end the loop, and its result would never come
+    except BaseException as error:  # SystemExit would end the loop, and a future makes other errors of some
         return None, error
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards.arguments import accepted_arguments, check_kwargs
 from grpovi_lightning.rewards.base import Reward
-from grpovi_lightning.rewards.user_code import import_function, made_function, start_user_code
+from grpovi_lightning.rewards.user_code import import_function, is_async, made_function, start_user_code
 from grpovi_lightning.structures import Rollout
 
 
@@ -60,7 +60,10 @@ class RewardFunction(Reward):
         """
         super().__init__()
         if (function is None) == (factory is None):
-            raise UserError(f"reward function: got function {function} and factory {factory}, expected one of the two")
+            raise UserError(
+                f"reward function: got function {function} and factory {factory}, expected one of the two; name one, "
+                "such as `function: my_rewards.accuracy`"
+            )
         self.kwargs: dict[str, Any] = {}
         if factory is not None:
             self.function = made_function(factory, kwargs or {})
@@ -69,6 +72,7 @@ class RewardFunction(Reward):
             self.function = import_function(function) if isinstance(function, str) else function
             self.kwargs = kwargs or {}
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
+        self.waits = is_async(self.function)
         check_kwargs(f"reward function {self.name}", self.function, self.kwargs)
 
     def weights(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 import traceback
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -83,7 +84,7 @@ def start_user_code(
 ) -> Callable[[], Any]:
     """Return what gives the result of `call_user_code`: an `async` function runs from now on, another when asked."""
     call = partial(function, *places, **names)
-    if not _is_async(function):
+    if not is_async(function):
         return partial(_in_one_line, what, rollout, lambda: _awaited(call()))
     return partial(_in_one_line, what, rollout, partial(background.result_of, background.started(call)))
 
@@ -93,7 +94,7 @@ def _in_one_line(what: str, rollout: Rollout, call: Callable[[], Any]) -> Any:
         return call()
     except TrainingError:
         raise
-    except Exception as error:
+    except (Exception, CancelledError) as error:
         numbers = rollout.prompts.indices.tolist()
         listed = ", ".join(map(str, numbers[:8])) + ", ..." * (len(numbers) > 8)
         when = "the evaluation" if rollout.step == HELD_OUT_STEP else f"step {rollout.step}"
@@ -105,7 +106,8 @@ def _awaited(value: Any) -> Any:
     return background.result_of(background.started(lambda: value)) if inspect.isawaitable(value) else value
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
+    """Return whether a function, or the call of an object, is an `async` one."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
