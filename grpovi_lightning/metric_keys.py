@@ -39,6 +39,7 @@ def over_ranks(name: str) -> OverRanks:
 
 EVAL_PREFIX = "eval/"
 TEST_PREFIX = "test/"
+_PASS_AT = "pass_at_"
 GREEDY_PREFIX = "greedy/"
 """Follows `eval/` or `test/`, and the name of the held-out set."""
 
@@ -232,7 +233,7 @@ def pass_at(name: str, k: int) -> str:
     `name` is that of a metric of the evaluation, or what the keys of a reward component begin with. Prompts with fewer
     than k completions that it scored do not count; NaN where none counts.
     """
-    return f"{name}/pass_at_{k}"
+    return f"{_PASS_AT}{k}/{name}"
 
 
 def greedy(key: str) -> str:
@@ -246,9 +247,19 @@ def of_set(name: str, key: str) -> str:
 
 
 def is_taken(name: str) -> bool:
-    """Return whether held-out keys begin with this word already, so that no set and no metric can have it as name.
+    """Return whether held-out keys begin with this word, so that neither a set nor a metric can have it as name.
 
-    >>> is_taken("kl"), is_taken("completions"), is_taken("exact")
-    (True, True, False)
+    >>> is_taken("kl"), is_taken("completions"), is_taken("pass_at_8"), is_taken("exact")
+    (True, True, True, False)
     """
-    return name in {key.split("/")[0] for key in [*_OVER_RANKS, rewards(""), greedy("")]}
+    return name.startswith(_PASS_AT) or name in {key.split("/")[0] for key in [*_OVER_RANKS, rewards(""), greedy("")]}
+
+
+def set_in(tag: str) -> str:
+    """Return the held-out set that a tag names; "" where it names none.
+
+    >>> set_in("eval/hard/reward"), set_in("eval/rewards/gold/mean"), set_in("eval/exact"), set_in("reward")
+    ('hard', '', '', '')
+    """
+    word, separator, _ = tag.removeprefix(EVAL_PREFIX).partition("/")
+    return word if separator and tag.startswith(EVAL_PREFIX) and not is_taken(word) else ""

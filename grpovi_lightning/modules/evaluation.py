@@ -154,11 +154,14 @@ class Evaluator:
             found = {name: values for name, scores in begun.items() for values in scores().values()}
         return scored, found
 
-    def compute(self, names: Iterable[str]) -> dict[str, float]:
-        """Return the statistics since the last reset over all ranks, of held-out sets with these names."""
+    def compute(self, names: Iterable[str], axes: Mapping[str, float]) -> dict[str, float]:
+        """Return the statistics since the last reset over all ranks, of held-out sets with these names.
+
+        `axes`, such as the cost of the training, are what each set's are drawn against.
+        """
         result: dict[str, float] = {}
         for which, name in enumerate(names):
-            found = self._found[which, False].compute()
+            found = self._found[which, False].compute() | axes
             found |= {keys.greedy(key): value for key, value in self._found[which, True].compute().items()}
             result |= {keys.of_set(name, key): value for key, value in found.items()}
             if which == 0:

@@ -275,8 +275,8 @@ class GRPOModule(FrozenLeftOut):
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out means, with the training cost so far as further axes."""
-        cost = {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
-        metrics = self.held_out.compute(held_out_names(self.trainer)) | cost | self.reward.progress()
+        axes = {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
+        metrics = self.held_out.compute(held_out_names(self.trainer), axes | self.reward.progress())
         log_held_out(self, metrics, int(self.n_steps), shown=[keys.REWARD])
         self.held_out.reset()
 

@@ -48,7 +48,7 @@ class Reward(nn.Module):
         """Return name -> [B] float32 scores, NaN where the component cannot score the completion."""
 
     def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
-        """Return what gives the `components`: a reward that waits asks for its answers now, others begin when called."""
+        """Return what gives the `components`; a reward that waits asks for answers now, others begin when called."""
         return partial(self.components, rollout)
 
     def readers(self) -> Sequence[SequenceReader]:
