@@ -161,7 +161,7 @@ class Evaluator:
         """
         result: dict[str, float] = {}
         for which, name in enumerate(names):
-            found = self._found[which, False].compute() | axes
+            found = self._found[which, False].compute() | dict(axes)
             found |= {keys.greedy(key): value for key, value in self._found[which, True].compute().items()}
             result |= {keys.of_set(name, key): value for key, value in found.items()}
             if which == 0:

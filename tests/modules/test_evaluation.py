@@ -268,6 +268,7 @@ def evaluate_on_a_rank(rank, folder, policy, state):
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(moved, policy_folder, tmp_path):
     made = moved(thorough())
     torch.save(made.policy.state_dict(), tmp_path / "state.pt")
@@ -299,6 +300,7 @@ def test_an_evaluation_repeats_to_the_bit_and_starts_anew_each_time(moved, tmp_p
     assert first == pytest.approx(second, rel=0, abs=0, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_the_report_compares_runs_by_the_scalars_of_a_set(policy_folder, tmp_path):
     from analysis import efficiency_table, load_runs
 
