@@ -17,31 +17,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from grpovi_lightning.conversations import Prompt
+
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts as text, with the columns that reward functions read.
+    """Prompts, with the columns that reward functions read.
 
     Attributes:
-        texts: P prompts.
+        contents: P prompts, all text or all conversations.
         indices: [P] int64 stable number of each prompt; it seeds the prompt's random numbers.
         columns: name -> P values, handed to reward functions as keyword arguments.
         spare: further prompts of a training step, for a module that replaces some; or None.
     """
 
-    texts: Sequence[str]
+    contents: Sequence[Prompt]
     indices: Tensor
     columns: Mapping[str, Sequence[Any]]
     spare: "PromptBatch | None" = None
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.contents)
+
+    @property
+    def texts(self) -> list[str]:
+        """Each prompt as one text, for people; what a model reads of a conversation is its chat template's."""
+        return list(map(str, self.contents))
 
     def select(self, prompts: Sequence[int]) -> Self:
         """Return the prompts at these places, without spare ones."""
         return replace(
             self,
-            texts=[self.texts[p] for p in prompts],
+            contents=[self.contents[p] for p in prompts],
             indices=self.indices[list(prompts)],
             columns={name: [values[p] for p in prompts] for name, values in self.columns.items()},
             spare=None,
@@ -51,7 +58,7 @@ class PromptBatch:
     def concatenate(parts: Sequence["PromptBatch"]) -> "PromptBatch":
         """Return batches with the same columns as one, without spare prompts."""
         return PromptBatch(
-            texts=[text for part in parts for text in part.texts],
+            contents=[content for part in parts for content in part.contents],
             indices=torch.cat([part.indices for part in parts]),
             columns={name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns},
         )

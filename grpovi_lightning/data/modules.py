@@ -9,6 +9,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler, Subset
 
+from grpovi_lightning.data.conversations import Conversations
+from grpovi_lightning.data.formats import DemonstrationRows, PreferenceRows, PromptRows, RowFormat
 from grpovi_lightning.data.tables import CSVType, Table, read_table
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
@@ -16,8 +18,8 @@ from grpovi_lightning.structures import PromptBatch
 from grpovi_lightning.trainer_arguments import check_trainer
 from grpovi_lightning.trainer_state import batches_begun, batches_of_run
 
-TextPairs = dict[str, list[str]]
-"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text a row."""
+TextPairs = dict[str, list[Any]]
+"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text or conversation a row."""
 
 
 @dataclass(eq=False)
@@ -74,13 +76,12 @@ class TextDataModule(L.LightningDataModule):
         self.csv_types: dict[str, CSVType] = {}
         self.tables: dict[str, Table] = {}
 
-    @abstractmethod
-    def required_columns(self) -> list[str]:
-        """Return the columns that every table must have."""
+    rows: RowFormat
+    """What the rows of its tables say."""
 
-    @abstractmethod
-    def text_columns(self) -> dict[str, bool]:
-        """Return the columns whose values must be text -> whether it may be empty."""
+    def required_columns(self) -> list[str]:
+        """Return columns that every table must have besides those of its rows' format."""
+        return []
 
     def check(self, world_size: int) -> None:
         """Read the tables and check that they hold the rows of a step.
@@ -123,8 +124,7 @@ class TextDataModule(L.LightningDataModule):
                 table = read_table(path, self.required_columns(), self.csv_types)
                 if "_row" in table.columns:
                     raise UserError(f"{table.name}: the column name '_row' is taken; rename it")
-                for column, may_be_empty in self.text_columns().items():
-                    table.check_texts(column, may_be_empty)
+                self.rows.check(table)
                 self.tables[name] = table
 
     def train_dataloader(self) -> DataLoader:
@@ -187,6 +187,7 @@ class PromptDataModule(TextDataModule):
         spare_prompts_per_step: int = 0,
         seed: int | None = None,
         csv_types: dict[str, CSVType] | None = None,
+        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
     ) -> None:
         """Name the tables.
 
@@ -203,9 +204,10 @@ class PromptDataModule(TextDataModule):
             seed: orders the prompts; None: the run's `seed_everything`.
             csv_types: column of the CSV files -> `int`, `float` or `bool`; the others are text. An empty cell of such a
                 column is None.
+            conversations: how prompts become messages for a chat model.
         """
         super().__init__(train, validation, test, prompts_per_step, validation_batch_size, seed)
-        self.prompt_column, self.columns = prompt_column, columns
+        self.rows, self.columns = PromptRows(prompt_column, conversations), columns
         if spare_prompts_per_step < 0:
             raise UserError(f"spare_prompts_per_step: got {spare_prompts_per_step}, expected at least 0")
         self.spare_per_step = spare_prompts_per_step
@@ -214,20 +216,17 @@ class PromptDataModule(TextDataModule):
         self.csv_types = csv_types or {}
 
     def required_columns(self) -> list[str]:
-        return [self.prompt_column, *(self.columns or [])]
-
-    def text_columns(self) -> dict[str, bool]:
-        return {self.prompt_column: False}
+        return self.columns or []
 
     def handed_over(self, columns: Iterable[str]) -> list[str]:
         """Return which of a table's columns reward functions get."""
         if self.columns is not None:
             return self.columns
-        return [name for name in columns if name not in (self.prompt_column, "_row")]
+        return [name for name in columns if name not in (self.rows.prompt, "_row")]
 
     def collate(self, rows: list[dict[str, Any]]) -> PromptBatch:
         return PromptBatch(
-            texts=[row[self.prompt_column] for row in rows],
+            contents=[self.rows.roles(row)["prompt"] for row in rows],  # type: ignore[misc]
             indices=torch.tensor([row["_row"] for row in rows]),
             columns={name: [row[name] for row in rows] for name in self.handed_over(rows[0])},
         )
@@ -240,19 +239,15 @@ class PromptDataModule(TextDataModule):
 
 
 class TextTupleDataModule(TextDataModule):
-    """Rows of which each is a few texts with different roles, and nothing else."""
-
-    names: dict[str, str]
-    """Role of a text in a batch -> its column in the tables."""
-
-    def required_columns(self) -> list[str]:
-        return list(self.names.values())
-
-    def text_columns(self) -> dict[str, bool]:
-        return dict.fromkeys(self.names.values(), True)
+    """Rows of which each is a few texts or conversations with different roles, and nothing else."""
 
     def collate(self, rows: list[dict[str, Any]]) -> TextPairs:
-        return {role: [row[column] for row in rows] for role, column in self.names.items()}
+        parts = [self.rows.roles(row) for row in rows]
+        return {role: [part[role] for part in parts] for role in parts[0]}
+
+    def transfer_batch_to_device(self, batch: TextPairs, device: torch.device, dataloader_idx: int) -> TextPairs:
+        """Return the batch: it has no tensors, and Lightning, looking for some, refuses frozen dataclasses."""
+        return batch
 
 
 class DemonstrationDataModule(TextTupleDataModule):
@@ -267,14 +262,16 @@ class DemonstrationDataModule(TextTupleDataModule):
         validation_batch_size: int = 64,
         prompt_column: str = "prompt",
         completion_column: str = "completion",
+        messages_column: str = "messages",
         seed: int | None = None,
+        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
     ) -> None:
-        """Name the tables and their columns; `batch_size` counts rows over all processes."""
-        super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
-        self.names = {"prompt": prompt_column, "completion": completion_column}
+        """Name the tables and their columns; `batch_size` counts rows over all processes.
 
-    def text_columns(self) -> dict[str, bool]:
-        return super().text_columns() | {self.names["prompt"]: False}
+        `messages_column` holds whole conversations, in tables without a column of prompts.
+        """
+        super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
+        self.rows = DemonstrationRows(prompt_column, conversations, completion_column, messages_column)
 
 
 class PreferenceDataModule(TextTupleDataModule):
@@ -291,7 +288,11 @@ class PreferenceDataModule(TextTupleDataModule):
         chosen_column: str = "chosen",
         rejected_column: str = "rejected",
         seed: int | None = None,
+        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
     ) -> None:
-        """Name the tables and their columns; `batch_size` counts pairs over all processes."""
+        """Name the tables and their columns; `batch_size` counts pairs over all processes.
+
+        In tables without a column of prompts, both answers begin with the prompt.
+        """
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed)
-        self.names = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
+        self.rows = PreferenceRows(prompt_column, conversations, chosen_column, rejected_column)

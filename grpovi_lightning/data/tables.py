@@ -53,26 +53,43 @@ class Table(torch.utils.data.Dataset[dict[str, Any]]):
             return [value for batch in batches for value in batch[name]]  # type: ignore[call-overload]
         return [row[name] for row in self.rows]
 
-    def check_texts(self, column: str, may_be_empty: bool) -> None:
-        """Raise `UserError` for the first row in which a column holds no text that a tokenizer can read."""
-        for row, value in enumerate(self.column(column)):
-            if not isinstance(value, str):
-                raise self.refuse(row, column, "text; are the column names right?")
-            if not (value or may_be_empty):
-                raise self.refuse(row, column, "text that is not empty; remove the row")
-            try:
-                value.encode()
-            except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
-                raise self.refuse(row, column, "whole characters; mend or remove the row") from None
+    def require(self, columns: Sequence[str]) -> None:
+        """Raise `UserError` for the first of these columns that the table lacks."""
+        missing = [column for column in columns if column not in self.columns]
+        if missing:
+            raise UserError(
+                f"{self.name}: no column {missing[0]!r}, it has {', '.join(self.columns)}; set the column names in the "
+                "YAML"
+            )
+
+    def fault(self, row: int, column: str, fault: str, count: int = 1) -> UserError:
+        """Return the error about a value, of `count` rows in which there is something wrong."""
+        place = "counted from 0" if self.lines is None else f"line {self.lines[row]}"
+        more = f"; {count} rows are wrong" if count > 1 else ""
+        return UserError(f"{self.name}: {column} in row {row} ({place}): {fault}{more}")
 
     def refuse(self, row: int, column: str, expected: str) -> UserError:
-        """Return the error about a value."""
-        got = repr(self[row][column])
-        place = "counted from 0" if self.lines is None else f"line {self.lines[row]}"
-        return UserError(
-            f"{self.name}: {column} in row {row} ({place}): got {got if len(got) <= 60 else got[:57] + '...'}, "
-            f"expected {expected}"
-        )
+        """Return the error about a value that is not what was expected."""
+        return self.fault(row, column, f"got {shown(self[row][column])}, expected {expected}")
+
+
+def fault_in_text(value: Any, may_be_empty: bool) -> str | None:
+    """Return what is wrong with a value that should be text which a tokenizer can read; None where nothing is."""
+    if not isinstance(value, str):
+        return f"got {shown(value)}, expected text; are the column names right?"
+    if not (value or may_be_empty):
+        return f"got {shown(value)}, expected text that is not empty; remove the row"
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        return f"got {shown(value)}, expected whole characters; mend or remove the row"
+    return None
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_table(path: str, required: Sequence[str], csv_types: Mapping[str, CSVType] | None = None) -> Table:
@@ -102,11 +119,7 @@ def read_table(path: str, required: Sequence[str], csv_types: Mapping[str, CSVTy
     if len(table) == 0:
         raise UserError(f"{name}: no rows; expected at least one")
     typed = (csv_types or {}) if file.suffix.lower() == ".csv" else {}
-    missing = [column for column in (*required, *typed) if column not in table.columns]
-    if missing:
-        raise UserError(
-            f"{name}: no column {missing[0]!r}, it has {', '.join(table.columns)}; set the column names in the YAML"
-        )
+    table.require([*required, *typed])
     for column, kind in typed.items():
         _convert(table, column, kind)
     return table

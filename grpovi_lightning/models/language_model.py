@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpovi_lightning.conversations import Answer, Prompt
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import has_adapters, merged
+from grpovi_lightning.models.chat import demonstration, has_turns, plain_pair, prompt_rows, turn_end
 from grpovi_lightning.models.encoding import (
     completion_tokens,
     configured_ends,
     end_tokens,
     name_end_token,
-    prompt_tokens,
 )
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.passes import CompiledPasses, ForwardPasses, find_capabilities
@@ -30,7 +31,8 @@ class LanguageModel(nn.Module):
     Attributes:
         model: the `transformers` model.
         tokenizer: its tokenizer.
-        end_token_ids: every token that ends a completion: those of the generation config and the tokenizer's.
+        end_token_ids: every token that ends a completion: those of the generation config, the tokenizer's, and what the
+            chat template writes behind an answer.
         pad_token_id: fills padding; the first end token where the tokenizer has no padding token.
         limits: which token lists the model can read.
     """
@@ -64,34 +66,47 @@ class LanguageModel(nn.Module):
         """Return the tokens of texts, without special tokens added."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
-    def encode_prompts(self, texts: Sequence[str], completion: int = 0) -> tuple[Tensor, Tensor]:
+    def encode_prompts(self, prompts: Sequence[Prompt], completion: int = 0) -> tuple[Tensor, Tensor]:
         """Return the `prompt_tokens` of P prompts, left-padded: ids [P, S], and mask [P, S] bool.
 
         Raises:
             UserError: the model cannot read one of them with so many completion tokens behind it.
         """
-        rows = self.prompt_tokens(texts)
-        self.limits.check(rows, lambda i: f"prompt {texts[i][:60]!r}", completion)
+        rows = self.prompt_tokens(prompts)
+        self.limits.check(rows, lambda i: f"prompt {str(prompts[i])[:60]!r}", completion)
         ids, mask = pad_left(rows, self.pad_token_id)
         return ids.to(self.device), mask.to(self.device)
 
-    def prompt_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def prompt_tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the tokens of prompts.
 
-        A beginning-of-sequence token is put in front where the tokenizer does that by itself.
+        A beginning-of-sequence token is put in front of text where the tokenizer does that by itself. Conversations
+        have the special tokens that the chat template writes, up to where an answer begins.
 
         Raises:
-            UserError: a prompt is empty.
+            UserError: a prompt is empty, or the chat template fails.
         """
-        rows = prompt_tokens(self.tokenizer, texts, self.end_token_ids)
-        for text, row in zip(texts, rows, strict=True):
+        rows = prompt_rows(self.tokenizer, prompts, self.end_token_ids)
+        for prompt, row in zip(prompts, rows, strict=True):
             if not row:
-                raise UserError(f"prompt {text!r} has no tokens; expected at least one; remove the row")
+                raise UserError(f"prompt {str(prompt)!r} has no tokens; expected at least one; remove the row")
         return rows
 
-    def completion_tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of completions with their end token."""
-        return completion_tokens(self.tokenizer, texts, end_tokens(self.tokenizer), self.end_token_ids)
+    def demonstrations(
+        self, prompts: Sequence[Prompt], completions: Sequence[Answer]
+    ) -> list[tuple[list[int], list[bool]]]:
+        """Return the tokens of prompts with completions that ended, and which of them the completion says.
+
+        Of messages, these are the tokens of each assistant's turn with the one that ends it.
+        """
+        written = end_tokens(self.tokenizer)
+        if has_turns(self.tokenizer, prompts):
+            pairs = zip(prompts, completions, strict=True)
+            return [demonstration(self.tokenizer, prompt, answer, written) for prompt, answer in pairs]
+        texts = [plain_pair(self.tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
+        heads = self.prompt_tokens([prompt for prompt, _ in texts])
+        tails = completion_tokens(self.tokenizer, [answer for _, answer in texts], written, self.end_token_ids)
+        return [(h + t, [False] * len(h) + [True] * len(t)) for h, t in zip(heads, tails, strict=True)]
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +146,7 @@ class LanguageModel(nn.Module):
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ends = list(dict.fromkeys([*configured_ends(model), *end_tokens(tokenizer)]))
+    ends = list(dict.fromkeys([*configured_ends(model), *end_tokens(tokenizer), *turn_end(tokenizer)]))
     if not ends:
         raise UserError(
             "the model has no end token: neither its generation config nor its tokenizer names one; "

@@ -19,6 +19,7 @@ from transformers import (
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapters import LoRA
+from grpovi_lightning.models.chat import check_chat_template, set_chat_template
 from grpovi_lightning.models.encoding import end_tokens, name_end_token
 from grpovi_lightning.models.files import check_files, loading
 from grpovi_lightning.models.language_model import LanguageModel
@@ -62,7 +63,12 @@ class PretrainedCausalLM(CausalLMSource):
     """
 
     def __init__(
-        self, path: str, dtype: Precision = "float32", lora: LoRA | None = None, gradient_checkpointing: bool = False
+        self,
+        path: str,
+        dtype: Precision = "float32",
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        chat_template: str | None = None,
     ) -> None:
         """Name the checkpoint.
 
@@ -72,12 +78,16 @@ class PretrainedCausalLM(CausalLMSource):
             lora: adapters to train instead of the weights; the exported model has them merged in.
             gradient_checkpointing: whether activations are computed again in the backward pass instead of kept. Updates
                 then run the prompt with each completion: `transformers` drops caches there.
+            chat_template: Jinja file in place of the tokenizer's own template, or `plain` for the bare contents of the
+                messages; the exported tokenizer has it, too.
         """
+        self.chat_template = chat_template
         self.path, self.lora, self.gradient_checkpointing = path, lora, gradient_checkpointing
         self.dtype: Precision = dtype
 
     def check(self) -> None:
         check_checkpoint(self.path, "policy")
+        check_chat_template(self.chat_template)
         if self.lora is not None:
             self.lora.check()
 
@@ -93,7 +103,7 @@ class PretrainedCausalLM(CausalLMSource):
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
             model.train()  # `transformers` loads in evaluation mode, but recomputes in training mode only
-        return LanguageModel(model, load_tokenizer(self.path))
+        return LanguageModel(model, load_tokenizer(self.path, self.chat_template))
 
     def load_reference(self, policy: LanguageModel) -> LanguageModel | WithoutAdapter:
         return super().load_reference(policy) if self.lora is None else WithoutAdapter(policy)
@@ -140,7 +150,7 @@ class NewCausalLM(CausalLMSource):
 
 
 def load_classifier(
-    path: str, dtype: Precision = "float32", new_head: bool = False
+    path: str, dtype: Precision = "float32", new_head: bool = False, chat_template: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a one-label sequence classifier and its tokenizer.
 
@@ -149,6 +159,7 @@ def load_classifier(
         dtype: dtype of the weights.
         new_head: whether a causal LM's checkpoint will do, to start training from. Its body is taken and the head
             starts at zero, so every reward is 0 until it is trained, and no seed is needed.
+        chat_template: in place of the tokenizer's own; see `set_chat_template`.
 
     Raises:
         UserError: the folder is missing, or the checkpoint has more than one label or no trained head.
@@ -167,7 +178,7 @@ def load_classifier(
         )
     new = () if trained else ("score.weight",)
     model = load_model(AutoModelForSequenceClassification, path, dtype, new, num_labels=1)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, chat_template)
     name_end_token(tokenizer, model)
     if model.config.pad_token_id is None:
         # Classifiers read the last token that is not padding, and refuse batches where none is named.
@@ -249,10 +260,12 @@ def load_model(
     return model
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer from a folder or by a hub name."""
+def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer from a folder or by a hub name; `chat_template` takes the place of its own."""
     with loading(f"tokenizer {path}"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    set_chat_template(tokenizer, chat_template)
+    return tokenizer
 
 
 def _new_config(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.chat import check_chat_template
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.saving import save_checkpoint
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier
@@ -48,6 +49,7 @@ class RewardModelModule(SupervisedModule):
         head_only: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
         lr_scheduler: LRSchedulerCallable | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Describe the model and its training.
 
@@ -58,11 +60,13 @@ class RewardModelModule(SupervisedModule):
             head_only: trains the linear head on the features of the body, which stays as it is.
             optimizer: called with the parameters that are trained.
             lr_scheduler: called with the optimizer; stepped once per update.
+            chat_template: through which it reads conversations, now and as it is exported: a Jinja file, or `plain` for
+                the bare contents of the messages; None: its tokenizer's own.
         """
         super().__init__()
         if centering_coefficient < 0:
             raise UserError(f"centering_coefficient: got {centering_coefficient}, expected at least 0")
-        self.path = path
+        self.path, self.chat_template = path, chat_template
         self.weight_dtype: Precision = dtype
         self.centering_coefficient, self.head_only = centering_coefficient, head_only
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -71,6 +75,7 @@ class RewardModelModule(SupervisedModule):
     def check_inputs(self) -> None:
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
         check_checkpoint(self.path, "reward model")
+        check_chat_template(self.chat_template)
 
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
         """Raise `UserError` for settings that cannot work together, before anything is loaded."""
@@ -84,7 +89,7 @@ class RewardModelModule(SupervisedModule):
             UserError: it cannot be loaded, or a row of a table is too long for it.
         """
         if not hasattr(self, "model"):
-            self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, new_head=True)
+            self.model, self.tokenizer = load_classifier(self.path, self.weight_dtype, True, self.chat_template)
             self.limits = InputLimits(self.model, self.tokenizer, self.model.config.pad_token_id)
             if self.head_only:
                 self.model.base_model.requires_grad_(False)
@@ -123,7 +128,7 @@ class RewardModelModule(SupervisedModule):
 
     def _scores(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
         rows, prompts = pair_rows(self.tokenizer, batch), batch["prompt"]
-        self.limits.check(rows, lambda i: f"a completion of prompt {prompts[i % len(prompts)][:60]!r}")
+        self.limits.check(rows, lambda i: f"a completion of prompt {str(prompts[i % len(prompts)])[:60]!r}")
         chosen, rejected = classifier_scores(self.model, rows).chunk(2)
         return chosen, rejected
 

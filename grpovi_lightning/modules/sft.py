@@ -21,6 +21,7 @@ from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_stat
 class SFTModule(SupervisedModule):
     """Next-token likelihood of demonstrated completions; prompt tokens carry no loss.
 
+    Of conversations, what the assistant says in the completion carries loss: its turns with the token that ends each.
     The loss is the mean over the completion tokens of an update, the end token included, in nats: of all batches that
     `trainer.accumulate_grad_batches` gathers, on all processes.
     """
@@ -33,6 +34,7 @@ class SFTModule(SupervisedModule):
         policy: CausalLMSource,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5),
         lr_scheduler: LRSchedulerCallable | None = None,
+        train_on_prompts: bool = False,
     ) -> None:
         """Compose the training.
 
@@ -40,9 +42,12 @@ class SFTModule(SupervisedModule):
             policy: the model to train.
             optimizer: called with its parameters.
             lr_scheduler: called with the optimizer; stepped once per update.
+            train_on_prompts: whether all tokens of a row but its first carry loss, those of the prompt and of other
+                roles, too.
         """
         super().__init__()
         self.policy_source, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
+        self.train_on_prompts = train_on_prompts
         self.held_out_loss = MeanMetric()
 
     def check_inputs(self) -> None:
@@ -62,7 +67,7 @@ class SFTModule(SupervisedModule):
         """
         if not hasattr(self, "policy"):
             self.policy = self.policy_source.load()
-        check_tables(self, self.policy.limits, lambda batch: [p + c for p, c in self._pairs(batch)])
+        check_tables(self, self.policy.limits, lambda batch: [ids for ids, _ in self._rows(batch)])
 
     def configure_optimizers(self) -> Any:
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)
@@ -89,22 +94,23 @@ class SFTModule(SupervisedModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def _pairs(self, batch: TextPairs) -> list[tuple[list[int], list[int]]]:
-        """Return the tokens of each prompt, and of its completion with the end token."""
-        prompts = self.policy.prompt_tokens(batch["prompt"])
-        return list(zip(prompts, self.policy.completion_tokens(batch["completion"]), strict=True))
+    def _rows(self, batch: TextPairs) -> list[tuple[list[int], list[bool]]]:
+        """Return the tokens of each prompt with its completion, end token included, and which carry loss."""
+        rows = self.policy.demonstrations(batch["prompt"], batch["completion"])
+        return [(ids, [True] * len(ids)) for ids, _ in rows] if self.train_on_prompts else rows
 
     def _loss(self, batch: TextPairs) -> tuple[Tensor, Tensor]:
-        pairs = self._pairs(batch)
-        rows = [prompt + completion for prompt, completion in pairs]
-        self.policy.limits.check(rows, lambda i: f"prompt {batch['prompt'][i][:60]!r} with its completion")
+        pairs = self._rows(batch)
+        rows = [ids for ids, _ in pairs]
+        self.policy.limits.check(rows, lambda i: f"prompt {str(batch['prompt'][i])[:60]!r} with its completion")
         ids, mask = (part.to(self.policy.device) for part in pad_right(rows, self.policy.pad_token_id))
-        is_completion = pad_right([[0] * len(p) + [1] * len(c) for p, c in pairs], 0)[0].bool().to(ids.device)
+        trained = pad_right([list(map(int, said)) for _, said in pairs], 0)[0].bool().to(ids.device)
+        trained = trained[:, 1:]  # nothing predicts a row's first token
         logits = self.policy.model(
             input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
         ).logits
         logprobs = token_statistics(logits[:, :-1], ids[:, 1:]).logprobs
-        return -masked_sum(logprobs, is_completion[:, 1:]), is_completion.sum()
+        return -masked_sum(logprobs, trained), trained.sum()
 
     def save_pretrained(self, folder: str) -> None:
         """Write the model and its tokenizer as a Hugging Face checkpoint folder."""

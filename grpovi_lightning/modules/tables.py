@@ -5,6 +5,8 @@ from typing import Any
 
 import lightning as L
 
+from grpovi_lightning.conversations import is_messages
+from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.rewards import Reward
@@ -23,8 +25,8 @@ def check_tables(
 ) -> None:
     """Refuse rows, of all tables of the run's data, that are longer than the model's positions.
 
-    Only rows that can be too long are tokenised: ASCII makes at most a token of each character. Data of another kind
-    than a `TextDataModule` is not looked at.
+    Only rows that can be too long are tokenised: ASCII makes at most a token of each character. So are all messages,
+    whose chat template can fail. Data of another kind than a `TextDataModule` is not looked at.
 
     Args:
         module: attached to a trainer, or not; then there is nothing to check.
@@ -45,17 +47,37 @@ def check_tables(
             rows = [row for row in some if _can_exceed(row, room)]
             if rows:
                 where = [f"{name} table, row {row['_row']}" for row in rows]
-                limits.check(encode(data.collate(rows)), lambda i: where[i % len(where)], completion)  # noqa: B023
+                found = _encoded(encode, data.collate, rows, where)
+                limits.check(found, lambda i: where[i % len(where)], completion)  # noqa: B023
+
+
+def _encoded(
+    encode: Callable[[Any], Sequence[Sequence[int]]],
+    collate: Callable[[list[dict[str, Any]]], Any],
+    rows: list[dict[str, Any]],
+    where: list[str],
+) -> Sequence[Sequence[int]]:
+    """Encode rows; an error, such as that of a chat template, names the first row that has it."""
+    try:
+        return encode(collate(rows))
+    except UserError:
+        for row, place in zip(rows, where, strict=True):
+            try:
+                encode(collate([row]))
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from error
+        raise
 
 
 def check_prompts(module: L.LightningModule, policy: LanguageModel, reward: Reward, longest: int) -> None:
     """Refuse prompts that are too long for a policy that writes `longest` tokens, or for a model of its reward."""
-    check_tables(module, policy.limits, lambda batch: policy.prompt_tokens(batch.texts), longest)
+    check_tables(module, policy.limits, lambda batch: policy.prompt_tokens(batch.contents), longest)
     for reader in reward.readers():
         completion = longest if reader.shares_tokens else 0  # how many tokens of its own it will be is not known
-        check_tables(module, reader.limits, lambda batch, reader=reader: reader.prompts(batch.texts), completion)
+        check_tables(module, reader.limits, lambda batch, reader=reader: reader.prompts(batch.contents), completion)
 
 
 def _can_exceed(row: dict[str, Any], room: int) -> bool:
     texts = [value for value in row.values() if isinstance(value, str)]
-    return sum(map(len, texts)) > room or not all(map(str.isascii, texts))
+    has_messages = any(map(is_messages, row.values()))  # how much their template writes is not known
+    return has_messages or sum(map(len, texts)) > room or not all(map(str.isascii, texts))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpovi_lightning.conversations import Conversation, as_messages
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards.arguments import accepted_arguments, check_kwargs
 from grpovi_lightning.rewards.base import Reward
@@ -23,7 +24,10 @@ def arguments_of(rollout: Rollout) -> dict[str, Any]:
 
     prompts = rollout.prompts
     ids = [row[kept].tolist() for row, kept in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
-    given = {"prompts": repeated(prompts.texts), "completions": list(rollout.texts), "completion_ids": ids}
+    given = {"prompts": repeated(prompts.contents), "completions": list(rollout.texts), "completion_ids": ids}
+    if any(isinstance(prompt, Conversation) for prompt in prompts.contents):
+        given["prompts"] = [[dict(message) for message in prompt.messages] for prompt in given["prompts"]]
+        given["completions"] = [as_messages(text) for text in rollout.texts]
     given |= {name: repeated(column) for name, column in prompts.columns.items()}
     return given | {"trainer_state": rollout.progress}
 
@@ -34,7 +38,8 @@ class RewardFunction(Reward):
     These arguments have one entry per completion: prompts and columns are repeated over the group. A function without
     `**columns` gets those that it names. One that names `trainer_state` gets a `RunProgress`. The function returns
     None or NaN for a completion that it cannot score, and for all completions of a prompt of another task (see
-    `Reward.total`). All `async` functions of a `CompositeReward` run at the same time, in a thread of their own.
+    `Reward.total`). All `async` functions of a `CompositeReward` run at the same time, in a thread of their own. Where
+    prompts are conversations, a prompt is a list of messages, and a completion a list of one.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import TrainingError, at_least_one
+from grpovi_lightning.models.chat import check_chat_template
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_classifier, pools_last_token
 from grpovi_lightning.ops import pad_right
@@ -27,7 +28,12 @@ class RewardModel(Reward):
     """
 
     def __init__(
-        self, path: str, name: str = "reward_model", dtype: Precision = "float32", batch_size: int = 16
+        self,
+        path: str,
+        name: str = "reward_model",
+        dtype: Precision = "float32",
+        batch_size: int = 16,
+        chat_template: str | None = None,
     ) -> None:
         """Name the checkpoint; `load` reads it.
 
@@ -36,13 +42,15 @@ class RewardModel(Reward):
             name: the name under which the score is logged.
             dtype: dtype of the weights.
             batch_size: sequences scored at once, sorted by length.
+            chat_template: through which it reads conversations: a Jinja file, or `plain` for the bare contents of the
+                messages; None: its tokenizer's own.
 
         Raises:
             UserError: `batch_size` is below 1.
         """
         super().__init__()
         at_least_one("reward model ", batch_size=batch_size)
-        self.path, self.name, self.batch_size = path, name, batch_size
+        self.path, self.name, self.batch_size, self.chat_template = path, name, batch_size, chat_template
         self.dtype: Precision = dtype
         self.model: PreTrainedModel | None = None
         self.reader: SequenceReader | None = None
@@ -52,10 +60,11 @@ class RewardModel(Reward):
 
     def check(self) -> None:
         check_checkpoint(self.path, "reward model")
+        check_chat_template(self.chat_template)
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
         if self.model is None:
-            self.model, tokenizer = load_classifier(self.path, self.dtype)
+            self.model, tokenizer = load_classifier(self.path, self.dtype, chat_template=self.chat_template)
             self.model.requires_grad_(False).eval()
             limits = InputLimits(self.model, tokenizer, self.model.config.pad_token_id)
             self.reader = SequenceReader(tokenizer, policy_tokenizer, limits)

@@ -1,11 +1,17 @@
-"""Prompt and completion as the one sequence of tokens that a reward's own model reads."""
+"""Prompt and completion as the one sequence of tokens that a reward's own model reads.
+
+A conversation is read through the chat template of that model, whatever the policy's looks like.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpovi_lightning.conversations import Answer, Conversation, Prompt, as_messages
+from grpovi_lightning.models.chat import answered_text, chat_tokens, has_turns, plain_pair, prompt_rows
 from grpovi_lightning.models.encoding import completion_tokens, end_tokens, frame, prompt_tokens, text_tokens
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.structures import Rollout
@@ -14,8 +20,8 @@ from grpovi_lightning.structures import Rollout
 class SequenceReader:
     """Turns rollouts into token lists for a model with a tokenizer of its own.
 
-    If its vocabulary is the policy's, the model reads the policy's tokens. Otherwise the text is tokenised anew. A
-    completion that ended is followed by the model's own end token, as the completions of tables are.
+    If its vocabulary is the policy's, the model reads the policy's tokens. Otherwise, and of conversations, the text is
+    tokenised anew. A completion that ended is followed by the model's own end token, as the completions of tables are.
     """
 
     def __init__(
@@ -28,16 +34,23 @@ class SequenceReader:
         """Return B token lists without padding, each a prompt with its completion.
 
         Raises:
-            UserError: the model cannot read one of them.
+            UserError: the model cannot read one of them, or has no chat template for conversations.
         """
-        rows = self._shared_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
-        texts = rollout.prompts.texts
+        rows, texts = self._rows(rollout), rollout.prompts.texts
         self.limits.check(rows, lambda i: f"a completion of prompt {texts[i // rollout.group_size][:60]!r}")
         return rows
 
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return the token lists that rows about these prompts start with."""
-        return prompt_tokens(self.tokenizer, texts, end_tokens(self.tokenizer))
+        return prompt_rows(self.tokenizer, prompts, end_tokens(self.tokenizer))
+
+    def _rows(self, rollout: Rollout) -> list[list[int]]:
+        prompts = [prompt for prompt in rollout.prompts.contents for _ in range(rollout.group_size)]
+        if any(isinstance(prompt, Conversation) for prompt in prompts):
+            answers = [as_messages(text) for text in rollout.texts]
+            ended = [not cut for cut in rollout.truncated.tolist()]
+            return text_rows(self.tokenizer, prompts, answers, ended)
+        return self._shared_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
 
     def _shared_tokens(self, rollout: Rollout) -> list[list[int]]:
         # The policy may end a completion with another of its end tokens, which no table has.
@@ -74,20 +87,30 @@ class SequenceReader:
 
 
 def text_rows(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Answer],
+    ended: Sequence[bool] | None = None,
 ) -> list[list[int]]:
-    """Return token lists of prompts with completions that ended, as preference data has them.
+    """Return token lists of prompts with completions, which ended, as those of preference data, unless `ended` differs.
 
     Tokens with which the tokenizer closes every text, such as BERT's [SEP], follow the completion, not the prompt.
     """
-    ends = end_tokens(tokenizer)
-    written = frame(tokenizer)[1] or ends
-    heads = prompt_tokens(tokenizer, prompts, ends)
-    tails = completion_tokens(tokenizer, completions, written, {*ends, *written[-1:]})
-    return [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
+    ended = ended or [True] * len(prompts)
+    turns = list(zip(prompts, completions, ended, strict=True))
+    if has_turns(tokenizer, prompts):
+        return chat_tokens(tokenizer, [answered_text(tokenizer, *turn) for turn in turns])
+    texts = [plain_pair(tokenizer, *turn) for turn in turns]
+    ends, closing = end_tokens(tokenizer), frame(tokenizer)[1]
+    written = closing or ends
+    heads = prompt_tokens(tokenizer, [prompt for prompt, _ in texts], ends)
+    tails = completion_tokens(tokenizer, [text for _, text in texts], written, {*ends, *written[-1:]})
+    # An encoder closes every text. Elsewhere the end token tells that a completion ended.
+    cut = [not (done or closing) and tail[-1:] == written for tail, done in zip(tails, ended, strict=True)]
+    return [head + (tail[:-1] if is_cut else tail) for head, tail, is_cut in zip(heads, tails, cut, strict=True)]
 
 
-def pair_rows(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str]]) -> list[list[int]]:
+def pair_rows(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[Any]]) -> list[list[int]]:
     """Return the `text_rows` of a batch's chosen completions, and behind them those of its rejected ones."""
     return [row for side in ("chosen", "rejected") for row in text_rows(tokenizer, batch["prompt"], batch[side])]
 

@@ -35,7 +35,7 @@ class RolloutEngine:
             UserError: a prompt and the longest completion exceed the model's positions.
         """
         length = self.sampling.max_completion_length
-        prompt_ids, prompt_mask = policy.encode_prompts(prompts.texts, length)
+        prompt_ids, prompt_mask = policy.encode_prompts(prompts.contents, length)
         uniforms = sampling_uniforms(seed, step, prompts.indices, group_size, length)
         sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids, self.choose)
         # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not

@@ -21,8 +21,8 @@ def words(tokenizer, text):
 def sft_rows(policy, prompt, completion):
     module = SFTModule(None)
     module.policy = policy
-    ((head, tail),) = module._pairs({"prompt": [prompt], "completion": [completion]})
-    return [*head, *tail]
+    ((ids, _),) = module._rows({"prompt": [prompt], "completion": [completion]})
+    return ids
 
 
 def reader(tokenizer, policy_tokenizer):
@@ -58,7 +58,7 @@ class TestSpecialTokensThatTheTextHasAlready:
     def test_nor_where_a_rollout_is_tokenised_anew(self, tiny_tokenizer, prompt):
         tokenizer = framed_tokenizer("<s>", bos_token="<s>")
         rollout = rollout_of_words(tiny_tokenizer, ["write"], [["a fox", "a fox"]], truncated=[False, True])
-        rollout.prompts.texts[0] = prompt
+        rollout.prompts.contents[0] = prompt
         found = reader(tokenizer, tiny_tokenizer).rows(rollout)
         assert found == [words(tokenizer, "<s> write a fox <eos>"), words(tokenizer, "<s> write a fox")]
 

@@ -132,7 +132,7 @@ def test_a_row_that_the_tables_do_not_show_is_named_too(gpt2):
 
 def test_short_tables_are_not_tokenised(gpt2, tmp_path):
     module = SFTModule(PretrainedCausalLM(gpt2))
-    module._pairs = never
+    module._rows = never
     data = DemonstrationDataModule(table(tmp_path, "train", "completion", "fox"), batch_size=2, seed=1)
     with quiet(), pytest.raises(pytest.fail.Exception):  # by the first step
         trainer(tmp_path, 1).fit(module, data)

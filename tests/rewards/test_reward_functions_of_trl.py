@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers.rollouts import rollout_of_words
 
+from grpovi_lightning.conversations import Conversation
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards import CompositeReward, RewardFunction
 
@@ -18,12 +19,18 @@ SOLUTIONS = [r"\frac{2}{6}", "no number at all"]
 
 
 @pytest.fixture
-def rollout(tiny_tokenizer):
-    """Completions of 3, 5, 7 and 9 tokens that say `ANSWERS`, as messages: two for each of two prompts."""
+def text(tiny_tokenizer):
+    """Completions of 3, 5, 7 and 9 tokens that say `ANSWERS`: two for each of two prompts."""
     groups = [[" ".join(["fox"] * length) for length in lengths] for lengths in ((2, 4), (6, 8))]
     words = rollout_of_words(tiny_tokenizer, ["a third?", "how many?"], groups, {"solution": SOLUTIONS})
-    messages = [[{"role": "assistant", "content": text}] for text in ANSWERS]
-    return replace(words, texts=messages)  # type: ignore[arg-type]  as completions of conversations are given
+    return replace(words, texts=ANSWERS)
+
+
+@pytest.fixture
+def rollout(text):
+    """The same, where the prompts are conversations."""
+    conversations = [Conversation([{"role": "user", "content": prompt}]) for prompt in text.prompts.texts]
+    return replace(text, prompts=replace(text.prompts, contents=conversations))
 
 
 def test_accuracy_compares_with_the_solution_column(rollout):
@@ -41,10 +48,9 @@ def test_the_format_reward_reads_the_text_of_the_message(rollout):
     assert scores["think_format_reward"].tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("kind", ["messages", "text"])
-def test_the_punishment_of_length_is_made_by_its_factory(rollout, kind):
-    if kind == "text":
-        rollout = replace(rollout, texts=ANSWERS)
+@pytest.mark.parametrize("kind", ["rollout", "text"])
+def test_the_punishment_of_length_is_made_by_its_factory(request, kind):
+    rollout = request.getfixturevalue(kind)
     reward = RewardFunction(
         factory="trl.rewards.get_soft_overlong_punishment", kwargs={"max_completion_len": 8, "soft_punish_cache": 4}
     )
@@ -72,6 +78,6 @@ def test_the_three_make_one_reward(rollout):
     assert reward.total(reward.components(rollout), 2).tolist() == [1.5, 0.25, -0.75, -1.0]
 
 
-def test_text_instead_of_messages_is_one_line_with_the_place(rollout):
+def test_text_instead_of_messages_is_one_line_with_the_place(text):
     with pytest.raises(TrainingError, match=r"reward raised TypeError: string indices .*format_rewards.py"):
-        RewardFunction("trl.rewards.think_format_reward").components(replace(rollout, texts=ANSWERS))
+        RewardFunction("trl.rewards.think_format_reward").components(text)

@@ -12,6 +12,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from grpovi_lightning.errors import TrainingError, UserError, at_least_one
+from grpovi_lightning.models.chat import check_chat_template
 from grpovi_lightning.models.encoding import name_end_token
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.sources import Precision, check_checkpoint, load_model, load_tokenizer
@@ -69,6 +70,7 @@ class FeatureModel(nn.Module):
         dtype: Precision = "float32",
         batch_size: int = 64,
         cache: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Name the checkpoint; `load` reads it.
 
@@ -79,6 +81,8 @@ class FeatureModel(nn.Module):
             batch_size: sequences run at once, sorted by length.
             cache: file that keeps features on disk, for sequences that come again, such as those of a table; made where
                 it does not exist. None: nothing is kept.
+            chat_template: through which it reads conversations: a Jinja file, or `plain` for the bare contents of the
+                messages; None: its tokenizer's own.
 
         Raises:
             UserError: `batch_size` is below 1, or `poolings` is empty.
@@ -87,7 +91,7 @@ class FeatureModel(nn.Module):
         at_least_one("feature model ", batch_size=batch_size)
         if poolings is not None and not poolings:
             raise UserError("feature model poolings: got none, expected at least one such as LastToken")
-        self.path, self.batch_size = path, batch_size
+        self.path, self.batch_size, self.chat_template = path, batch_size, chat_template
         self.poolings = [LastToken()] if poolings is None else poolings
         self.dtype: Precision = dtype
         self.model: PreTrainedModel | None = None
@@ -98,6 +102,7 @@ class FeatureModel(nn.Module):
     def check(self) -> None:
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
         check_checkpoint(self.path, "feature model")
+        check_chat_template(self.chat_template)
 
     def load(self) -> None:
         """Load model and tokenizer; a second call does nothing."""
@@ -105,7 +110,7 @@ class FeatureModel(nn.Module):
             with _without_load_report():
                 self.model = load_model(AutoModel, self.path, self.dtype, _UNUSED_HEADS)
             self.model.requires_grad_(False).eval()
-            self._tokenizer = load_tokenizer(self.path)
+            self._tokenizer = load_tokenizer(self.path, self.chat_template)
             name_end_token(self._tokenizer, self.model)
             self._limits = InputLimits(self.model, self._tokenizer, None)
 
