@@ -243,11 +243,17 @@ class PolicyUpdater:
         return micro_batches(rollout, prompts, *limits, at_least=at_least, shares_prefix=model.runs_prompts_once)
 
     @torch.no_grad()
-    def logprobs(self, model: LanguageModel | SharedReference, rollout: Rollout) -> Tensor:
-        """Return log-probabilities of the completions under a model, [B, T], 0 where masked."""
+    def logprobs(
+        self, model: LanguageModel | SharedReference, rollout: Rollout, temperature: float | None = None
+    ) -> Tensor:
+        """Return log-probabilities of the completions under a model, [B, T], 0 where masked.
+
+        They are at the sampler's temperature where none is given.
+        """
+        temperature = self.temperature if temperature is None else temperature
         found = torch.zeros_like(rollout.old_logprobs)
         for part in self.parts(model, rollout, list(range(len(rollout.prompts)))):
             some = rollout.select(part)
-            logprobs = model.completion_statistics(some, self.temperature).logprobs
+            logprobs = model.completion_statistics(some, temperature).logprobs
             found[rollout.rows(part), : logprobs.shape[1]] = torch.where(some.completion_mask, logprobs, 0.0)
         return found
