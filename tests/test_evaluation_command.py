@@ -103,6 +103,18 @@ def test_the_configuration_that_a_run_wrote_is_one_to_start_from(config, folder)
     assert scalars(folder / "again") == scalars(folder / "run")
 
 
+def test_named_sets_are_printed_each(config, folder, capsys):
+    file = config["data"]["init_args"]["validation"]
+    config["data"]["init_args"]["validation"] = {"all": file, "first": {"path": file, "max_rows": 3}}
+    config["model"]["init_args"]["evaluation"] = {"samples": 2, "pass_at": [2]}
+    assert main(["validate", "--config", write_yaml(folder / "run.yaml", config)]) == 0
+    found = printed(capsys)
+    assert found["eval/entropy"] == found["eval/all/entropy"] != found["eval/first/entropy"]
+    assert {name.removeprefix("eval/all/") for name in found if name.startswith("eval/all/")} == {
+        name.removeprefix("eval/first/") for name in found if name.startswith("eval/first/")
+    }
+
+
 def reward(config, **settings):
     config["model"]["init_args"]["reward"] = {"class_path": REWARD, "init_args": settings}
 
@@ -136,6 +148,10 @@ def evaluation(config, **settings):
         (lambda c: evaluation(c, pass_at=[2]), "evaluation.pass_at: got [2] with samples 1"),
         (lambda c: evaluation(c, temperature=0.0), "evaluation.temperature: got 0.0, expected a number above 0"),
         (lambda c: evaluation(c, metrics={"kl": "my_functions.has_digit"}), "evaluation.metrics: got the name 'kl'"),
+        (
+            lambda c: data(c, validation={"greedy": c["data"]["init_args"]["validation"]}),
+            "data.validation: got the name 'greedy', expected a word",
+        ),
         (lambda c: evaluation(c, metrics={"x": "my_functions.nothing"}), "my_functions has no 'nothing'"),
         (
             lambda c: (

@@ -13,18 +13,6 @@ SETS = {
 }
 
 
-class HeldOutSets(PromptDataModule):
-    """A data module with `held_out_names`, and a loader for each."""
-
-    def __init__(self, train: str, sets: dict[str, str], **settings) -> None:
-        super().__init__(train, None, **settings)
-        self.held_out_names = list(sets)
-        self.paths |= {f"validation {name}": path for name, path in sets.items()}
-
-    def val_dataloader(self):
-        return [self._in_order(f"validation {name}") for name in self.held_out_names]
-
-
 def write_rows(folder, name, prompts):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +24,7 @@ def write_rows(folder, name, prompts):
 def named_sets(folder, names=tuple(SETS), **settings):
     files = {name: write_rows(folder, name, SETS[name]) for name in names}
     settings = {"prompts_per_step": 4, "validation_batch_size": 2, "seed": 1} | settings
-    return HeldOutSets(write_rows(folder, "train", PROMPTS), files, **settings)
+    return PromptDataModule(write_rows(folder, "train", PROMPTS), files, **settings)
 
 
 def one_set(folder, name, **settings):

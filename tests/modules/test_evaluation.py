@@ -11,9 +11,10 @@ import pytest
 import torch
 from helpers.two_processes import run_in_two_processes
 from modules.grpo_runs import graded, grpo, identical, quiet, scalars, train, trainer, weights
-from modules.held_out_sets import SETS, named_sets, one_set
+from modules.held_out_sets import SETS, named_sets, one_set, write_rows
 
 from grpovi_lightning.callbacks import RunStatus
+from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.modules import HeldOutEvaluation
 from grpovi_lightning.randomness import HELD_OUT_STEP
@@ -359,8 +360,8 @@ def test_a_temperature_of_0_points_to_greedy_decoding(policy_folder, temperature
 
 @pytest.mark.parametrize("name", ["kl", "greedy", "rewards", "words", "num_tokens"])
 def test_a_set_with_the_name_of_another_scalar_is_refused(policy_folder, tmp_path, name):
-    data = named_sets(tmp_path / "data")
-    data.held_out_names = ["near", name]
+    file = write_rows(tmp_path, "rows", SETS["near"])
+    data = PromptDataModule(file, {"near": file, name: file})
     with pytest.raises(UserError, match=f"data.validation: got the name '{name}', expected a word"):
         module(policy_folder, thorough()).check_settings(trainer(tmp_path, 1), data)
 
@@ -368,7 +369,7 @@ def test_a_set_with_the_name_of_another_scalar_is_refused(policy_folder, tmp_pat
 def test_a_column_that_a_metric_needs_is_missed_in_held_out_tables_alone(policy_folder):
     made = module(policy_folder, HeldOutEvaluation(metrics={"says_answer": says_answer}))
     made.held_out.check_columns({"train": [], "validation": ["answer"]})
-    for table in ("validation", "test"):
+    for table in ("validation", "validation/far", "test"):
         with pytest.raises(UserError, match=f"says_answer needs the argument 'answer', .* the {table} table are none"):
             made.held_out.check_columns({"train": ["answer"], table: []})
 
