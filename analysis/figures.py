@@ -189,7 +189,8 @@ def _logarithmic(axes: Axes, values: np.ndarray) -> None:
     low, high = values.min(), values.max()
     if low > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+        subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))  # else their number hangs on the release
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
         axes.yaxis.set_minor_locator(NullLocator())
 

@@ -155,4 +155,4 @@ def test_the_script_writes_the_same_picture_every_time_and_the_one_in_docs_is_up
     assert picture.name == "adjustment_group.png" and written[0] == written[1]
     # Another release of matplotlib may place things elsewhere by a pixel; areas stay.
     drawn, shown = (np.asarray(Image.open(path).convert("L"), float) for path in (picture, DOCS / picture.name))
-    assert drawn.shape == shown.shape and np.abs(drawn - shown).mean() < 3.0
+    assert drawn.shape == shown.shape and np.abs(drawn - shown).mean() < 6.0

@@ -182,7 +182,7 @@ def test_more_than_five_seeds_agree_with_scipys_bootstrap_of_the_paired_differen
     }
     differences = [(b - a) / 200 for a, b in zip(at["grpovi"], at["grpo"], strict=True)]
     reference = stats.bootstrap(
-        (differences,), lambda x, axis: x.mean(axis=axis), n_resamples=100_000, method="percentile", rng=1
+        (differences,), lambda x, axis: x.mean(axis=axis), n_resamples=100_000, method="percentile", random_state=1
     ).confidence_interval
     assert grpovi_row["paired_diff"] == pytest.approx(sum(differences) / 9)
     assert grpovi_row["paired_low"] == pytest.approx(reference.low, abs=2e-3)

@@ -26,7 +26,7 @@ def test_intervals_agree_with_scipys_percentile_bootstrap(n: int, ours, theirs):
     values = np.random.default_rng(n).normal(size=n)
     low, high = Bootstrap().interval(values.tolist(), ours)
     reference = stats.bootstrap(
-        (values,), theirs, n_resamples=200_000, method="percentile", rng=np.random.default_rng(1), batch=10_000
+        (values,), theirs, n_resamples=200_000, method="percentile", random_state=np.random.default_rng(1), batch=10_000
     ).confidence_interval
     tolerance = 0.03 if ours is mean else 0.12  # the bootstrap distribution of a median is coarse
     assert (low, high) == pytest.approx((reference.low, reference.high), abs=tolerance)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers.compilers import needs_torch
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.models.passes import compiled_passes
@@ -114,6 +115,7 @@ def test_the_named_workloads_are_those_that_are_compared(scripts):
 # One run.
 
 
+@needs_torch
 def test_the_line_has_the_keys_and_the_rate_is_that_of_the_tokens_of_the_last_step(
     scripts, noting_workload, tmp_path, capsys, monkeypatch
 ):

@@ -1,9 +1,8 @@
 """Decoding with torch.compile: real compilation, so it needs a C++ compiler."""
 
-import shutil
-
 import pytest
 import torch
+from helpers.compilers import needs_compiler
 from helpers.tracing import untraced  # noqa: F401  applies to all tests here
 
 from grpovi_lightning.errors import UserError
@@ -12,8 +11,6 @@ from grpovi_lightning.structures import PromptBatch
 
 PROMPTS = PromptBatch(["the old house", "write about the red fox and the boat", "a"], torch.arange(3), {})
 SAMPLING = SamplingConfig(max_completion_length=12, temperature=0.9)
-OLD = not hasattr(torch._dynamo.config, "recompile_limit")
-needs_compiler = pytest.mark.skipif(OLD or shutil.which("g++") is None, reason="no C++ compiler here, or an old torch")
 
 
 @needs_compiler

@@ -1,10 +1,10 @@
 """Passes with torch.compile: real compilation, so it needs a C++ compiler."""
 
-import shutil
 from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.compilers import OLD, needs_compiler, needs_torch
 from helpers.threads import two_threads  # noqa: F401  applies to all tests here
 from helpers.tracing import untraced  # noqa: F401  likewise
 from models.tiny_models import language_model, rollout
@@ -16,9 +16,6 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.passes import compiled_passes
 from grpovi_lightning.models.passes.torch_compiler import compiling, reproducible_inductor
 
-OLD = not hasattr(torch._dynamo.config, "recompile_limit")
-needs_torch = pytest.mark.skipif(OLD, reason="torch is too old to compile passes")
-needs_compiler = pytest.mark.skipif(OLD or shutil.which("g++") is None, reason="no C++ compiler here, or an old torch")
 SMALL = rollout([4, 2], [[3, 3], [7, 6]])
 LARGE = rollout([3, 9, 1], [[5, 1, 8], [2, 8, 3], [4, 6, 1]])
 
