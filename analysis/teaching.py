@@ -1,5 +1,6 @@
 """Which reward teaches a policy fastest: the table and the picture of what `grpovi teach` measured."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from analysis.statistics import Bootstrap, mean
 from analysis.style import FAINT, PALETTE, RC
+from analysis.terminal import PRINTED_WIDTH
 
 TABLE_FILE, PICTURE_FILE = "teach.csv", "teach.png"
 
@@ -95,7 +97,7 @@ def print_teaching(prompts: pd.DataFrame, folder: Path, console: Console | None 
     table.to_csv(folder / TABLE_FILE)
     teaching_figure(prompts, [str(name) for name in table.index]).savefig(folder / PICTURE_FILE, dpi=120)
     shown = Table(box=SIMPLE_HEAD)
-    for head in ("reward", "variance (95 %)", "median", "adjusted", "gain", "constant", "accuracy", "time", "adjusted"):
+    for head in ("reward", "variance (95 %)", "median", "GRPOVI", "gain", "constant", "accuracy", "time", "GRPOVI"):
         shown.add_column(head, justify="left" if head == "reward" else "right")
     for name, row in table.iterrows():
         accuracy = "" if np.isnan(row["accuracy"]) else f"{row['accuracy']:.3f}"
@@ -110,5 +112,5 @@ def print_teaching(prompts: pd.DataFrame, folder: Path, console: Console | None 
             f"{row['time']:.2f}",
             f"{row['time_adjusted']:.2f}",
         )
-    (console or Console()).print(shown)
+    (console or Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)).print(shown)
     return table

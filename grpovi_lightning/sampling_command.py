@@ -1,6 +1,7 @@
 """The commands `grpovi sample` and `grpovi teach`, from YAML to the folder that they write."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -34,11 +35,14 @@ def run(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Path
         raise UserError(one_line(str(error))) from error
     except ValueError as error:
         raise (user_error(error) or error) from None
-    folder, made = Path(built.output), CompletionRun(**vars(built.run))
+    folder = Path(built.output)
+    made = CompletionRun(**{field.name: built[field.name] for field in fields(CompletionRun)})
+    if command == "teach" and made.completions < 2:
+        raise UserError(f"completions: got {made.completions}, expected at least 2; one alone has no variance")
     check_output(folder, "output")
-    settings = parser.dump(config["run"] if False else config, skip_none=False)
+    settings = parser.dump(config, skip_none=False)
     _check_settings(folder, settings)
-    made.check()
+    made.check(preferences=built.preferences, gold=built.get("gold"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS_FILE).write_text(settings, encoding="utf-8")
     completions = made.write(folder)
@@ -57,7 +61,7 @@ def _parser(command: str) -> ArgumentParser:
     )
     if command == "teach":
         parser.add_argument("--gold", type=str | None, default=None, help="Reward that the others should order as.")
-    parser.add_class_arguments(CompletionRun, "run")
+    parser.add_class_arguments(CompletionRun)
     return parser
 
 

@@ -58,17 +58,24 @@ class CompletionRun:
     completions: int = 10
     n_prompts: int | None = None
     table: str = "train"
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009  a frozen value
     decoder: Decoder | None = None
     prompts_at_once: int = 8
     seed: int = 1
     device: str | None = None
 
     def __post_init__(self) -> None:
-        at_least_one("", completions=self.completions, n_prompts=self.n_prompts, prompts_at_once=self.prompts_at_once)
+        settings = ("completions", "n_prompts", "prompts_at_once")
+        at_least_one("", **{name: getattr(self, name) for name in settings})
 
-    def check(self) -> None:
-        """Raise `UserError` for what can be told to be wrong before anything is loaded."""
+    def check(self, **rewards: str | None) -> None:
+        """Raise `UserError` for what can be told to be wrong before anything is loaded.
+
+        `rewards` are settings that name one of the reward's components, or are None.
+        """
+        for setting, name in rewards.items():
+            if name is not None and name not in self.reward.weights():
+                raise UserError(f"{setting}: got {name!r}, expected one of {', '.join(self.reward.weights())}")
         self.policy.check()
         self.reward.check()
         self.data.check(1)
@@ -133,25 +140,16 @@ class CompletionRun:
             how many pairs were written.
         """
         table = pd.read_parquet(folder / COMPLETIONS_FILE)
-        if f"{REWARD}{by}" not in table:
-            known = [name.removeprefix(REWARD) for name in table.columns if name.startswith(REWARD)]
-            raise UserError(f"preferences: got {by!r}, expected one of {', '.join(known)}")
         lines = []
-        for number, group in table.groupby("row"):
-            contents = self.data.collate([self._rows[self._place(int(str(number)))]]).contents[0]
+        places = {self._rows[i]["_row"]: i for i in range(len(self._rows))}
+        for number, group in table.groupby("row", sort=False):
+            contents = self.data.collate([self._rows[places[number]]]).contents[0]
             lines += _pairs(contents, group["completion"].tolist(), group[f"{REWARD}{by}"].tolist())
         file = folder / PREFERENCES_FILE
         draft = file.with_suffix(".tmp")
         draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         draft.replace(file)
         return len(lines)
-
-    def _place(self, number: int) -> int:
-        return self._places[number]
-
-    @property
-    def _places(self) -> dict[int, int]:
-        return {self._rows[i]["_row"]: i for i in range(len(self._rows))}
 
 
 def completion_table(rollout: Rollout, scores: dict[str, torch.Tensor]) -> pd.DataFrame:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.adjustment import increase_variance
-from grpovi_lightning.errors import UserError
 from grpovi_lightning.scored_completions import REWARD
 
 PROMPTS_FILE = "prompts.parquet"
@@ -24,7 +23,7 @@ def measure(completions: pd.DataFrame, gold: str | None = None) -> pd.DataFrame:
     rewards of different scales be compared. Razin et al. do so, too.
 
     Args:
-        completions: as `CompletionRun` writes them.
+        completions: as `CompletionRun` writes them, at least two for each prompt.
         gold: the reward that the others should order completions as; None: there is none.
 
     Returns:
@@ -32,16 +31,9 @@ def measure(completions: pd.DataFrame, gold: str | None = None) -> pd.DataFrame:
         `adjusted_variance` (after GRPOVI with the policy's weights, within the range of the reward over all
         completions), `constant` (all rewards of the prompt are equal), `accuracy` (share of pairs ordered as gold
         orders them, ties of the reward half; NaN without gold).
-
-    Raises:
-        UserError: there is no such reward, or a prompt has a single completion.
     """
     names = [name.removeprefix(REWARD) for name in completions.columns if name.startswith(REWARD)]
-    if gold is not None and gold not in names:
-        raise UserError(f"gold: got {gold!r}, expected one of {', '.join(names)}")
     size = int(completions["member"].max()) + 1
-    if size < 2:
-        raise UserError("completions: got 1 for each prompt, expected at least 2; one alone has no variance")
     ordered = completions.sort_values(["row", "member"])
     rows = ordered["row"].to_numpy()[::size]
 
