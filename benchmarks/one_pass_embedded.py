@@ -15,7 +15,7 @@ from one_pass import COLUMNS, Arm, Problem, Row
 from reporting import consoles, duration, machine, output_path, print_table, write_table
 from torch import Tensor
 
-from grpovi_lightning.data.tables import read_table
+from grpovi_lightning.data.reading import read_table
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards import online
 from grpovi_lightning.rewards.sequences import text_rows

@@ -90,7 +90,8 @@ def _read(file: Path) -> _Table:
         raise UserError(f"{file}: no such file; expected CSV or Parquet with the columns group and reward")
     try:
         if ending == ".csv":
-            names, rows, lines = read_csv(file, str(file))
+            with file.open(encoding="utf-8-sig", newline="") as text:
+                names, rows, lines = read_csv(text, str(file))
             _check_columns(file, names, len(rows))
             columns = pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=names)
             return _Table(file, columns, [f"line {line}" for line in lines])

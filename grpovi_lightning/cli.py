@@ -72,8 +72,10 @@ def check_fit(arguments: list[str]) -> None:
 
 def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
     _quiet()
+    from grpovi_lightning.notes import show_notes
     from grpovi_lightning.run import RunCLI
 
+    show_notes()
     RunCLI(arguments, training=command == "fit").execute(command)
     return 0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from grpovi_lightning.errors import UserError
 
 # First word of the key: without it, two uses with the same numbers would draw the same stream.
-_SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS = 0, 1, 2, 3, 4, 5
+_SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS, _TABLE = 0, 1, 2, 3, 4, 5, 6
 
 HELD_OUT_STEP = 1 << 40
 """The step that held-out sampling passes: every evaluation draws the same numbers, and no training step does."""
@@ -110,6 +110,11 @@ def selection_generator(seed: int, step: int) -> np.random.Generator:
 def label_uniforms(seed: int, step: int, n_questions: int) -> list[float]:
     """Draw a uniform number in [0, 1) for the simulated answer to each question of a step."""
     return _generator(_LABELS, seed, step).random(n_questions).tolist()
+
+
+def sample_order(seed: int, n_rows: int) -> list[int]:
+    """Return the rows of a table in random order, of which the first so many are a sample."""
+    return _generator(_TABLE, seed).permutation(n_rows).tolist()
 
 
 def _generator(*key: int) -> np.random.Generator:

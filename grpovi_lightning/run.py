@@ -24,6 +24,7 @@ from grpovi_lightning.callbacks import (
     TimeLimit,
 )
 from grpovi_lightning.continuation import check_checkpoint, check_unused, clear_attempt, last_checkpoint
+from grpovi_lightning.data.base import TextDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.overlays import own_defaults
@@ -214,7 +215,7 @@ class RunCLI(LightningCLI):
         table, limit = {"validate": ("validation", "limit_val_batches"), "test": ("test", "limit_test_batches")}[
             command
         ]
-        if getattr(self.datamodule, "paths", {}).get(table, "") is None:
+        if isinstance(self.datamodule, TextDataModule) and self.datamodule.lacks(table):
             raise UserError(
                 f"no {table} table: got {table} null, expected a file; add `{table}: FILE` under `data.init_args`"
             )

@@ -1,5 +1,7 @@
-"""Prompts, demonstrations and preferences; the embedded task."""
+"""Prompts, demonstrations and preferences; where they come from; the embedded task."""
 
 from grpovi_lightning.data.modules import DemonstrationDataModule, PreferenceDataModule, PromptDataModule
+from grpovi_lightning.data.preparation import Preparation
+from grpovi_lightning.data.sources import DataSource
 
-__all__ = ["DemonstrationDataModule", "PreferenceDataModule", "PromptDataModule"]
+__all__ = ["DataSource", "DemonstrationDataModule", "PreferenceDataModule", "Preparation", "PromptDataModule"]

@@ -4,6 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from grpovi_lightning.conversations import Answer, Prompt, is_messages
@@ -36,6 +37,10 @@ class RowFormat(ABC):
     @abstractmethod
     def roles(self, row: Row) -> dict[str, Prompt | Answer]:
         """Return role ("prompt", "chosen", ...) -> what stands there."""
+
+    def asked(self, row: Row) -> Any:
+        """Return the prompt as it stands in a row: rows of which it is the same ask the same."""
+        return row[self.prompt]
 
     @abstractmethod
     def fault(self, row: Row, conversational: bool) -> Fault | None:
@@ -100,6 +105,11 @@ class DemonstrationRows(RowFormat):
         prompt = self.conversations.prompt(opening, row)
         return {"prompt": prompt, "completion": self.conversations.answer(rest, prompt)}
 
+    def asked(self, row: Row) -> Any:
+        if self.prompt in row:
+            return row[self.prompt]
+        return list(takewhile(lambda message: message["role"] != "assistant", row[self.messages]))
+
     def fault(self, row: Row, conversational: bool) -> Fault | None:
         if self.prompt not in row:
             return _first((self.messages, fault_in_answer(row[self.messages])))
@@ -131,6 +141,9 @@ class PreferenceRows(RowFormat):
         found = self.conversations.prompt(prompt, row)
         chosen, rejected = (self.conversations.answer(answer, found) for answer in answers)
         return {"prompt": found, "chosen": chosen, "rejected": rejected}
+
+    def asked(self, row: Row) -> Any:
+        return self._parted(row)[0]
 
     def fault(self, row: Row, conversational: bool) -> Fault | None:
         whole = row[self.chosen], row[self.rejected]

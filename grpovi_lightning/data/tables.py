@@ -1,50 +1,47 @@
-"""Tables of text from disk, whose values are what the file says."""
+"""Tables of rows that were read, each row with the number it has in its source."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 
-from grpovi_lightning.csv_rows import read_csv
 from grpovi_lightning.errors import UserError
-
-CSVType = Literal["int", "float", "bool"]
-"""What the text of a CSV column is turned into."""
-
-_CONVERSIONS: dict[CSVType, Callable[[str], Any]] = {
-    "int": int,
-    "float": float,
-    "bool": lambda text: {"true": True, "false": False}[text.lower()],
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Table(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows, each a dictionary with all columns and its number, from 0, as `_row`.
+    """Rows, each a dictionary with all columns and, as `_row`, its number in the source.
 
     Attributes:
         name: what messages call it.
+        kind: of what it was read: "JSON", "CSV", "Parquet", "a saved folder" or "the hub".
         columns: their names.
         rows: dictionaries, or the rows of a file that `datasets` reads as they are asked for.
-        lines: where each row stands in a text file.
+        ids: number of each row in the whole source, from 0. What is left out afterwards changes no other row's number.
+        lines: where each row stands in its text file.
+        files: of a source of several, number of the first row of each and its name.
     """
 
     name: str
+    kind: str
     columns: list[str]
     rows: list[dict[str, Any]] | Dataset
+    ids: Sequence[int]
     lines: Sequence[int] | None = None
+    files: Sequence[tuple[int, str]] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.rows[row], "_row": row}
+        return {**self.rows[row], "_row": self.ids[row]}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row, number in zip(self.rows, self.ids, strict=True):
+            yield {**row, "_row": number}  # type: ignore[dict-item]  # `datasets` does not say that rows are dictionaries
 
     def column(self, name: str) -> list[Any]:
         """Return the values of one column."""
@@ -52,6 +49,33 @@ class Table(torch.utils.data.Dataset[dict[str, Any]]):
             batches = self.rows.select_columns(name).iter(1000)
             return [value for batch in batches for value in batch[name]]  # type: ignore[call-overload]
         return [row[name] for row in self.rows]
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Return the rows at these places, in this order."""
+        kept = self.rows.select(rows) if isinstance(self.rows, Dataset) else [self.rows[row] for row in rows]
+        lines = None if self.lines is None else [self.lines[row] for row in rows]
+        return replace(self, rows=kept, ids=[self.ids[row] for row in rows], lines=lines)
+
+    def rename(self, names: dict[str, str]) -> Self:
+        """Return the table with other names of columns, old -> new.
+
+        Raises:
+            UserError: an old name is not there, or two columns would share a new one.
+        """
+        for old, new in names.items():
+            if old not in self.columns:
+                raise UserError(f"{self.name}: rename: no column {old!r}, it has {', '.join(self.columns)}")
+            if [names.get(column, column) for column in self.columns].count(new) > 1:
+                raise UserError(
+                    f"{self.name}: rename: got {old} -> {new}, but another column has that name, too; choose another"
+                )
+        if not names:
+            return self
+        columns = [names.get(column, column) for column in self.columns]
+        if isinstance(self.rows, Dataset):
+            return replace(self, columns=columns, rows=self.rows.rename_columns(names))
+        rows = [{names.get(column, column): value for column, value in row.items()} for row in self.rows]
+        return replace(self, columns=columns, rows=rows)
 
     def require(self, columns: Sequence[str]) -> None:
         """Raise `UserError` for the first of these columns that the table lacks."""
@@ -64,13 +88,21 @@ class Table(torch.utils.data.Dataset[dict[str, Any]]):
 
     def fault(self, row: int, column: str, fault: str, count: int = 1) -> UserError:
         """Return the error about a value, of `count` rows in which there is something wrong."""
-        place = "counted from 0" if self.lines is None else f"line {self.lines[row]}"
         more = f"; {count} rows are wrong" if count > 1 else ""
-        return UserError(f"{self.name}: {column} in row {row} ({place}): {fault}{more}")
+        return UserError(f"{self.name}: {column} in {self.place(row)}: {fault}{more}")
 
     def refuse(self, row: int, column: str, expected: str) -> UserError:
         """Return the error about a value that is not what was expected."""
         return self.fault(row, column, f"got {shown(self[row][column])}, expected {expected}")
+
+    def place(self, row: int) -> str:
+        """Return where a row stands in the source, for a message."""
+        number = self.ids[row]
+        where = "counted from 0" if self.lines is None else f"line {self.lines[row]}"
+        if self.files:
+            first, file = self.files[bisect_right(self.files, number, key=lambda item: item[0]) - 1]
+            where = f"{file}, " + (f"its row {number - first}, {where}" if self.lines is None else where)
+        return f"row {number} ({where})"
 
 
 def fault_in_text(value: Any, may_be_empty: bool) -> str | None:
@@ -90,86 +122,3 @@ def shown(value: Any) -> str:
     """Return a value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def read_table(path: str, required: Sequence[str], csv_types: Mapping[str, CSVType] | None = None) -> Table:
-    """Read a JSONL, CSV or Parquet file, or a folder written by `Dataset.save_to_disk`.
-
-    Values are those of the file: of JSONL as `json` reads them, None where a row lacks the column; of CSV text, an
-    empty cell being empty text; of Parquet and saved folders as `datasets` gives them. Nothing is cached.
-
-    Args:
-        path: the file or folder.
-        required: columns that must be there.
-        csv_types: column of a CSV file -> its type, if it is not text; an empty cell is then None.
-
-    Raises:
-        UserError: the file is missing, cannot be read or is empty, a required column is missing, or a value is not of
-            its column's type.
-    """
-    file, name = Path(path), f"data file {path}"
-    if not file.exists():
-        raise UserError(f"{name}: no such file; expected JSONL, CSV, Parquet or a saved `datasets` folder")
-    try:
-        table = _read(file, name)
-    except UserError:  # a ValueError, too
-        raise
-    except (OSError, ValueError, pa.ArrowException) as error:  # what the readers raise for bad content
-        raise UserError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
-    if len(table) == 0:
-        raise UserError(f"{name}: no rows; expected at least one")
-    typed = (csv_types or {}) if file.suffix.lower() == ".csv" else {}
-    table.require([*required, *typed])
-    for column, kind in typed.items():
-        _convert(table, column, kind)
-    return table
-
-
-def _read(file: Path, name: str) -> Table:
-    if file.is_dir():
-        folder = load_from_disk(str(file))
-        if not isinstance(folder, Dataset):
-            raise UserError(f"data folder {file}: holds several splits; name one of its sub-folders")
-        # It may have been saved in a format that gives tensors, or leaves columns out.
-        return Table(name, folder.column_names, folder.with_format(None))
-    match file.suffix.lower():
-        case ".jsonl" | ".json":
-            rows, lines = _json_lines(file, name)
-            columns = list(dict.fromkeys(column for row in rows for column in row))
-            return Table(name, columns, [{column: row.get(column) for column in columns} for row in rows], lines)
-        case ".csv":
-            columns, values, lines = read_csv(file, name)
-            return Table(name, columns, [dict(zip(columns, row, strict=True)) for row in values], lines)
-        case ".parquet":
-            # Not `Dataset.from_parquet`, whose cache takes files of one size and time for the same.
-            with pq.ParquetFile(file) as parquet:
-                stored = Dataset(parquet.read())
-            return Table(name, stored.column_names, stored)
-    raise UserError(f"{name}: got ending {file.suffix!r}, expected .jsonl, .csv or .parquet")
-
-
-def _convert(table: Table, column: str, kind: CSVType) -> None:
-    """Turn the text of a column into numbers or truth values, None where a cell is empty."""
-    assert isinstance(table.rows, list), "rows of a CSV file"
-    for number, row in enumerate(table.rows):
-        try:
-            row[column] = None if row[column] == "" else _CONVERSIONS[kind](row[column])
-        except (ValueError, KeyError):
-            raise table.refuse(number, column, f"{kind}, as csv_types says") from None
-
-
-def _json_lines(file: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
-    rows, numbers = [], []
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
-                raise UserError(f"{name}, line {number}: no valid JSON ({error}); one object a line") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{name}, line {number}: got {type(row).__name__}, expected a JSON object")
-            rows.append(row)
-            numbers.append(number)
-    return rows, numbers

@@ -1,4 +1,4 @@
-"""Rows that a model cannot read, found before the first step."""
+"""Rows that a model cannot read, or is not meant to, found before the first step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from grpovi_lightning.conversations import is_messages
+from grpovi_lightning.data.base import TextDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.models.limits import InputLimits
@@ -23,10 +24,11 @@ def check_tables(
     encode: Callable[[Any], Sequence[Sequence[int]]],
     completion: int = 0,
 ) -> None:
-    """Refuse rows, of all tables of the run's data, that are longer than the model's positions.
+    """Leave rows out of all tables of the run's data that are too long for it; refuse those too long for the model.
 
-    Only rows that can be too long are tokenised: ASCII makes at most a token of each character. So are all messages,
-    whose chat template can fail. Data of another kind than a `TextDataModule` is not looked at.
+    Rows are left out where the data says `max_tokens`. For the model, only rows that can be too long are tokenised:
+    ASCII makes at most a token of each character. So are all messages, whose chat template can fail. Data of another
+    kind than a `TextDataModule` is not looked at.
 
     Args:
         module: attached to a trainer, or not; then there is nothing to check.
@@ -37,6 +39,29 @@ def check_tables(
     Raises:
         UserError: names table and row.
     """
+    data = data_of(module)
+    if isinstance(data, TextDataModule) and data.preparation.max_tokens is not None:
+        for name in list(data.tables):
+            data.keep_short(name, _lengths(data, name, encode))
+    _refuse_too_long(module, limits, encode, completion)
+
+
+def _lengths(data: TextDataModule, name: str, encode: Callable[[Any], Sequence[Sequence[int]]]) -> list[int]:
+    """Return the tokens of each row of a table, of the longest of its token lists."""
+    table, found = data.tables[name], []
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = [table[i] for i in range(start, min(start + _ROWS_AT_ONCE, len(table)))]
+        lists = _encoded(encode, data.collate, rows, [f"{name} table, row {row['_row']}" for row in rows])
+        found += [max(map(len, lists[i :: len(rows)])) for i in range(len(rows))]
+    return found
+
+
+def _refuse_too_long(
+    module: L.LightningModule,
+    limits: InputLimits,
+    encode: Callable[[Any], Sequence[Sequence[int]]],
+    completion: int,
+) -> None:
     if limits.positions is None:
         return
     data = data_of(module)
@@ -70,11 +95,14 @@ def _encoded(
 
 
 def check_prompts(module: L.LightningModule, policy: LanguageModel, reward: Reward, longest: int) -> None:
-    """Refuse prompts that are too long for a policy that writes `longest` tokens, or for a model of its reward."""
+    """Leave out prompts that the data calls too long, by the policy's tokens, and refuse others that do not fit.
+
+    They are too long for a policy that writes `longest` tokens, or for a model of its reward.
+    """
     check_tables(module, policy.limits, lambda batch: policy.prompt_tokens(batch.contents), longest)
     for reader in reward.readers():
         completion = longest if reader.shares_tokens else 0  # how many tokens of its own it will be is not known
-        check_tables(module, reader.limits, lambda batch, reader=reader: reader.prompts(batch.contents), completion)
+        _refuse_too_long(module, reader.limits, lambda batch, reader=reader: reader.prompts(batch.contents), completion)
 
 
 def _can_exceed(row: dict[str, Any], room: int) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpovi_lightning.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule
-from grpovi_lightning.data.modules import StepSampler
+from grpovi_lightning.data.sampler import StepSampler
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import step_indices
 
@@ -239,7 +239,7 @@ def test_types_of_a_csv_file_reach_the_reward_function(tmp_path):
 
 def test_types_without_a_csv_file_are_refused(table):
     with pytest.raises(UserError, match=r"csv_types: got {'level': 'int'} without a CSV file"):
-        prompts(table(), csv_types={"level": "int"})
+        prompts(table(), csv_types={"level": "int"}).setup("fit")
 
 
 def test_demonstrations_are_prompts_and_completions(table):

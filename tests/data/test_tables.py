@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from grpovi_lightning.data.tables import read_table
+from grpovi_lightning.data.reading import read_table
 from grpovi_lightning.errors import UserError
 
 ROWS = [{"prompt": "one", "answer": 1}, {"prompt": "two , 'three'", "answer": 2}]
@@ -162,12 +162,12 @@ def test_a_saved_folder_is_read_whatever_format_it_was_saved_in(tmp_path, format
 
 
 BAD = {
-    "gone.jsonl": (None, "no such file; expected JSONL, CSV, Parquet or a saved `datasets` folder"),
-    "text.txt": ("x", "got ending '.txt', expected .jsonl, .csv or .parquet"),
+    "gone.jsonl": (None, "no such file; expected JSON, CSV or Parquet"),
+    "text.txt": ("x", "got ending '.txt', expected .jsonl, .json or .csv, also with .gz or .zst, or .parquet"),
     "empty.jsonl": ("", "no rows; expected at least one"),
     "blank.jsonl": ("\n\n", "no rows; expected at least one"),
     "broken.jsonl": ('{"prompt": "a"}\n{"prompt": \n', "line 2: no valid JSON"),
-    "list.json": ('["a"]', "line 1: got list, expected a JSON object"),
+    "list.json": ('["a"]', "line 1: got str, expected a JSON object"),
     "digits.jsonl": ('{"prompt": ' + "1" * 5000 + "}\n", "line 1: no valid JSON"),
     "deep.jsonl": ('{"prompt": ' + "[" * 200_000 + "}\n", "line 1: no valid JSON"),
     "latin.jsonl": (b'{"prompt": "\xff"}\n', "cannot be read: 'utf-8' codec can't decode"),
@@ -197,12 +197,12 @@ def test_a_file_that_is_no_table_is_one_line_that_names_it(tmp_path, name):
 
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be read: Directory .* is neither"):
+    with pytest.raises(UserError, match=r"no data in it; expected \.jsonl"):
         read_table(str(tmp_path), [])
 
 
 def test_a_folder_of_several_splits_asks_for_one_of_them(tmp_path):
     DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "d")
-    with pytest.raises(UserError, match="holds several splits; name one of its sub-folders"):
+    with pytest.raises(UserError, match=r"holds several splits \(test, train\); set `split`"):
         read_table(str(tmp_path / "d"), [])
     assert len(read_table(str(tmp_path / "d" / "train"), [])) == 2

@@ -1,6 +1,8 @@
 """Rows that a model cannot read are refused by their number, before the first step."""
 
 import json
+import logging
+import re
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from transformers import (
     RobertaModel,
 )
 
-from grpovi_lightning.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule
+from grpovi_lightning.data import DemonstrationDataModule, PreferenceDataModule, Preparation, PromptDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import NewCausalLM, PretrainedCausalLM
 from grpovi_lightning.models.limits import position_limit
@@ -81,6 +83,57 @@ def test_a_row_that_is_longer_than_the_models_positions_is_named(gpt2, tmp_path,
     data = data_class(*(files if held_out else files[::-1]), seed=1, **{_size(data_class): 2})
     name = "validation" if held_out else "train"
     refused(make(gpt2), tmp_path, data, rf"{name} table, row 3: got 4\d tokens.* has 32 positions; shorten or remove")
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_rows_with_too_many_tokens_are_left_out_of_every_table(gpt2, tmp_path, kind, caplog):
+    caplog.set_level(logging.INFO)
+    data_class, role, make = MODULES[kind]
+    long = table(tmp_path, "long", role, LONG)
+    settings = {_size(data_class): 2, "preparation": Preparation(max_tokens=20)}
+    data = data_class(long, validation={"a": table(tmp_path, "short", role, "fox"), "b": long}, seed=1, **settings)
+    loaded(make(gpt2), tmp_path, data)
+    assert {name: [row["_row"] for row in rows] for name, rows in data.tables.items()} == {
+        "train": [0, 1, 2],
+        "validation/a": [0, 1, 2, 3],
+        "validation/b": [0, 1, 2],
+    }
+    said = [text for text in caplog.messages if "max_tokens" in text]
+    assert len(said) == 3 and said[1].startswith("validation/a table: 0 of 4 rows left out")
+    assert re.fullmatch(
+        r"train table: 1 of 4 rows left out, of more than preparation.max_tokens 20 tokens; the longest has 4\d",
+        said[0],
+    )
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_table_without_a_row_that_is_short_enough_is_refused(gpt2, tmp_path, kind):
+    data_class, _, make = MODULES[kind]
+    settings = {_size(data_class): 2, "preparation": Preparation(max_tokens=1)}
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps(dict.fromkeys(SHORT, "the fox") | {"rejected": "the fox ."}) + "\n")
+    match = r"train table: none of its 1 rows has at most preparation.max_tokens 1 tokens, the shortest has \d; raise"
+    refused(make(gpt2), tmp_path, data_class(str(file), seed=1, **settings), match)
+
+
+def test_exactly_as_many_tokens_as_are_allowed_are_kept(policy_folder, tmp_path):
+    module = grpo(policy_folder)
+    module.policy = PretrainedCausalLM(str(policy_folder)).load()
+    data = PromptDataModule(table(tmp_path, "t", "prompt", "the fox"), prompts_per_step=1, seed=1)
+    longest = len(module.policy.prompt_tokens(["the fox"])[0])
+    for limit, kept in ((longest, [0, 1, 2, 3]), (longest - 1, [0, 1, 2])):
+        data = PromptDataModule(data.sources["train"], prompts_per_step=1, preparation=Preparation(max_tokens=limit))
+        loaded(module, tmp_path, data)
+        assert [row["_row"] for row in data.tables["train"]] == kept
+
+
+def loaded(module, folder, data):
+    """What a trainer does with module and data before the first step."""
+    data.setup("fit")
+    module._trainer = trainer(folder, 1)
+    module._trainer.datamodule = data
+    with quiet():
+        module.configure_model()
 
 
 def _size(data_class):

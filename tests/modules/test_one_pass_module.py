@@ -111,7 +111,7 @@ def test_what_it_saves_is_what_a_linear_reward_starts_from(
 def test_without_held_out_pairs_the_rewards_stay_as_they_are_and_the_run_says_so(policy_folder, tmp_path, data, capsys):
     table = data()
     built = fit(
-        module(policy_folder), tmp_path / "run", PreferenceDataModule(table.paths["train"], batch_size=8, seed=1), 2
+        module(policy_folder), tmp_path / "run", PreferenceDataModule(table.sources["train"], batch_size=8, seed=1), 2
     )
     built.save_pretrained(tmp_path / "model")
     content = json.loads((tmp_path / "model" / "linear_reward.json").read_text())

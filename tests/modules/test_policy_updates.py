@@ -164,7 +164,7 @@ class Backwards(PromptDataModule):
 
 def test_the_order_of_the_prompts_changes_no_parameter(policy_folder, tmp_path):
     plain = prompt_data(tmp_path / "data", prompts_per_step=4)
-    backwards = Backwards(plain.paths["train"], prompts_per_step=4, seed=1)
+    backwards = Backwards(plain.sources["train"], prompts_per_step=4, seed=1)
     runs = [
         train(grpo(policy_folder, optimizer=sgd), tmp_path / name, data=data)
         for name, data in (("plain", plain), ("backwards", backwards))
