@@ -49,6 +49,7 @@ class CompositeReward(Reward):
         if len(learning) > 1:
             raise UserError(f"composite reward: got {len(learning)} parts that learn, expected at most one")
         self.learns = bool(learning)
+        self.waits = any(part.waits for part in rewards)
         if not any(self._weights.values()):
             raise UserError(
                 f"reward_weights: got {weights}, expected at least one that is not 0; nothing would be trained"
@@ -73,7 +74,17 @@ class CompositeReward(Reward):
             part.check_columns(tables)
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        return {name: score for part in self._rewards for name, score in part.components(rollout).items()}
+        return self.begin(rollout)()
+
+    def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        begun = [part.begin(rollout) for part in self._rewards]
+        return lambda: self._finished(begun)
+
+    def _finished(self, begun: list[Callable[[], dict[str, Tensor]]]) -> dict[str, Tensor]:
+        # Those that wait for answers do so together, and the others compute meanwhile.
+        order = sorted(range(len(begun)), key=lambda i: self._rewards[i].waits)
+        found = {i: begun[i]() for i in order}
+        return {name: score for i in range(len(begun)) for name, score in found[i].items()}
 
     def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
         for part in self._rewards:
