@@ -179,4 +179,4 @@ def held_out_names(trainer: L.Trainer) -> Sequence[str]:
 
 
 def _names(data: L.LightningDataModule | None) -> Sequence[str]:
-    return getattr(data, "held_out_names", [""])
+    return getattr(data, "held_out_names", None) or [""]  # a single set has no name
