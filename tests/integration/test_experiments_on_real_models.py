@@ -34,7 +34,7 @@ FEW_ROWS = {"data": {"init_args": {"batch_size": 2, "validation_batch_size": 2}}
 FEW_PROMPTS = {"data": {"init_args": {"prompts_per_step": 2, "validation_batch_size": 2}}}
 SHORT = {"model": {"init_args": {"group_size": 4, "sampling": {"max_completion_length": 6}}}}
 SMALL = {
-    "sample": {"run": {"n_prompts": 6, "completions": 4}},
+    "sample": {"n_prompts": 6, "completions": 4},
     "SFTModule": ONE_STEP | FEW_ROWS,
     "RewardModelModule": ONE_STEP | FEW_ROWS,
     "GRPOModule": ONE_STEP | FEW_PROMPTS | SHORT,
