@@ -94,12 +94,14 @@ Curves = Mapping[str, Mapping[int, Curve]]
 
 
 def beside(metric: str, key: str) -> str:
-    """Return the tag of `key` as it is measured where `metric` is: held out, or in training.
+    """Return the tag of `key` as it is measured where `metric` is: on the same held-out set, or in training.
 
-    >>> beside("eval/reward", "kl"), beside("reward", "kl")
-    ('eval/kl', 'kl')
+    >>> beside("eval/reward", "kl"), beside("eval/hard/reward", "kl"), beside("reward", "kl")
+    ('eval/kl', 'eval/hard/kl', 'kl')
     """
-    return metric_keys.held_out(key) if metric.startswith(metric_keys.EVAL_PREFIX) else key
+    if not metric.startswith(metric_keys.EVAL_PREFIX):
+        return key
+    return metric_keys.held_out(metric_keys.of_set(metric_keys.set_in(metric), key))
 
 
 def curves_of(runs: pd.DataFrame, metric: str) -> dict[str, dict[int, Curve]]:

@@ -1,4 +1,4 @@
-"""The command `grpovi`: fit, validate, test, task, compare, report, adjust."""
+"""The command `grpovi`: fit, validate, test, task, compare, report, sample, teach, adjust."""
 
 import argparse
 import logging
@@ -17,6 +17,9 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   task     write the embedded task: grpovi task --output DIR [--seed N ...]
   compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR]
   report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM]
+  sample   sample completions of a policy and score them, without training:
+                               grpovi sample --config A.yaml --output DIR [--preferences REWARD]
+  teach    measure which reward will teach a policy fastest, and what GRPOVI can add: the arguments are those of sample
   adjust   increase the variance of a table of rewards, without training:
                                grpovi adjust FILE --lower 0 --upper 1 [--ties merge|split] [--output FILE]
 
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         "task": _task,
         "compare": _compare,
         "report": _report,
+        "sample": partial(_sample, "sample"),
+        "teach": partial(_sample, "teach"),
         "adjust": _adjust,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -100,6 +105,19 @@ def _task(arguments: list[str]) -> int:
     check_output(values["output"], "output")
     write_task(**values)
     print(f"task written to {values['output']}")
+    return 0
+
+
+def _sample(command: Literal["sample", "teach"], arguments: list[str]) -> int:
+    _quiet()
+    from grpovi_lightning.sampling_command import run
+
+    folder, measured = run(command, arguments)
+    if measured is not None:
+        from analysis.teaching import print_teaching
+
+        print_teaching(measured, folder)
+    print(f"{command}: {folder}")
     return 0
 
 

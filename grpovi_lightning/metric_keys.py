@@ -2,7 +2,8 @@
 
 Standard library only, so that `analysis` can import it on a machine without torch. Where TRL has the
 quantity, the name is TRL's; the one departure is documented at `REWARD_STD`. Training scalars stand
-under their plain name, held-out scalars under `eval/<name>`, those of the test table under `test/<name>`.
+under their plain name, held-out scalars under `eval/<name>`, those of the test table under `test/<name>`. Where
+held-out sets have names, those of each stand under `eval/<set>/<name>`, and those of the first under `eval/<name>` too.
 
 The x-axis of both is the number of training steps done before the measurement: the value at step 0 is the
 initial policy's, whether it was measured on training or on held-out prompts. One step of the GRPO family is
@@ -38,6 +39,9 @@ def over_ranks(name: str) -> OverRanks:
 
 EVAL_PREFIX = "eval/"
 TEST_PREFIX = "test/"
+_PASS_AT = "pass_at_"
+GREEDY_PREFIX = "greedy/"
+"""Follows `eval/` or `test/`, and the name of the held-out set."""
 
 # Rewards. `REWARD` is the weighted total that the policy is trained on, before any adjustment. Every statistic of
 # rewards is over the completions that have one; the mean of none is NaN.
@@ -191,7 +195,7 @@ CALIBRATION_ERROR = scalar("calibration_error", "mean")
 """Expected calibration error of the predicted preferences: over ten bins of the probability of the completion that the
 model prefers, the mean distance between that probability and the share of pairs in which the model is right."""
 LENGTH_CORRELATION = scalar("length_correlation", "mean")
-"""Pearson correlation of the scores of completions with their lengths in tokens; 0 where either never differs, as before training."""
+"""Pearson correlation of the scores of completions with their lengths in tokens; 0 where either never differs."""
 
 
 def step_share(phase: str) -> str:
@@ -199,14 +203,19 @@ def step_share(phase: str) -> str:
     return f"{THROUGHPUT_PREFIX}frac_{phase.removeprefix(STEP_TIME + '/')}"
 
 
+def rewards(name: str) -> str:
+    """Return what the keys of reward component `name` begin with."""
+    return f"rewards/{name}"
+
+
 def rewards_mean(name: str) -> str:
     """Return TRL's key of the mean of reward component `name`: over completions that it scored, NaN where none."""
-    return f"rewards/{name}/mean"
+    return f"{rewards(name)}/mean"
 
 
 def rewards_std(name: str) -> str:
     """Return TRL's key of the standard deviation of reward component `name`; NaN of fewer than two scores."""
-    return f"rewards/{name}/std"
+    return f"{rewards(name)}/std"
 
 
 def rewards_truncated(name: str) -> str:
@@ -229,9 +238,47 @@ def pair_agreement(name: str) -> str:
     Pairs that the component rates equal do not count; a pair that only the reward rates equal counts half. NaN where
     no pair counts.
     """
-    return f"rewards/{name}/pair_agreement"
+    return f"{rewards(name)}/pair_agreement"
 
 
 def held_out(key: str) -> str:
     """Return the key under which `key` is logged when measured on held-out prompts."""
     return EVAL_PREFIX + key
+
+
+def pass_at(name: str, k: int) -> str:
+    """Return the key of the mean over held-out prompts of pass@k, judged by `name`; in [0, 1], equal on all ranks.
+
+    `name` is that of a metric of the evaluation, or what the keys of a reward component begin with. Prompts with fewer
+    than k completions that it scored do not count; NaN where none counts.
+    """
+    return f"{_PASS_AT}{k}/{name}"
+
+
+def greedy(key: str) -> str:
+    """Return the key of `key` as it is of the most probable completion instead of sampled ones."""
+    return GREEDY_PREFIX + key
+
+
+def of_set(name: str, key: str) -> str:
+    """Return the key of `key` as it is of the held-out set `name`; "" is the set without a name."""
+    return f"{name}/{key}" if name else key
+
+
+def is_taken(name: str) -> bool:
+    """Return whether held-out keys begin with this word, so that neither a set nor a metric can have it as name.
+
+    >>> is_taken("kl"), is_taken("completions"), is_taken("pass_at_8"), is_taken("exact")
+    (True, True, True, False)
+    """
+    return name.startswith(_PASS_AT) or name in {key.split("/")[0] for key in [*_OVER_RANKS, rewards(""), greedy("")]}
+
+
+def set_in(tag: str) -> str:
+    """Return the held-out set that a tag names; "" where it names none.
+
+    >>> set_in("eval/hard/reward"), set_in("eval/rewards/gold/mean"), set_in("eval/exact"), set_in("reward")
+    ('hard', '', '', '')
+    """
+    word, separator, _ = tag.removeprefix(EVAL_PREFIX).partition("/")
+    return word if separator and tag.startswith(EVAL_PREFIX) and not is_taken(word) else ""

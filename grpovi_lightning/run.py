@@ -85,7 +85,7 @@ class RunCLI(LightningCLI):
             raise UserError(" ".join(str(error).split())) from error
         except ValueError as error:
             # The parser wraps what a constructor raises into "does not validate against any of the types".
-            raise (_user_error(error) or error) from None
+            raise (user_error(error) or error) from None
         check_trainer(self.trainer)
         self.model.check_settings(self.trainer, self.datamodule)
         if self.config.trainer.check_val_every_n_epoch is not None and self.trainer.limit_val_batches:
@@ -253,7 +253,7 @@ class RunCLI(LightningCLI):
         print(f"grpovi: the run was {self.status.content['error']}, at {where}; {go_on}", file=sys.stderr)
 
 
-def _user_error(error: BaseException) -> UserError | None:
+def user_error(error: BaseException) -> UserError | None:
     """Return the `UserError` from which `error` arose, if there is one."""
     arose_from: BaseException | None = error
     while arose_from is not None and not isinstance(arose_from, UserError):

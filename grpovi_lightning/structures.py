@@ -70,6 +70,23 @@ class PromptBatch:
 
 
 @dataclass(frozen=True)
+class RunProgress:
+    """How far a run is, under the names of the state that TRL hands to reward functions.
+
+    Attributes:
+        step: training steps done; one is a rollout with its updates.
+        global_step: updates of the policy done.
+        max_steps: updates that the run is going to make.
+        epoch: passes over the training prompts done, with fractions; 0 where their number is not known.
+    """
+
+    step: int
+    global_step: int
+    max_steps: int
+    epoch: float
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Completions sampled for a batch of prompts, and what is known about them.
 
@@ -86,6 +103,7 @@ class Rollout:
         truncated: [B] bool, whether there is no end token within `max_completion_length`.
         texts: B decoded completions without special tokens.
         ref_logprobs: [B, T] float32 of the reference policy, 0 where masked, or None.
+        progress: how far the run is, or None outside one.
     """
 
     prompts: PromptBatch
@@ -99,6 +117,7 @@ class Rollout:
     truncated: Tensor
     texts: Sequence[str]
     ref_logprobs: Tensor | None = None
+    progress: RunProgress | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.prompts) * self.group_size

@@ -46,7 +46,7 @@ def overlays(study_file):
         yield arm.name, overlay
 
 
-@pytest.mark.parametrize("name", ["quickstart", "miniature"])
+@pytest.mark.parametrize("name", ["quickstart", "miniature", "smollm2", "ultrafeedback-pythia-1b", "gsm8k-qwen"])
 def test_an_arm_and_its_baseline_differ_in_the_adjustment_alone(name):
     for _, overlay in overlays(ROOT / name / "study.yaml"):
         assert list(overlay) == ["model"] and list(overlay["model"]["init_args"]) == ["adjustment"]

@@ -5,7 +5,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.modules.evaluation import held_out_names
 from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.trainer_state import batches_begun
@@ -52,14 +54,16 @@ class CompletionSamples(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the first completions of the evaluation."""
+        """Write the first completion of each of the first prompts of the held-out set."""
         if batch_idx or not isinstance(outputs, ScoredRollout) or trainer.sanity_checking:
             return
         rollout = outputs.rollout
-        columns = zip(rollout.prompts.texts, rollout.texts, outputs.rewards[:, 0].tolist(), strict=True)
+        texts = rollout.texts[:: rollout.group_size]
+        columns = zip(rollout.prompts.texts, texts, outputs.rewards[:, 0].tolist(), strict=True)
         rows = [[prompt, text, f"{reward:.3f}"] for prompt, text, reward in columns][: self.n_held_out]
         table = markdown_table(["prompt", "completion", "reward"], rows)
-        self._write(trainer, "eval/completions", table, batches_begun(trainer))
+        tag = keys.held_out(keys.of_set(held_out_names(trainer)[dataloader_idx], "completions"))
+        self._write(trainer, tag, table, batches_begun(trainer))
 
     @staticmethod
     def _write(trainer: L.Trainer, tag: str, text: str, step: int) -> None:

@@ -57,7 +57,7 @@ class RowFormat(ABC):
         conversational = is_messages(table[0][columns[0]])
         if not conversational:
             self.conversations.check_of_text(table.name)
-        faults = {i: fault for i in range(len(table)) if (fault := self.fault(table[i], conversational))}
+        faults = {i: fault for i, row in enumerate(table) if (fault := self.fault(row, conversational))}
         if faults:
             number, (column, text) = next(iter(faults.items()))
             raise table.fault(number, column, text, len(faults))

@@ -3,7 +3,8 @@
 from grpovi_lightning.models.adapters import LoRA
 from grpovi_lightning.models.classifiers import load_classifier
 from grpovi_lightning.models.language_model import LanguageModel
-from grpovi_lightning.models.reference import WithoutAdapter
+from grpovi_lightning.models.quantization import Quantization
+from grpovi_lightning.models.reference import SharedReference
 from grpovi_lightning.models.sources import CausalLMSource, NewCausalLM, PretrainedCausalLM
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LoRA",
     "NewCausalLM",
     "PretrainedCausalLM",
-    "WithoutAdapter",
+    "Quantization",
+    "SharedReference",
     "load_classifier",
 ]

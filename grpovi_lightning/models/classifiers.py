@@ -96,8 +96,9 @@ def pools_last_token(model: PreTrainedModel) -> bool:
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return what stands behind the body; the pooling that some encoders have within it is the body's."""
-    return [p for name, p in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
+    """Return what stands behind the body, without adapters; the pooling that some encoders have is the body's."""
+    body = f"{model.base_model_prefix}."
+    return [p for name, p in model.named_parameters() if not name.startswith(body) and "lora_" not in name]
 
 
 def _in_head(model: PreTrainedModel, name: str) -> bool:

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpovi_lightning.conversations import Answer, Prompt
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.adapters import has_adapters, merged
+from grpovi_lightning.models.adapter_files import save_adapter
+from grpovi_lightning.models.adapters import has_adapters
 from grpovi_lightning.models.chat import demonstration, has_turns, plain_pair, prompt_rows, turn_end
 from grpovi_lightning.models.encoding import (
     completion_tokens,
@@ -18,6 +19,7 @@ from grpovi_lightning.models.encoding import (
     name_end_token,
 )
 from grpovi_lightning.models.limits import InputLimits
+from grpovi_lightning.models.merging import merged
 from grpovi_lightning.models.passes import CompiledPasses, ForwardPasses, find_capabilities
 from grpovi_lightning.models.passes.forward import has_sharded_weights
 from grpovi_lightning.models.saving import save_checkpoint
@@ -140,9 +142,14 @@ class LanguageModel(nn.Module):
         self._compiled = CompiledPasses()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model and tokenizer as a Hugging Face checkpoint folder; adapters are merged into the weights."""
-        model = merged(self.model) if has_adapters(self.model) else self.model
-        save_checkpoint(model, self.tokenizer, folder)
+        """Write model and tokenizer as a Hugging Face checkpoint folder.
+
+        Adapters are merged into the weights there, and written as adapters into the folder `adapter` beside it.
+        """
+        is_adapted = has_adapters(self.model)
+        save_checkpoint(merged(self.model) if is_adapted else self.model, self.tokenizer, folder)
+        if is_adapted:
+            save_adapter(self.model, Path(folder).with_name("adapter"))
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,13 +1,17 @@
-"""The reference policy of a policy with adapters: the same weights with the adapters switched off."""
+"""The reference policy of a policy with adapters, in the policy's own model."""
 
 from typing import Any
 
-from grpovi_lightning.models.adapters import adapters_off
+from grpovi_lightning.models.adapters import initial_adapters
 from grpovi_lightning.models.language_model import LanguageModel
 
 
-class WithoutAdapter:
-    """The model under a policy's adapters. It costs no second copy of the weights."""
+class SharedReference:
+    """The initial policy: the weights under a policy's adapters, with the adapters as they were before the training.
+
+    It costs no second copy of the weights. Adapters that change nothing at first are switched off; of others there is a
+    frozen copy.
+    """
 
     def __init__(self, policy: LanguageModel) -> None:
         self._policy = policy
@@ -18,6 +22,6 @@ class WithoutAdapter:
         return self._policy.runs_prompts_once
 
     def completion_statistics(self, *args: Any) -> Any:
-        """Return `LanguageModel.completion_statistics` of the policy without its adapters."""
-        with adapters_off(self._policy.model):
+        """Return `LanguageModel.completion_statistics` of the initial policy."""
+        with initial_adapters(self._policy.model):
             return self._policy.completion_statistics(*args)

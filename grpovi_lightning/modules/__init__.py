@@ -1,5 +1,6 @@
 """LightningModules: GRPO and GRPOVI, supervised fine-tuning, reward modelling."""
 
+from grpovi_lightning.modules.evaluation import HeldOutEvaluation
 from grpovi_lightning.modules.grpo import GRPOModule
 from grpovi_lightning.modules.one_pass import OnePassRewardModule
 from grpovi_lightning.modules.resampling import DynamicResampling
@@ -10,6 +11,7 @@ from grpovi_lightning.modules.updater import UpdateSettings
 __all__ = [
     "DynamicResampling",
     "GRPOModule",
+    "HeldOutEvaluation",
     "OnePassRewardModule",
     "RewardModelModule",
     "SFTModule",

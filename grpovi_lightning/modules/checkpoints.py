@@ -24,7 +24,19 @@ class FrozenLeftOut(L.LightningModule):
                 within = [is_trained for other, is_trained in trained.items() if other.startswith(f"{part}.")]
             if within and not any(within):
                 frozen.add(name)
-        return frozen
+        return frozen | self._scales()
+
+    def _scales(self) -> set[str]:
+        """Return the names of what weights of whole numbers, as bitsandbytes keeps them, have beside them.
+
+        It is written with a state, but is no parameter nor buffer, and bitsandbytes does not take it from a state.
+        """
+        weights = dict(self.named_parameters(remove_duplicate=False))
+        own = weights.keys() | {name for name, _ in self.named_buffers(remove_duplicate=False)}
+        rounded = tuple(f"{name.rpartition('.')[0]}." for name, p in weights.items() if not p.is_floating_point())
+        return (
+            {name for name in self.state_dict() if name not in own and name.startswith(rounded)} if rounded else set()
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = self._left_out()
@@ -32,7 +44,7 @@ class FrozenLeftOut(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the frozen state that the checkpoint lacks, so that loading can stay strict about all the rest."""
-        frozen = self._left_out()
+        frozen = self._left_out() - self._scales()
         present = {k: v for k, v in self.state_dict().items() if k in frozen}
         checkpoint["state_dict"] = present | checkpoint["state_dict"]
 

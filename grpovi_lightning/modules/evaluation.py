@@ -1,55 +1,182 @@
-"""Held-out statistics over batches and ranks."""
+"""How the policy is evaluated on held-out prompts."""
 
-from math import nan
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isnan
+from typing import Any, Protocol
 
-import torch
+import lightning as L
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.losses.base import k3_divergence
+from grpovi_lightning.errors import UserError, at_least_one
+from grpovi_lightning.models import LanguageModel
+from grpovi_lightning.modules.held_out_metrics import HeldOutMetrics
+from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.resampling import ScoredRollout
-from grpovi_lightning.ops import TokenStatistics
+from grpovi_lightning.randomness import HELD_OUT_STEP
+from grpovi_lightning.rewards import RewardFunction
+from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig, most_probable
+from grpovi_lightning.structures import PromptBatch, Rollout
 
 
-class HeldOutMetrics:
-    """Means over held-out completions, and the standard deviation of each reward component over them.
+@dataclass(frozen=True)
+class HeldOutEvaluation:
+    """What an evaluation on held-out prompts does.
 
-    Rewards and components are averaged over the completions that have one; NaN where none has.
+    Attributes:
+        samples: completions sampled for each prompt. `validation_batch_size` times as many are in memory at once.
+        temperature: that they are sampled at; None: that of the training. Entropy and KL are at the same.
+        greedy: whether the most probable completion of each prompt is scored as well, under `eval/greedy/`.
+        pass_at: each k for which pass@k is estimated, by each component of the reward and each of the metrics.
+        pass_threshold: completions with at least this score pass.
+        metrics: name -> a function with the signature of a reward function, its import path, or a `RewardFunction`;
+            its mean is logged as `eval/<name>`, and nothing is trained on it.
     """
 
-    def __init__(self) -> None:
-        self.means: dict[str, MeanMetric] = {}
-        self.values: dict[str, CatMetric] = {}
+    samples: int = 1
+    temperature: float | None = None
+    greedy: bool = False
+    pass_at: list[int] = field(default_factory=list)
+    pass_threshold: float = 1.0
+    metrics: dict[str, str | Callable[..., Any] | RewardFunction] = field(default_factory=dict)
 
-    def update(self, scored: ScoredRollout, statistics: TokenStatistics) -> None:
-        """Add a batch of completions, with the current policy's statistics [B, T] of them."""
-        rollout, rewards = scored.rollout, scored.rewards.flatten()
-        mask = rollout.completion_mask
-        self._mean(keys.REWARD, rewards)
-        self._mean(keys.FRAC_UNSCORABLE, rewards.isnan().float())
-        self._mean(keys.COMPLETIONS_MEAN_LENGTH, rollout.lengths.float())
-        self._mean(keys.COMPLETIONS_CLIPPED_RATIO, rollout.truncated.float())
-        self._mean(keys.ENTROPY, statistics.entropies[mask])
-        if rollout.ref_logprobs is not None:
-            self._mean(keys.KL, k3_divergence(statistics.logprobs[mask], rollout.ref_logprobs[mask]))
-        for name, values in scored.components.items():
-            metric = self.values.setdefault(name, CatMetric(nan_strategy="ignore").to(values.device))
-            metric.update(values)
+    def __post_init__(self) -> None:
+        at_least_one("evaluation.", samples=self.samples)
+        for k in self.pass_at:
+            if not 1 <= k <= self.samples or self.pass_at.count(k) > 1:
+                raise UserError(
+                    f"evaluation.pass_at: got {self.pass_at} with samples {self.samples}, expected different numbers "
+                    "from 1 to samples; raise samples or leave some out"
+                )
+        if isnan(self.pass_threshold):
+            raise UserError("evaluation.pass_threshold: got nan, expected a number")
+        if not self.pass_at and self.pass_threshold != 1.0:
+            raise UserError(
+                f"evaluation.pass_threshold cannot take effect: got {self.pass_threshold} without pass_at; set both"
+            )
+        for name in self.metrics:
+            _check_name("evaluation.metrics", name, ())
 
-    def compute(self) -> dict[str, float]:
-        """Return the statistics since the last reset, over all ranks."""
-        result = {name: float(metric.compute()) for name, metric in self.means.items()}
-        for name, metric in self.values.items():
-            values = torch.as_tensor(metric.compute())
-            result[keys.rewards_mean(name)] = float(values.mean())
-            result[keys.rewards_std(name)] = float(values.std()) if values.numel() > 1 else nan
+    def sampling(self, trained: SamplingConfig) -> SamplingConfig:
+        """Return the settings of sampled completions, from those of the training.
+
+        Raises:
+            UserError: the temperature is not a number above 0.
+        """
+        if self.temperature is None:
+            return trained
+        if not 0.0 < self.temperature < float("inf"):
+            raise UserError(
+                f"evaluation.temperature: got {self.temperature}, expected a number above 0; for the most probable "
+                "completion set `greedy: true`"
+            )
+        return replace(trained, temperature=self.temperature)
+
+
+def _check_name(where: str, name: str, others: Collection[str]) -> None:
+    if not name or any(c.isspace() or c == "/" for c in name) or keys.is_taken(name) or name in others:
+        raise UserError(
+            f"{where}: got the name {name!r}, expected a word without / that no other held-out scalar begins with; "
+            "rename it"
+        )
+
+
+class Evaluated(Protocol):
+    """What an evaluation asks of a module."""
+
+    policy: LanguageModel
+
+    def sample(self, prompts: PromptBatch, group_size: int, step: int, engine: RolloutEngine | None) -> Rollout:
+        """Sample completions, with the reference's log-probabilities where they are needed."""
+        ...
+
+    def score(self, rollout: Rollout) -> ScoredRollout:
+        """Score completions."""
+        ...
+
+
+class Evaluator:
+    """Completes and scores the prompts of held-out sets, and keeps the statistics of an evaluation.
+
+    Every evaluation draws the same random numbers. Neither the batches nor the ranks that prompts are in change what is
+    found, but for rounding.
+    """
+
+    def __init__(self, settings: HeldOutEvaluation, trained: SamplingConfig, decoder: Decoder) -> None:
+        """Import the metrics' functions.
+
+        Raises:
+            UserError: one cannot be imported, or a setting is wrong.
+        """
+        self.settings = settings
+        self.sampled = RolloutEngine(settings.sampling(trained), decoder)
+        self.greedy = RolloutEngine(trained.unfiltered(), decoder, most_probable) if settings.greedy else None
+        self.metrics = {
+            name: metric if isinstance(metric, RewardFunction) else RewardFunction(metric, name)
+            for name, metric in settings.metrics.items()
+        }
+        self._found: defaultdict[tuple[int, bool], HeldOutMetrics] = defaultdict(HeldOutMetrics)
+
+    def check(self, data: L.LightningDataModule) -> None:
+        """Raise `UserError` for held-out sets whose names are those of other scalars."""
+        for name in _names(data):
+            if name:
+                _check_name("data.validation", name, self.metrics)
+
+    def check_columns(self, tables: Mapping[str, Collection[str]]) -> None:
+        """Raise `UserError` if a metric needs a column that a held-out table lacks; "train" is not looked at."""
+        for metric in self.metrics.values():
+            metric.check_columns({name: columns for name, columns in tables.items() if name != "train"})
+
+    def step(self, module: Evaluated, prompts: PromptBatch, which: int) -> ScoredRollout:
+        """Complete and score a batch of the held-out set at this place; return the sampled completions."""
+        settings = self.settings
+        rollout = module.sample(prompts, settings.samples, HELD_OUT_STEP, self.sampled)
+        scored, metrics = self._scored(module, rollout)
+        found = self._found[which, False]
+        found.update(scored, metrics)
+        found.update_policy(
+            scored, module.policy.completion_statistics(scored.rollout, self.sampled.sampling.temperature)
+        )
+        found.update_passes(scored, metrics, settings.pass_at, settings.pass_threshold)
+        if self.greedy is not None:
+            # No number is drawn, so any seed will do.
+            rollout = self.greedy.generate(module.policy, prompts, 1, 0, HELD_OUT_STEP)
+            self._found[which, True].update(*self._scored(module, rollout))
+        return scored
+
+    def _scored(self, module: Any, rollout: Rollout) -> tuple[ScoredRollout, dict[str, Tensor]]:
+        scored = module.score(rollout)
+        with kept_if_scoring_fails(module, scored.rollout):
+            begun = {name: metric.begin(scored.rollout) for name, metric in self.metrics.items()}
+            found = {name: values for name, scores in begun.items() for values in scores().values()}
+        return scored, found
+
+    def compute(self, names: Iterable[str], axes: Mapping[str, float]) -> dict[str, float]:
+        """Return the statistics since the last reset over all ranks, of held-out sets with these names.
+
+        `axes`, such as the cost of the training, are what each set's are drawn against.
+        """
+        result: dict[str, float] = {}
+        for which, name in enumerate(names):
+            found = self._found[which, False].compute() | dict(axes)
+            found |= {keys.greedy(key): value for key, value in self._found[which, True].compute().items()}
+            result |= {keys.of_set(name, key): value for key, value in found.items()}
+            if which == 0:
+                result |= found
         return result
 
     def reset(self) -> None:
-        for metric in [*self.means.values(), *self.values.values()]:
-            metric.reset()
+        for found in self._found.values():
+            found.reset()
 
-    def _mean(self, name: str, values: Tensor) -> None:
-        """Add to a sum and a count of what is not NaN: over batches and ranks they give one mean."""
-        self.means.setdefault(name, MeanMetric(nan_strategy="ignore").to(values.device)).update(values)
+
+def held_out_names(trainer: L.Trainer) -> Sequence[str]:
+    """Return the name of each held-out set that is evaluated now, in the order of their loaders; "" is none."""
+    return [""] if trainer.testing else _names(trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def _names(data: L.LightningDataModule | None) -> Sequence[str]:
+    return getattr(data, "held_out_names", []) or [""]

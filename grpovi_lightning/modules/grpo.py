@@ -23,20 +23,22 @@ from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.distributed import reduce_scalars, sum_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
-from grpovi_lightning.models import CausalLMSource, LanguageModel, WithoutAdapter
+from grpovi_lightning.models import CausalLMSource, LanguageModel, SharedReference
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
-from grpovi_lightning.modules.evaluation import HeldOutMetrics
+from grpovi_lightning.modules.evaluation import Evaluator, HeldOutEvaluation, held_out_names
+from grpovi_lightning.modules.group_size import check_group_size
 from grpovi_lightning.modules.initial_sample import check_initial_sample, fit_normalisation
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
+from grpovi_lightning.modules.progress import run_progress
 from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout, check_spare
 from grpovi_lightning.modules.tables import check_prompts
 from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
 from grpovi_lightning.modules.work import policy_work
-from grpovi_lightning.randomness import HELD_OUT_STEP, resolve_seed
+from grpovi_lightning.randomness import resolve_seed
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
@@ -69,6 +71,7 @@ class GRPOModule(FrozenLeftOut):
         lr_scheduler: called with the optimizer; stepped once per update.
         counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
             Default: the paper's weights where the run loads a reference policy, else uniform weights.
+        evaluation: how the policy is evaluated on held-out prompts.
         seed: seeds the sampling; None: the run's `seed_everything`.
 
     Raises:
@@ -97,6 +100,7 @@ class GRPOModule(FrozenLeftOut):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
         counterfactual: VarianceIncrease | None = None,
+        evaluation: HeldOutEvaluation = HeldOutEvaluation(),  # noqa: B008  a frozen value
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -115,29 +119,20 @@ class GRPOModule(FrozenLeftOut):
         self.counterfactual = counterfactual
         self.needs_reference |= counterfactual.needs_reference
         self._check()
-        self.reference: LanguageModel | WithoutAdapter | None = None
-        self.held_out = HeldOutMetrics()
+        self.reference: LanguageModel | SharedReference | None = None
+        self.held_out = Evaluator(evaluation, sampling, self.engine.decoder)
         self.clock = StepClock()
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("n_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("train_seconds", torch.zeros((), dtype=torch.float64))
 
     def _check(self) -> None:
-        if self.group_size < 2:
-            raise UserError(
-                f"group_size: got {self.group_size}, expected at least 2; the advantage of a completion is its reward "
-                "relative to its group"
-            )
         if self.compile_passes and getattr(self.policy_source, "gradient_checkpointing", False):
             raise UserError(
                 "compile_passes: got it with gradient_checkpointing, under which updates cannot run a prompt once for "
                 "its group; leave one of the two out"
             )
-        if self.group_size == 2 and self.advantage.standardised and not self.adjustment.changes_pairs:
-            raise UserError(
-                f"{type(self.adjustment).__name__} cannot take effect: got group_size 2 with scale_rewards group, "
-                "where standardised advantages are +-1 whatever the rewards; use larger groups or scale_rewards none"
-            )
+        check_group_size(self.group_size, self.advantage, self.adjustment)
 
     def check_inputs(self) -> None:
         """Raise `UserError` for checkpoints that are not there, before anything is loaded."""
@@ -149,12 +144,15 @@ class GRPOModule(FrozenLeftOut):
         self.updater.check(trainer, data)
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_spare(self.resampling, data)
+        self.held_out.check(data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:
-        """Raise `UserError` if the reward needs a column that a table of the data lacks, or more prompts."""
+        """Raise `UserError` if the reward or a metric needs a column that a table lacks, or more prompts."""
         if isinstance(data, PromptDataModule):
+            tables = {name: data.handed_over(table.columns) for name, table in data.tables.items()}
+            self.reward.check_columns(tables)
+            self.held_out.check_columns(tables)
             check_initial_sample(self.reward, len(data.tables["train"]))
-            self.reward.check_columns({name: data.handed_over(table.columns) for name, table in data.tables.items()})
 
     @property
     def updates_per_rollout(self) -> int:
@@ -213,16 +211,19 @@ class GRPOModule(FrozenLeftOut):
         """Sample G completions for each of the prompts, and score them."""
         return self.score(self.sample(prompts, self.group_size, int(self.n_steps)))
 
-    def sample(self, prompts: PromptBatch, group_size: int, step: int) -> Rollout:
+    def sample(self, prompts: PromptBatch, group_size: int, step: int, engine: RolloutEngine | None = None) -> Rollout:
         """Sample completions of the current policy, with the reference's log-probabilities where they are needed."""
-        rollout = self.engine.generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
+        engine = engine or self.engine
+        rollout = engine.generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
         if self.reference is None:
             return rollout
         with phase(keys.STEP_TIME_REFERENCE):
-            return replace(rollout, ref_logprobs=self.updater.logprobs(self.reference, rollout))
+            logprobs = self.updater.logprobs(self.reference, rollout, engine.sampling.temperature)
+            return replace(rollout, ref_logprobs=logprobs)
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Score completions by every component of the reward, and by their total."""
+        rollout = replace(rollout, progress=run_progress(self, int(self.n_steps), self.updates_per_rollout))
         with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout):
             components = self.reward.components(rollout)
             rewards = rollout.grouped(self.reward.total(components, rollout.group_size))
@@ -267,21 +268,14 @@ class GRPOModule(FrozenLeftOut):
 
     # Held-out evaluation.
 
-    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> Any:
-        """Sample one completion for each held-out prompt, with the same random numbers at every evaluation.
-
-        Returns:
-            a `ScoredRollout` with G of 1, for callbacks.
-        """
-        scored = self.score(self.sample(prompts, 1, HELD_OUT_STEP))
-        self.held_out.update(scored, self.policy.completion_statistics(scored.rollout, self.updater.temperature))
-        return scored
+    def validation_step(self, prompts: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Evaluate a batch of a held-out set; return the sampled completions, a `ScoredRollout`, for callbacks."""
+        return self.held_out.step(self, prompts, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out means, with the training cost so far as further axes."""
-        metrics = self.held_out.compute()
-        metrics |= {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
-        metrics |= self.reward.progress()
+        axes = {keys.NUM_TOKENS: float(self.n_tokens), keys.TRAIN_SECONDS: float(self.train_seconds)}
+        metrics = self.held_out.compute(held_out_names(self.trainer), axes | self.reward.progress())
         log_held_out(self, metrics, int(self.n_steps), shown=[keys.REWARD])
         self.held_out.reset()
 

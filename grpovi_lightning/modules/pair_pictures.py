@@ -1,7 +1,5 @@
 """Pictures of held-out preference pairs for TensorBoard: how right a reward model is, and what it goes by."""
 
-from math import isnan
-
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -69,11 +67,8 @@ def length_picture(pairs: PairScores) -> Figure:
         some = slice(0, _MOST_POINTS)
         axes.scatter(lengths[some], scores[some], s=9, color=colour, alpha=0.5, linewidths=0, label=label)
     axes.set(xlabel="length of the completion, tokens", ylabel="score")
-    correlation = pairs.length_correlation
-    axes.set_title(
-        "no correlation: all equal" if isnan(correlation) else f"correlation of score with length {correlation:.3f}"
-    )
-    axes.legend()
+    axes.set_title(f"correlation of score with length {pairs.length_correlation:.3f}")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -14,13 +14,15 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.conversations import answer_text
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.adapters import LoRA, has_adapters, merged
+from grpovi_lightning.models.adapters import LoRA, has_adapters
 from grpovi_lightning.models.chat import check_chat_template
 from grpovi_lightning.models.classifiers import check_classifier, head_parameters, load_classifier
 from grpovi_lightning.models.limits import InputLimits
+from grpovi_lightning.models.merging import merged
 from grpovi_lightning.models.saving import save_checkpoint
 from grpovi_lightning.models.sources import Precision
 from grpovi_lightning.models.truncation import PromptCut
+from grpovi_lightning.modules.evaluation import held_out_names
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, calibration, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
@@ -166,10 +168,13 @@ class RewardModelModule(SupervisedModule):
         self.log_dict(shown, prog_bar=True, batch_size=len(chosen))
         return loss
 
-    def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
+    def validation_step(self, batch: TextPairs, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score held-out pairs; of several held-out sets each is a subset by its name."""
+        name = held_out_names(self.trainer)[dataloader_idx]
+        subsets = [name] * len(batch["chosen"]) if name else batch.get("subset", ())
         tokens: Any = self.tokenizer(_answers(batch), add_special_tokens=False)["input_ids"]
         chosen, rejected = torch.tensor([len(row) for row in tokens], device=self.device).chunk(2)
-        self.held_out.update(*self._scores(batch), (chosen, rejected), batch.get("subset", ()))
+        self.held_out.update(*self._scores(batch), (chosen, rejected), subsets)
 
     def on_validation_epoch_end(self) -> None:
         """Log held-out statistics and pictures, and keep the scores' mean and spread for the checkpoint."""

@@ -10,7 +10,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import largest_over_ranks, reduce_scalars, share_of_rank, sum_over_ranks
 from grpovi_lightning.errors import TrainingError, UserError, at_least_one
 from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
-from grpovi_lightning.models import LanguageModel, WithoutAdapter
+from grpovi_lightning.models import LanguageModel, SharedReference
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import experience_content, refuse_non_finite
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
@@ -236,18 +236,24 @@ class PolicyUpdater:
         return self.parts(policy, rollout, chosen, n_parts)
 
     def parts(
-        self, model: LanguageModel | WithoutAdapter, rollout: Rollout, prompts: list[int], at_least: int = 1
+        self, model: LanguageModel | SharedReference, rollout: Rollout, prompts: list[int], at_least: int = 1
     ) -> list[list[int]]:
         """Split prompts into parts within the limits of a forward pass."""
         limits = self.settings.prompts_per_micro_batch, self.settings.tokens_per_micro_batch
         return micro_batches(rollout, prompts, *limits, at_least=at_least, shares_prefix=model.runs_prompts_once)
 
     @torch.no_grad()
-    def logprobs(self, model: LanguageModel | WithoutAdapter, rollout: Rollout) -> Tensor:
-        """Return log-probabilities of the completions under a model, [B, T], 0 where masked."""
+    def logprobs(
+        self, model: LanguageModel | SharedReference, rollout: Rollout, temperature: float | None = None
+    ) -> Tensor:
+        """Return log-probabilities of the completions under a model, [B, T], 0 where masked.
+
+        They are at the sampler's temperature where none is given.
+        """
+        temperature = self.temperature if temperature is None else temperature
         found = torch.zeros_like(rollout.old_logprobs)
         for part in self.parts(model, rollout, list(range(len(rollout.prompts)))):
             some = rollout.select(part)
-            logprobs = model.completion_statistics(some, self.temperature).logprobs
+            logprobs = model.completion_statistics(some, temperature).logprobs
             found[rollout.rows(part), : logprobs.shape[1]] = torch.where(some.completion_mask, logprobs, 0.0)
         return found

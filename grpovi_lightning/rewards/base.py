@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,9 +40,16 @@ class Reward(nn.Module):
     """Whether the reward changes while the policy is trained. What it has learned is its `extra state`, the only part
     of a reward that goes into checkpoints."""
 
+    waits: bool = False
+    """Whether scoring is waiting for answers, during which other rewards can be computed."""
+
     @abstractmethod
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         """Return name -> [B] float32 scores, NaN where the component cannot score the completion."""
+
+    def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        """Return what gives the `components`; a reward that waits asks for answers now, others begin when called."""
+        return partial(self.components, rollout)
 
     def readers(self) -> Sequence[SequenceReader]:
         """Return what turns completions into tokens for models of the reward's own, once `load` was called."""

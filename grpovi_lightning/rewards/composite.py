@@ -1,5 +1,7 @@
 """Several rewards in one."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from grpovi_lightning.errors import UserError
@@ -48,4 +50,14 @@ class CompositeReward(RewardOfParts):
         return dict(self._weights)
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        return {name: score for part in self._rewards for name, score in part.components(rollout).items()}
+        return self.begin(rollout)()
+
+    def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        begun = [part.begin(rollout) for part in self._rewards]
+        return lambda: self._finished(begun)
+
+    def _finished(self, begun: list[Callable[[], dict[str, Tensor]]]) -> dict[str, Tensor]:
+        # Those that wait for answers do so together, and the others compute meanwhile.
+        order = sorted(range(len(begun)), key=lambda i: self._rewards[i].waits)
+        found = {i: begun[i]() for i in order}
+        return {name: score for i in range(len(begun)) for name, score in found[i].items()}

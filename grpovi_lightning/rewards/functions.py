@@ -2,48 +2,90 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Set
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grpovi_lightning.conversations import Conversation, as_messages
-from grpovi_lightning.errors import TrainingError
+from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.rewards.arguments import accepted_arguments, check_kwargs
 from grpovi_lightning.rewards.base import Reward
-from grpovi_lightning.rewards.user_code import accepted_arguments, call_user_code, import_function
+from grpovi_lightning.rewards.user_code import import_function, is_async, made_function, start_user_code
 from grpovi_lightning.structures import Rollout
+
+
+def arguments_of(rollout: Rollout) -> dict[str, Any]:
+    """Return all that a rollout has for a reward function, by the argument's name; lists have B entries."""
+
+    def repeated(values: Any) -> list[Any]:
+        return [value for value in values for _ in range(rollout.group_size)]
+
+    prompts = rollout.prompts
+    ids = [row[kept].tolist() for row, kept in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
+    given = {"prompts": repeated(prompts.contents), "completions": list(rollout.texts), "completion_ids": ids}
+    if any(isinstance(prompt, Conversation) for prompt in prompts.contents):
+        given["prompts"] = [[dict(message) for message in prompt.messages] for prompt in given["prompts"]]
+        given["completions"] = [as_messages(text) for text in rollout.texts]
+    given |= {name: repeated(column) for name, column in prompts.columns.items()}
+    return given | {"trainer_state": rollout.progress}
 
 
 class RewardFunction(Reward):
     """A function with TRL's signature: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`.
 
-    Every argument has one entry per completion: prompts and columns are repeated over the group. A function without
-    `**columns` gets those that it names. The function returns None or NaN for a completion that it cannot score, and
-    for all completions of a prompt of another task (see `Reward.total`). Where prompts are conversations, a prompt is a
-    list of messages, and a completion a list of one.
+    These arguments have one entry per completion: prompts and columns are repeated over the group. A function without
+    `**columns` gets those that it names. One that names `trainer_state` gets a `RunProgress`. The function returns
+    None or NaN for a completion that it cannot score, and for all completions of a prompt of another task (see
+    `Reward.total`). All `async` functions of a `CompositeReward` run at the same time, in a thread of their own. Where
+    prompts are conversations, a prompt is a list of messages, and a completion a list of one.
     """
 
-    def __init__(self, function: str | Callable[..., list[float | None]], name: str | None = None) -> None:
-        """Import the function.
+    def __init__(
+        self,
+        function: str | Callable[..., Any] | None = None,
+        name: str | None = None,
+        kwargs: dict[str, Any] | None = None,
+        factory: str | None = None,
+    ) -> None:
+        """Import the function, or have it made.
 
         Args:
             function: the function or its import path, such as `my_rewards.accuracy`; the folder in which
                 the command runs is on the import path.
             name: the name under which it is logged; default: the function's.
+            kwargs: further keyword arguments of the function, or those of the factory.
+            factory: instead of `function`, the import path of a function that returns the reward function, such as
+                `trl.rewards.get_soft_overlong_punishment`.
 
         Raises:
-            UserError: the import path leads to no function.
+            UserError: the import path leads to no function, not one of `function` and `factory` is given, or `kwargs`
+                has what is not taken.
         """
         super().__init__()
-        self.function = import_function(function) if isinstance(function, str) else function
+        if (function is None) == (factory is None):
+            raise UserError(
+                f"reward function: got function {function} and factory {factory}, expected one of the two; name one, "
+                "such as `function: my_rewards.accuracy`"
+            )
+        self.kwargs: dict[str, Any] = {}
+        if factory is not None:
+            self.function = made_function(factory, kwargs or {})
+        else:
+            assert function is not None
+            self.function = import_function(function) if isinstance(function, str) else function
+            self.kwargs = kwargs or {}
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
+        self.waits = is_async(self.function)
+        check_kwargs(f"reward function {self.name}", self.function, self.kwargs)
 
     def weights(self) -> dict[str, float]:
         return {self.name: 1.0}
 
     def check_columns(self, tables: Mapping[str, Collection[str]]) -> None:
         for table, columns in tables.items():
-            accepted_arguments(self.name, self.function, columns, f"the {table} table")
+            accepted_arguments(self.name, self.function, columns, f"the {table} table", self.kwargs)
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         """Call the function once for the whole rollout; NaN where it returned None or NaN.
@@ -54,26 +96,24 @@ class RewardFunction(Reward):
             UserError: it needs an argument that is no column of the prompts, or a column has the name of one that every
                 function gets.
         """
-        prompts = rollout.prompts
+        return self.begin(rollout)()
 
-        def repeated(values: Any) -> list[Any]:
-            return [value for value in values for _ in range(rollout.group_size)]
-
-        places, names = accepted_arguments(self.name, self.function, prompts.columns, "the prompts")
-        ids = [row[kept].tolist() for row, kept in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
-        given = {"prompts": repeated(prompts.contents), "completions": list(rollout.texts), "completion_ids": ids}
-        if any(isinstance(prompt, Conversation) for prompt in prompts.contents):
-            given["prompts"] = [[dict(message) for message in prompt.messages] for prompt in given["prompts"]]
-            given["completions"] = [as_messages(text) for text in rollout.texts]
-        given |= {name: repeated(column) for name, column in prompts.columns.items()}
-        values = call_user_code(
+    def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        columns = rollout.prompts.columns
+        places, names = accepted_arguments(self.name, self.function, columns, "the prompts", self.kwargs)
+        given = arguments_of(rollout)
+        result = start_user_code(
             f"reward function {self.name}",
             rollout,
             self.function,
             *(given[name] for name in places),
             **{name: given[name] for name in names},
+            **self.kwargs,
         )
-        return {self.name: self._checked(values, len(ids)).to(rollout.completion_ids.device)}
+        return partial(self._scores, result, rollout)
+
+    def _scores(self, result: Callable[[], Any], rollout: Rollout) -> dict[str, Tensor]:
+        return {self.name: self._checked(result(), len(rollout.texts)).to(rollout.completion_ids.device)}
 
     def _checked(self, values: Any, expected: int) -> Tensor:
         try:
@@ -83,6 +123,7 @@ class RewardFunction(Reward):
         except TypeError:
             raise TrainingError(
                 f"reward function {self.name} returned {type(values).__name__}, expected a list"
+                + "; if it made the function that scores, name it as `factory`" * callable(values)
             ) from None
         if len(values) != expected:
             raise TrainingError(

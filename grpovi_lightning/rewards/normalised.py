@@ -1,6 +1,6 @@
 """A reward on the scale of the initial policy's completions."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class NormalisedReward(RewardOfParts):
         Raises:
             UserError: fewer than two completions have a reward, or all rewards are equal.
         """
-        totals = torch.cat([self._total(rollout)[1].double() for rollout in sample])
+        totals = torch.cat([self._total(rollout).double() for rollout in sample])
         totals = totals[~totals.isnan()]
         count, total = sum_over_ranks(torch.stack([torch.ones_like(totals).sum(), totals.sum()])).tolist()
         mean = total / max(count, 1)
@@ -71,14 +71,22 @@ class NormalisedReward(RewardOfParts):
         self.scale = mean, std
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        assert self.scale is not None, "fit() comes before scoring"
-        parts, total = self._total(rollout)
-        mean, std = self.scale
-        return {self.name: (total - mean) / std, **parts}
+        return self.begin(rollout)()
 
-    def _total(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
-        parts = self._rewards[0].components(rollout)
-        return parts, self._rewards[0].total(parts, rollout.group_size)
+    def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        begun = self._rewards[0].begin(rollout)
+        return lambda: self._scaled(begun(), rollout.group_size)
+
+    def _scaled(self, parts: dict[str, Tensor], group_size: int) -> dict[str, Tensor]:
+        if self.scale is None:
+            raise UserError(
+                f"{self.name}: its scale is taken where a policy is trained on it; give the reward that it holds"
+            )
+        mean, std = self.scale
+        return {self.name: (self._rewards[0].total(parts, group_size) - mean) / std, **parts}
+
+    def _total(self, rollout: Rollout) -> Tensor:
+        return self._rewards[0].total(self._rewards[0].components(rollout), rollout.group_size)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what goes into checkpoints."""

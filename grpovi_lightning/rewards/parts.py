@@ -27,6 +27,7 @@ class RewardOfParts(Reward):
         if len(learning) > 1:
             raise UserError(f"composite reward: got {len(learning)} parts that learn, expected at most one")
         self.learns = bool(learning)
+        self.waits = any(part.waits for part in parts)
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
         for part in self._rewards:

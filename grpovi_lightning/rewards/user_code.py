@@ -1,19 +1,22 @@
-"""Functions that the user wrote: found, given the arguments that they take, and called."""
+"""Functions that the user wrote: found, made, and called."""
 
 import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Collection
-from inspect import Parameter
+from asyncio import CancelledError
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.randomness import HELD_OUT_STEP, INITIAL_STEP
+from grpovi_lightning.rewards import background
+from grpovi_lightning.rewards.arguments import check_kwargs
 from grpovi_lightning.structures import Rollout
 
-_ALWAYS_GIVEN = ("prompts", "completions", "completion_ids")
-_ANY_NUMBER = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+_CALLERS = (__file__, background.__file__)
+"""Their frames say nothing about where an error arose."""
 
 
 def import_function(path: str) -> Callable[..., Any]:
@@ -46,61 +49,52 @@ def import_function(path: str) -> Callable[..., Any]:
     return found
 
 
-def accepted_arguments(
-    name: str, function: Callable[..., Any], columns: Collection[str], where: str
-) -> tuple[list[str], list[str]]:
-    """Return which of prompts, completions, completion_ids and the columns a reward function takes.
-
-    Args:
-        name: what messages call the function.
-        function: with `**columns` it takes all; if Python does not know its parameters, it gets all.
-        columns: those that the prompts bring.
-        where: what messages call the place of the columns.
-
-    Returns:
-        Arguments to pass by their places, and arguments to pass by their names.
+def made_function(path: str, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the reward function that the factory at `package.module.name` makes.
 
     Raises:
-        UserError: an argument without a default is none of these, or a column has the name of one that every function
-            gets.
+        UserError: there is no such factory, it does not take these arguments, it raises an error, or it makes something
+            else.
     """
-    for column in columns:
-        if column in _ALWAYS_GIVEN:
-            raise UserError(
-                f"column {column!r} of {where} has the name of an argument of every reward function; "
-                "rename it, or list the columns to hand over in the data's `columns`"
-            )
-    given = [*_ALWAYS_GIVEN, *columns]
-    parameters = _parameters(function)
-    if parameters is None:
-        return [], given
-    for parameter in parameters:
-        required = parameter.default is Parameter.empty and parameter.kind not in _ANY_NUMBER
-        if required and parameter.name not in given:
-            raise UserError(
-                f"reward function {name} needs the argument {parameter.name!r}, but the columns of {where} are "
-                f"{', '.join(columns) or 'none'}; rename one, add it to the data's `columns`, or give the argument "
-                "a default"
-            )
-    places = [p.name for p in parameters if p.kind is Parameter.POSITIONAL_ONLY]
-    absent = next((i for i, place in enumerate(places) if place not in given), len(places))
-    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-        return places[:absent], [argument for argument in given if argument not in places[:absent]]
-    named = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
-    return places[:absent], [argument for argument in given if argument in named]
+    factory = import_function(path)
+    check_kwargs(f"reward factory {path}", factory, kwargs)
+    try:
+        made = factory(**kwargs)
+    except Exception as error:
+        raise UserError(f"reward factory {path} raised {_in_words(error)}; look at `kwargs`") from error
+    if not callable(made):
+        raise UserError(
+            f"reward factory {path}: got a {type(made).__name__} from it, expected a reward function; if it scores "
+            "completions itself, name it as `function`"
+        )
+    return made
 
 
 def call_user_code(what: str, rollout: Rollout, function: Callable[..., Any], *places: Any, **names: Any) -> Any:
-    """Call a function that the user wrote to score or compare the completions of a rollout.
+    """Call a function that the user wrote to score or compare the completions of a rollout; await an `async` one.
 
     Raises:
         TrainingError: the function raised an error, which the message has in one line, with the prompts of the call.
     """
+    return start_user_code(what, rollout, function, *places, **names)()
+
+
+def start_user_code(
+    what: str, rollout: Rollout, function: Callable[..., Any], *places: Any, **names: Any
+) -> Callable[[], Any]:
+    """Return what gives the result of `call_user_code`: an `async` function runs from now on, another when asked."""
+    call = partial(function, *places, **names)
+    if not is_async(function):
+        return partial(_in_one_line, what, rollout, lambda: _awaited(call()))
+    return partial(_in_one_line, what, rollout, partial(background.result_of, background.started(call)))
+
+
+def _in_one_line(what: str, rollout: Rollout, call: Callable[[], Any]) -> Any:
     try:
-        return function(*places, **names)
+        return call()
     except TrainingError:
         raise
-    except Exception as error:
+    except (Exception, CancelledError) as error:
         numbers = rollout.prompts.indices.tolist()
         listed = ", ".join(map(str, numbers[:8])) + ", ..." * (len(numbers) > 8)
         named = {HELD_OUT_STEP: "the evaluation", INITIAL_STEP: "the initial sample"}
@@ -108,25 +102,23 @@ def call_user_code(what: str, rollout: Rollout, function: Callable[..., Any], *p
         raise TrainingError(f"{what} raised {_in_words(error)}; rows of {when}: {listed}") from error
 
 
+def _awaited(value: Any) -> Any:
+    """Return the value, or what it gives where a plain wrapper of an `async` function returned it."""
+    return background.result_of(background.started(lambda: value)) if inspect.isawaitable(value) else value
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Return whether a function, or the call of an object, is an `async` one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
 def _in_words(error: BaseException) -> str:
     """Return the error as one line, with the line of code: the user's own if there is one, else where it arose."""
     message = " ".join(str(error).split())[:300]
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if not f.filename.startswith("<frozen")]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in _CALLERS]
+    frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
     if not frames or isinstance(error, SyntaxError):  # whose message has its own place
         return text
     own = [frame for frame in frames if not frame.filename.startswith((sys.prefix, sys.base_prefix))]
     return f"{text} ({(own or frames)[-1].filename}, line {(own or frames)[-1].lineno})"
-
-
-def _parameters(function: Callable[..., Any]) -> list[Parameter] | None:
-    """Return the parameters of a callable; None where Python does not know them, as of some built-in functions."""
-    try:
-        found = list(inspect.signature(function, follow_wrapped=False).parameters.values())
-    except (TypeError, ValueError):
-        found = None
-    # A wrapper that hands on whatever it gets takes what the wrapped function takes; other wrappers have their own.
-    hands_on = found is None or tuple(parameter.kind for parameter in found) == _ANY_NUMBER
-    if hands_on and hasattr(function, "__wrapped__"):
-        return _parameters(function.__wrapped__)  # type: ignore[attr-defined]
-    return found

@@ -3,7 +3,7 @@
 from grpovi_lightning.rollout.compiled import CompiledDecoder, StaticDecoder
 from grpovi_lightning.rollout.decoding import Decoder, GroupDecoder, PlainDecoder
 from grpovi_lightning.rollout.engine import RolloutEngine
-from grpovi_lightning.rollout.sampling import SamplingConfig
+from grpovi_lightning.rollout.sampling import SamplingConfig, most_probable
 
 __all__ = [
     "CompiledDecoder",
@@ -13,4 +13,5 @@ __all__ = [
     "RolloutEngine",
     "SamplingConfig",
     "StaticDecoder",
+    "most_probable",
 ]

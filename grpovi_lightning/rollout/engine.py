@@ -6,7 +6,7 @@ from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.randomness import sampling_uniforms
 from grpovi_lightning.rollout.decoding import Decoder, GroupDecoder
 from grpovi_lightning.rollout.sampler import Sampler
-from grpovi_lightning.rollout.sampling import SamplingConfig
+from grpovi_lightning.rollout.sampling import SamplingConfig, TokenChoice, inverse_cdf
 from grpovi_lightning.structures import PromptBatch, Rollout
 
 
@@ -15,12 +15,14 @@ class RolloutEngine:
 
     Each token is the inverse CDF of the filtered distribution at a uniform number that belongs to (seed, step, prompt,
     completion, position). So a completion depends neither on the batch that its prompt is in, nor on the batch's order,
-    nor on when finished rows are dropped.
+    nor on when finished rows are dropped. With `most_probable` as choice, it does not depend on the number either.
     """
 
-    def __init__(self, sampling: SamplingConfig, decoder: Decoder | None = None) -> None:
+    def __init__(
+        self, sampling: SamplingConfig, decoder: Decoder | None = None, choose: TokenChoice = inverse_cdf
+    ) -> None:
         # The decoder changes the time, and completions by rounding only.
-        self.sampling, self.decoder = sampling, decoder or GroupDecoder()
+        self.sampling, self.decoder, self.choose = sampling, decoder or GroupDecoder(), choose
 
     @torch.no_grad()
     def generate(self, policy: LanguageModel, prompts: PromptBatch, group_size: int, seed: int, step: int) -> Rollout:
@@ -35,7 +37,7 @@ class RolloutEngine:
         length = self.sampling.max_completion_length
         prompt_ids, prompt_mask = policy.encode_prompts(prompts.contents, length)
         uniforms = sampling_uniforms(seed, step, prompts.indices, group_size, length)
-        sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids)
+        sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids, self.choose)
         # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not
         # survive it.
         with torch.inference_mode(mode=not policy.is_sharded):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from grpovi_lightning.rollout.sampling import SamplingConfig, inverse_cdf
+from grpovi_lightning.rollout.sampling import SamplingConfig, TokenChoice, inverse_cdf
 
 
 class Sampler:
@@ -17,7 +17,13 @@ class Sampler:
     """
 
     def __init__(
-        self, sampling: SamplingConfig, uniforms: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, ends: list[int]
+        self,
+        sampling: SamplingConfig,
+        uniforms: Tensor,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        ends: list[int],
+        choose: TokenChoice = inverse_cdf,
     ) -> None:
         """Prepare B completions of which nothing is drawn yet.
 
@@ -27,10 +33,11 @@ class Sampler:
             prompt_ids: [P, S]; B is a multiple of P, and the rows of one prompt are adjacent.
             prompt_mask: [P, S] bool.
             ends: tokens that end a completion.
+            choose: how a token is chosen by probabilities and a uniform number.
         """
         rows, self.length = uniforms.shape
         device = prompt_ids.device
-        self.temperature = sampling.temperature
+        self.temperature, self._choose = sampling.temperature, choose
         self._processors = sampling.processors()
         self._filters = len(self._processors) > int(sampling.temperature != 1.0)  # more than the temperature
         self._uniforms = uniforms.to(device)
@@ -61,7 +68,7 @@ class Sampler:
             processed = logits
         # float64, so that the sum over a large vocabulary does not shift the token that a number falls on.
         probabilities = processed.double().softmax(dim=-1)
-        tokens = inverse_cdf(probabilities, self._uniforms[rows, t])
+        tokens = self._choose(probabilities, self._uniforms[rows, t])
         # The log-probability that is kept is that of the policy itself: the loss knows the temperature, but no filters.
         if self._filters:
             chosen = (logits / self.temperature).double().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)

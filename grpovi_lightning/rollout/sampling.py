@@ -1,6 +1,8 @@
 """How a token is drawn from logits."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from transformers import (
 )
 
 from grpovi_lightning.errors import UserError
+
+TokenChoice = Callable[[Tensor, Tensor], Tensor]
+"""Probabilities [B, V] float64 and uniform numbers [B] -> tokens [B]."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class SamplingConfig:
             if not holds:
                 raise UserError(f"sampling.{name}: got {getattr(self, name)}, expected {expected}")
 
+    def unfiltered(self) -> Self:
+        """Return the settings with temperature 1 and without filters: neither changes which token is most probable."""
+        return replace(self, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+
     def processors(self) -> LogitsProcessorList:
         """Return what is done to the logits before a token is drawn, in the order of `transformers`' own generation."""
         chosen = LogitsProcessorList()
@@ -80,3 +89,12 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     # probability 0 is never chosen because the comparison is strict.
     target = uniforms.unsqueeze(-1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
+
+
+def most_probable(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the tokens [B] of the largest probabilities [B, V], the first of equal ones: greedy decoding.
+
+    >>> most_probable(torch.tensor([[0.2, 0.4, 0.4]]), torch.tensor([0.9])).tolist()
+    [1]
+    """
+    return probabilities.argmax(dim=-1)

@@ -64,8 +64,13 @@ class Run:
         return self.seed is None and self.command == "fit" and not (self.folder / MODEL_FOLDER).is_dir()
 
     @property
+    def goes_on_by_itself(self) -> bool:
+        """Whether the process takes up what an earlier attempt left in the folder, without a checkpoint."""
+        return self.command == "sample"
+
+    @property
     def log(self) -> Path:
-        """File of all that the process prints. Beside the folder of the task, which wants its folder to itself."""
+        """File of all that the process prints. Beside the folder of what does not train, which has it to itself."""
         if self.command == "fit":
             return self.folder / LOG_FILE
         return self.folder.with_name(f"{self.folder.name}.{LOG_FILE}")
@@ -119,7 +124,7 @@ class Orphan:
 
 
 def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
-    """Start a run, from its last checkpoint if it has one, else from an empty folder.
+    """Start a run, from its last checkpoint if it has one, else from an empty folder unless it goes on by itself.
 
     Raises:
         UserError: when another process still works on the run.
@@ -130,10 +135,11 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
     with run.lock.open("a") as lock:
         if not _acquire(lock.fileno()):
             raise UserError(f"a process still works on {run.folder}; end it, then run the same command again")
-        if checkpoint is None:
-            _make_empty(run.folder)
-        else:
+        if checkpoint is not None:
             arguments += ["--ckpt_path", str(checkpoint)]
+        elif not run.goes_on_by_itself:
+            _make_empty(run.folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
         with run.log.open("ab") as log:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             log.write(f"[{now}] grpovi {shlex.join(arguments)}\n".encode())
@@ -221,4 +227,3 @@ def _make_empty(folder: Path) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-    folder.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ class Runner:
         progress.ended = time.monotonic()
         if status is not None:
             progress.follow(status)
-        if (status is not None and status.state == State.FINISHED) or (run.command == "task" and exit_status == 0):
+        if (status is not None and status.state == State.FINISHED) or (run.command != "fit" and exit_status == 0):
             progress.state = State.FINISHED
         elif stopping or (status is not None and status.state == State.INTERRUPTED):
             progress.state, progress.error = State.INTERRUPTED, status.error if status else None

@@ -5,12 +5,14 @@ import re
 import pytest
 import torch
 from modules.grpo_runs import grpo, prompt_data, texts, train
+from modules.held_out_sets import SETS, named_sets
 
 from grpovi_lightning.adjustment import VarianceIncrease
 from grpovi_lightning.adjustment.weights import UniformWeights
 from grpovi_lightning.callbacks import CompletionSamples
 from grpovi_lightning.callbacks.samples import markdown_table
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.modules import HeldOutEvaluation
 
 HOSTILE = (
     "<script>alert('x')</script> | a\nb `c` **d** [e](javascript:f) & \\ # _g_ \r\x00 ~~h~~ <img src=x> é 漢字 😀 &lt;"
@@ -61,6 +63,20 @@ def test_held_out_samples_stand_at_the_updates_done_and_are_of_the_held_out_prom
     assert sorted(tables) == [0, 2, 4]
     assert [row[0] for row in rows(tables[0])] == ["the fox", "write a happy cat"]
     assert [len(row) for row in rows(tables[4])] == [3, 3]
+
+
+def test_each_held_out_set_has_a_table_with_one_of_the_samples_of_a_prompt(policy_folder, tmp_path):
+    module = grpo(policy_folder, evaluation=HeldOutEvaluation(samples=3))
+    train(module, tmp_path, 1, CompletionSamples(n_held_out=3), validate_every=1, data=named_sets(tmp_path / "data"))
+    for name, prompts in SETS.items():
+        tables = tag(texts(tmp_path), f"eval/{name}/completions")
+        assert sorted(tables) == [0, 1]
+        assert [row[0] for row in rows(tables[1])] == prompts[:2]  # of the first batch
+    module = grpo(policy_folder)
+    train(module, tmp_path / "one", 1, CompletionSamples(), validate_every=1, data=named_sets(tmp_path / "data"))
+    for name in SETS:  # the first of three samples is the only one of one
+        three, one = (tag(texts(folder), f"eval/{name}/completions")[0] for folder in (tmp_path, tmp_path / "one"))
+        assert three == one
 
 
 def test_samples_of_a_continued_run_stand_at_their_own_steps(policy_folder, tmp_path):

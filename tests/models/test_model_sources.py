@@ -7,7 +7,7 @@ from tiny_models import CONFIGS, language_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models import NewCausalLM, PretrainedCausalLM, load_classifier
+from grpovi_lightning.models import LoRA, NewCausalLM, PretrainedCausalLM, load_classifier
 from grpovi_lightning.models.sources import load_config
 
 LLAMA = {"model_type": "llama", **CONFIGS["llama"]}
@@ -335,3 +335,59 @@ class TestDamagedCheckpoints:
 
         with pytest.raises(UserError, match=r"policy .*model.safetensors cannot be loaded: SafetensorError"):
             PretrainedCausalLM(str(folder)).check()
+
+
+def saved_with(family, tokenizer, folder, **settings):
+    return PretrainedCausalLM(saved(family, tokenizer, folder, **settings))
+
+
+class TestContext:
+    """A prompt with its completion that exceeds the positions is refused with both numbers, whatever the source."""
+
+    @pytest.fixture(params=["llama", "gpt2", "gpt_neox", "qwen2", "gemma2", "bart", "new", "adapted", "with adapter"])
+    def source(self, request, tiny_tokenizer, tokenizer_folder, tmp_path):
+        if request.param == "new":
+            return NewCausalLM(LLAMA, str(tokenizer_folder))
+        if request.param in CONFIGS:
+            language_model(request.param, tiny_tokenizer).save_pretrained(tmp_path)
+            return PretrainedCausalLM(str(tmp_path))
+        base = saved("llama", tiny_tokenizer, tmp_path / "base")
+        adapted = PretrainedCausalLM(base, lora=LoRA(r=2))
+        if request.param == "adapted":
+            return adapted
+        adapted.load().save_pretrained(tmp_path / "model")
+        return PretrainedCausalLM(base, adapter=str(tmp_path / "adapter"))
+
+    def test_both_numbers_are_said(self, source):
+        policy = source.load()
+        rows = [[5] * 40]
+        policy.limits.check(rows, lambda i: "row", 24)
+        with pytest.raises(UserError, match=r"row: got 40 tokens and 25 for the completion, .* has 64 positions"):
+            policy.limits.check(rows, lambda i: "row", 25)
+
+
+def test_a_vocabulary_that_is_larger_than_the_tokenizer_is_sampled_from_and_read_back(tiny_tokenizer, tmp_path):
+    policy = saved_with("llama", tiny_tokenizer, tmp_path, vocab_size=len(tiny_tokenizer) + 30).load()
+    beyond = len(tiny_tokenizer) + 3
+    assert policy.limits.n_embeddings == len(tiny_tokenizer) + 30
+    assert policy.tokenizer.decode([5, beyond, 6]).split() == policy.tokenizer.decode([5, 6]).split()
+
+
+def test_a_vocabulary_that_is_smaller_than_the_tokenizer_is_refused(tiny_tokenizer, tmp_path):
+    with pytest.raises(UserError, match="has embeddings for 0 to 29; resize them"):
+        saved_with("llama", tiny_tokenizer, tmp_path, vocab_size=30).load()
+
+
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_attention_is_computed_as_asked_for_with_the_same_result(policy_folder, how):
+    policy = PretrainedCausalLM(str(policy_folder), attn_implementation=how).load()
+    assert policy.model.config._attn_implementation == how
+    ids = torch.arange(3, 17)[None]
+    expected = PretrainedCausalLM(str(policy_folder)).load().model(ids).logits
+    torch.testing.assert_close(policy.model(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_attention_that_is_not_there_is_refused_in_one_line(policy_folder):
+    with pytest.raises(UserError, match="cannot be loaded") as raised:
+        PretrainedCausalLM(str(policy_folder), attn_implementation="flash_attention_2").load()
+    assert "\n" not in str(raised.value)

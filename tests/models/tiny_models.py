@@ -73,8 +73,9 @@ CONFIGS = {
 
 def language_model(family, tokenizer, seed=3, **settings) -> LanguageModel:
     """A random model whose logits are far from uniform."""
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **special | CONFIGS[family] | settings)
+    common = {"vocab_size": len(tokenizer), "bos_token_id": None}
+    common |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AutoConfig.for_model(family, **common | CONFIGS[family] | settings)
     config.initializer_range = 0.2
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -5,10 +5,12 @@ import pytest
 import torch
 from grpo_runs import grpo, identical, prompt_data, scalars, train, trainer
 from models.tiny_models import language_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from grpovi_lightning.callbacks import ExportModel
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models import LoRA, PretrainedCausalLM, WithoutAdapter
+from grpovi_lightning.models import LoRA, PretrainedCausalLM, SharedReference
 from grpovi_lightning.structures import PromptBatch
 
 ALL = ["q_proj", "v_proj", "down_proj", "lm_head", "embed_tokens"]
@@ -38,7 +40,7 @@ class TestLoRA:
 
     def test_the_reference_is_the_policy_without_its_adapters(self, run, policy_folder):
         module, _, folder = run
-        assert isinstance(module.reference, WithoutAdapter)
+        assert isinstance(module.reference, SharedReference)
         prompts = PromptBatch(["the fox", "a sad cat by the river"], torch.arange(2), {})
         rollout = module.engine.generate(module.policy, prompts, 2, 1, 0)
         with torch.no_grad():
@@ -98,13 +100,73 @@ class TestLoRA:
         assert identical(again.weights[-1], recorded.weights[-1])
 
     def test_a_layer_that_is_not_there_is_refused_in_one_line(self, policy_folder):
-        with pytest.raises(UserError, match=r"lora\.target_modules: got \['q_projection'\]"):
+        with pytest.raises(UserError, match=r"lora: got target_modules \['q_projection'\]"):
             with_lora(policy_folder, target_modules=["q_projection"]).load()
 
     @pytest.mark.parametrize("settings", [{"r": 0}, {"lora_alpha": 0.0}, {"lora_alpha": float("nan")}])
     def test_settings_that_cannot_work_are_refused(self, settings):
         with pytest.raises(UserError, match="expected"):
             LoRA(**settings)
+
+
+class TestStartingFromAnAdapter:
+    @pytest.fixture(scope="class")
+    def adapter(self, policy_folder, tmp_path_factory):
+        """An adapter that was trained for two steps, as a run leaves it."""
+        folder = tmp_path_factory.mktemp("first")
+        train(grpo(policy_folder, policy=with_lora(policy_folder)), folder, 2, ExportModel(folder / "model"))
+        return folder / "adapter"
+
+    @pytest.fixture(scope="class")
+    def run(self, policy_folder, adapter, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("second")
+        module = grpo(policy_folder, policy=PretrainedCausalLM(str(policy_folder), adapter=str(adapter)))
+        recorded = train(module, folder, 3, ExportModel(folder / "model"), checkpoint_every=2)
+        return module, recorded, folder
+
+    def test_the_adapter_goes_on_being_trained_and_is_written_anew(self, run, adapter):
+        _, recorded, folder = run
+        changed = {n for n, w in recorded.weights[-1].items() if not torch.equal(w, recorded.before[n])}
+        assert changed == {n for n in recorded.before if ".default" in n} and changed
+        before, after = (load_file(where / "adapter_model.safetensors") for where in (adapter, folder / "adapter"))
+        assert before.keys() == after.keys() and not identical(before, after)
+
+    def test_the_penalty_is_against_the_policy_with_the_adapter_as_it_was(self, run):
+        module, _, folder = run
+        assert isinstance(module.reference, SharedReference)
+        kl = scalars(folder)["kl"]
+        assert kl[0] == pytest.approx(0.0, abs=1e-9)
+        assert kl[2] > 1e-7
+
+    def test_the_run_is_that_of_its_merged_start(self, run, adapter, policy_folder, tmp_path):
+        """Sampling from the model that the first run exported, merged, gives the same completions at step 0."""
+        _, recorded, _ = run
+        merged = train(grpo(adapter.with_name("model")), tmp_path, 1)
+        assert merged.outputs[0].rollout.texts == recorded.outputs[0].rollout.texts
+
+    def test_an_interrupted_run_goes_on_with_the_same_bits(self, run, adapter, policy_folder, tmp_path):
+        _, recorded, folder = run
+        checkpoint = folder / "checkpoints" / "step=2.ckpt"
+        state = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert all(".default" in name for name in state if name.startswith("policy."))
+
+        resumed = grpo(policy_folder, policy=PretrainedCausalLM(str(policy_folder), adapter=str(adapter)))
+        again = type(recorded)()
+        trainer(tmp_path, 3, again).fit(resumed, prompt_data(tmp_path), ckpt_path=str(checkpoint), weights_only=True)
+
+        assert identical(again.weights[-1], recorded.weights[-1])
+
+
+@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"init_lora_weights": "olora"}])
+def test_a_run_with_options_of_peft_goes_on_with_the_same_bits(policy_folder, tmp_path, options):
+    def module():
+        return grpo(policy_folder, policy=with_lora(policy_folder, options=options))
+
+    recorded = train(module(), tmp_path / "whole", 3, checkpoint_every=2)
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step=2.ckpt"
+    again = train(module(), tmp_path / "rest", 3, ckpt_path=str(checkpoint))
+    assert identical(again.weights[-1], recorded.weights[-1])
+    assert scalars(tmp_path / "whole")["kl"][0] == pytest.approx(0.0, abs=1e-8)
 
 
 class PlainUpdates(L.Callback):

@@ -11,7 +11,7 @@ from helpers.rollouts import rollout_of_logprobs
 from helpers.two_processes import run_in_two_processes
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.modules.evaluation import HeldOutMetrics
+from grpovi_lightning.modules.held_out_metrics import HeldOutMetrics
 from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.ops import TokenStatistics
 
@@ -28,7 +28,9 @@ def evaluated(batches):
         statistics = TokenStatistics(torch.full((len(totals), 2), -1.0), torch.ones(len(totals), 2))
         components = {"part": torch.tensor(part), "silent": torch.full((len(totals),), NAN)}
         rewards = torch.tensor(totals)[:, None]
-        metrics.update(ScoredRollout(rollout, components, rewards, rollout.lengths.sum()), statistics)
+        scored = ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
+        metrics.update(scored, {})
+        metrics.update_policy(scored, statistics)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return metrics.compute()
@@ -63,11 +65,10 @@ def test_an_evaluation_without_any_reward_says_so_without_a_warning():
 
 def test_after_a_reset_nothing_is_left():
     metrics = HeldOutMetrics()
-    statistics = TokenStatistics(torch.zeros(1, 1), torch.ones(1, 1))
     for value in (1.0, NAN, 3.0):
         metrics.reset()
         rollout = rollout_of_logprobs([[0.0]], 1)
-        metrics.update(ScoredRollout(rollout, {}, torch.tensor([[value]]), rollout.lengths.sum()), statistics)
+        metrics.update(ScoredRollout(rollout, {}, torch.tensor([[value]]), rollout.lengths.sum()), {})
     assert metrics.compute()[keys.REWARD] == 3.0
 
 

@@ -41,9 +41,10 @@ def test_the_correlation_with_length_is_numpys():
     assert pairs.length_correlation == pytest.approx(both[0, 1], rel=1e-6)
 
 
-def test_the_correlation_is_nan_where_nothing_differs():
-    ones = torch.ones(3)
-    assert np.isnan(PairScores(ones, ones, torch.arange(3), torch.arange(3)).length_correlation)
+def test_there_is_no_correlation_where_nothing_differs():
+    ones, lengths = torch.ones(3), torch.arange(3)
+    assert PairScores(ones, ones, lengths, lengths).length_correlation == 0.0
+    assert PairScores(lengths, lengths, ones, ones).length_correlation == 0.0
 
 
 def test_accuracy_is_reported_on_each_named_subset():

@@ -255,6 +255,17 @@ class TestEachEvaluation:
             assert logged[f"eval/pair_accuracy/{name}"][0] == pytest.approx(expected)
         assert logged["eval/pair_accuracy/even"][0] != logged["eval/pair_accuracy/odd"][0]
 
+    def test_takes_several_held_out_sets_as_subsets_by_their_names(self, reward_folder, data, tmp_path):
+        sets = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")}
+        pairs = data(PAIRS[:10], PAIRS[10:])
+        both = PreferenceDataModule(pairs.sources["train"], sets, batch_size=8, seed=1)
+        fit(RewardModelModule(str(reward_folder)), tmp_path / "run", both, 1, validate_every=1)
+        logged = scalars(tmp_path / "run")
+        _, chosen, rejected = reference_scores(reward_folder, PAIRS)
+        right = (chosen > rejected).float()
+        for key, expected in (("/train", right[:10]), ("/validation", right[10:]), ("", right)):
+            assert logged[f"eval/pair_accuracy{key}"][0] == pytest.approx(float(expected.mean()))
+
     def test_gives_the_correlation_of_score_and_length_in_tokens(self, evaluated):
         run, pairs, chosen, rejected = evaluated
         lengths = [len(text.split()) for side in (1, 2) for text in (pair[side] for pair in pairs)]

@@ -74,6 +74,11 @@ def test_a_sample_without_variance_is_refused(tiny_tokenizer, function):
         NormalisedReward(RewardFunction(function)).fit(rollouts(tiny_tokenizer))
 
 
+def test_it_cannot_score_before_its_numbers_are_known(tiny_tokenizer):
+    with pytest.raises(UserError, match="normalised_reward: its scale is taken where a policy is trained on it"):
+        NormalisedReward(RewardFunction(vowels)).components(rollouts(tiny_tokenizer)[0])
+
+
 class Learning(Reward):
     learns = True
 

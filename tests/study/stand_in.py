@@ -1,4 +1,4 @@
-"""Keeps the contract of `python -m grpovi_lightning.cli fit|task` and trains nothing; for process handling only.
+"""Keeps the contract of `python -m grpovi_lightning.cli fit|task|sample` and trains nothing; for process handling only.
 
 Keys of its config files: steps, step_seconds, rollout, fail_at, crash_at, crash_output, kill_fresh_at, leave_at,
 ignore_sigint, ignore_sigterm, worker. Every process appends what it saw to the file named by STAND_IN_JOURNAL.
@@ -30,7 +30,7 @@ def write_status(folder, **content):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["fit", "task"])
+    parser.add_argument("command", choices=["fit", "task", "sample"])
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--output")
     parser.add_argument("--study_dir")
@@ -59,7 +59,22 @@ def main():
         (folder / "task.json").write_text("{}")
         journal(event="end", run=run)
         return
+    if arguments.command == "sample":
+        sample(config, folder, run)
+        return
     train(arguments, config, folder, run)
+
+
+def sample(config, folder, run):
+    """Writes a part at a time, and leaves the parts that are there."""
+    for part in range(3):
+        file = folder / f"part_{part}"
+        if part == config.get("kill_fresh_at") and not file.exists():
+            file.write_text("made before the kill")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not file.exists():
+            file.write_text("made afterwards")
+    journal(event="end", run=run)
 
 
 def train(arguments, config, folder, run):

@@ -54,6 +54,32 @@ def test_a_process_gets_its_configs_its_folders_and_its_seed(bench):
     assert threads == {True: "2", False: "3"}
 
 
+SAMPLED = {"drawn": {"command": "sample", "configs": ["task.yaml"]}, "sft": {"configs": ["sft.yaml"]}}
+
+
+def test_a_stage_can_sample_completions_for_the_stages_after_it(bench):
+    bench.write(prepare=SAMPLED)
+    assert bench.compare() == 0
+    folder = bench.folder / "prepare" / "drawn"
+    places = ["--study_dir", str(bench.folder), "--output", str(folder)]
+    assert bench.journal("start")[0]["arguments"] == ["sample", "--config", str(bench.root / "task.yaml"), *places]
+    assert (folder.parent / "drawn.process.log").is_file()
+    before = bench.started()
+    assert bench.compare() == 0 and bench.started() == before
+
+
+def test_a_stage_that_samples_goes_on_with_what_an_earlier_attempt_left(bench, capfd):
+    bench.config("task.yaml", kill_fresh_at=1)
+    bench.write(prepare=SAMPLED)
+    assert bench.compare() == 1
+    assert bench.started() == ["prepare/drawn"]
+    assert "prepare drawn failed: killed by SIGKILL" in capfd.readouterr().err
+    assert bench.compare() == 0
+    parts = sorted((bench.folder / "prepare" / "drawn").glob("part_*"))
+    assert [part.read_text() for part in parts] == ["made afterwards", "made before the kill", "made afterwards"]
+    assert bench.started()[1:3] == ["prepare/drawn", "prepare/sft"]
+
+
 def test_finished_runs_are_not_run_again(bench):
     bench.write()
     bench.compare()
