@@ -53,6 +53,11 @@ def content_text(message: Message) -> str:
     return content or ""
 
 
+def answer_text(answer: Answer) -> str:
+    """Return what an answer says, without the roles of its messages."""
+    return answer if isinstance(answer, str) else "\n".join(map(content_text, answer))
+
+
 def as_messages(text: str) -> list[Message]:
     """Return a sampled completion as the message of an assistant."""
     return [{"role": "assistant", "content": text}]

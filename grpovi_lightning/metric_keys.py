@@ -191,6 +191,11 @@ ONLINE_STATE_BYTES = scalar("online/state_bytes", "mean")
 # Supervised fine-tuning and reward modelling.
 PAIR_ACCURACY = scalar("pair_accuracy", "mean")
 REWARD_MARGIN = scalar("reward_margin", "mean")
+CALIBRATION_ERROR = scalar("calibration_error", "mean")
+"""Expected calibration error of the predicted preferences: over ten bins of the probability of the completion that the
+model prefers, the mean distance between that probability and the share of pairs in which the model is right."""
+LENGTH_CORRELATION = scalar("length_correlation", "mean")
+"""Pearson correlation of the scores of completions with their lengths in tokens; NaN where either never differs."""
 
 
 def step_share(phase: str) -> str:
@@ -211,6 +216,20 @@ def rewards_mean(name: str) -> str:
 def rewards_std(name: str) -> str:
     """Return TRL's key of the standard deviation of reward component `name`; NaN of fewer than two scores."""
     return f"{rewards(name)}/std"
+
+
+def rewards_truncated(name: str) -> str:
+    """Return the key of the number of sequences of a step whose prompts were cut for reward model `name`.
+
+    They are counted over all ranks; those of groups that resampling threw away count, too. Logged where the reward
+    model has `truncate` set.
+    """
+    return f"rewards/{name}/truncated"
+
+
+def pair_accuracy_of(subset: str) -> str:
+    """Return the key of the accuracy on a named subset of the pairs."""
+    return f"{PAIR_ACCURACY}/{subset}"
 
 
 def pair_agreement(name: str) -> str:

@@ -13,10 +13,13 @@ from torch import Tensor
 from grpovi_lightning.errors import UserError
 
 # First word of the key: without it, two uses with the same numbers would draw the same stream.
-_SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS, _TABLE = 0, 1, 2, 3, 4, 5, 6
+_SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS, _TABLE, _INITIAL = 0, 1, 2, 3, 4, 5, 6, 7
 
 HELD_OUT_STEP = 1 << 40
 """The step that held-out sampling passes: every evaluation draws the same numbers, and no training step does."""
+
+INITIAL_STEP = HELD_OUT_STEP + 1
+"""The step that sampling passes for the initial policy's completions that a reward is normalised over."""
 
 
 def resolve_seed(seed: int | None) -> int:
@@ -100,6 +103,11 @@ def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: 
             used.add(row)
             found.append(row)
     return found
+
+
+def initial_indices(seed: int, n_rows: int, count: int) -> list[int]:
+    """Return `count` different rows of the `n_rows` of the training table, for a sample of the initial policy."""
+    return _generator(_INITIAL, seed).permutation(n_rows)[:count].tolist()
 
 
 def selection_generator(seed: int, step: int) -> np.random.Generator:

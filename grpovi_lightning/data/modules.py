@@ -8,7 +8,7 @@ import torch
 
 from grpovi_lightning.data.base import HeldOut, TextDataModule
 from grpovi_lightning.data.conversations import Conversations
-from grpovi_lightning.data.formats import DemonstrationRows, PreferenceRows, PromptRows
+from grpovi_lightning.data.formats import DemonstrationRows, PromptRows
 from grpovi_lightning.data.preparation import Preparation
 from grpovi_lightning.data.reading import CSVType
 from grpovi_lightning.data.sources import TableSource
@@ -16,7 +16,8 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.structures import PromptBatch
 
 TextPairs = dict[str, list[Any]]
-"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text or conversation a row."""
+"""A batch for SFT or reward modelling: role ("prompt", "chosen", ...) -> one text or conversation a row. In the role
+"margin" it is one number a row."""
 
 
 class PromptDataModule(TextDataModule):
@@ -123,28 +124,3 @@ class DemonstrationDataModule(TextTupleDataModule):
         """
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
         self.rows = DemonstrationRows(prompt_column, conversations, completion_column, messages_column)
-
-
-class PreferenceDataModule(TextTupleDataModule):
-    """Prompts with a preferred and another completion; a batch has the roles "prompt", "chosen" and "rejected"."""
-
-    def __init__(
-        self,
-        train: TableSource,
-        validation: HeldOut = None,
-        test: TableSource | None = None,
-        batch_size: int = 32,
-        validation_batch_size: int = 64,
-        prompt_column: str = "prompt",
-        chosen_column: str = "chosen",
-        rejected_column: str = "rejected",
-        seed: int | None = None,
-        conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
-        preparation: Preparation = Preparation(),  # noqa: B008  a frozen value
-    ) -> None:
-        """Name the tables and their columns; `batch_size` counts pairs over all processes.
-
-        In tables without a column of prompts, both answers begin with the prompt.
-        """
-        super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
-        self.rows = PreferenceRows(prompt_column, conversations, chosen_column, rejected_column)

@@ -85,25 +85,29 @@ class LoRA:
             raise UserError(f"lora.options.init_lora_weights: {start!r} cannot be used: {_REFUSED_STARTS[start]}")
         self._config()
 
-    def add_to(self, model: PreTrainedModel) -> None:
+    def add_to(self, model: PreTrainedModel, task: str = "CAUSAL_LM") -> None:
         """Add fresh adapters and freeze all other weights.
 
         They change nothing yet, or all of it is kept under the name `INITIAL`, too.
 
+        Args:
+            model: gets them.
+            task: peft's name of what the model is for; `all-linear` leaves out the output layer of that.
+
         Raises:
             UserError: peft cannot apply the settings to this model.
         """
-        config = self._config()
+        config = self._config(task)
         with self._told_by_peft():
             model.add_adapter(config, TRAINED)
         self._check_names(model)
         if config.init_lora_weights not in _ZERO_AT_FIRST:
             keep_initial(model)
 
-    def _config(self) -> Any:
+    def _config(self, task: str = "CAUSAL_LM") -> Any:
         settings = {name: getattr(self, name) for name in _own_fields()} | self.options
         with self._told_by_peft():
-            return require_peft().LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **settings)
+            return require_peft().LoraConfig(task_type=task, lora_dropout=0.0, **settings)
 
     @contextmanager
     def _told_by_peft(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """What a model can read: sequences up to a length, of tokens that have an embedding."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Self
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +53,12 @@ class InputLimits:
                 )
             if row:
                 self._check_token(max(row), where(i))
+
+    def of_any_length(self) -> Self:
+        """Return limits that let sequences of any length pass, for rows that are cut afterwards."""
+        free = copy(self)
+        free.positions = None
+        return free
 
     def _check_token(self, token: int, where: str) -> None:
         if self.n_embeddings is not None and token >= self.n_embeddings:

@@ -17,7 +17,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     """
     whole = copy.deepcopy(model)
     embeddings = whole.get_input_embeddings(), whole.get_output_embeddings()
-    if any(isinstance(module, adapted_kinds()) for module in embeddings):
+    if embeddings[1] is not None and any(isinstance(module, adapted_kinds()) for module in embeddings):
         _untie(whole)
     replaced: list[str] = []
     # A list first, because the loop replaces modules.

@@ -1,6 +1,5 @@
 """Where a model comes from: a checkpoint, or a configuration with fresh weights."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
@@ -24,7 +22,6 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.adapter_files import check_adapter, load_adapter
 from grpovi_lightning.models.adapters import TRAINED, LoRA, has_adapters, trains_base_weights
 from grpovi_lightning.models.chat import check_chat_template, set_chat_template
-from grpovi_lightning.models.encoding import end_tokens, name_end_token
 from grpovi_lightning.models.files import check_files, loading
 from grpovi_lightning.models.gguf import check_gguf
 from grpovi_lightning.models.hub import check_hub, looks_local
@@ -34,13 +31,6 @@ from grpovi_lightning.models.reference import SharedReference
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
-
-LAST_TOKEN = "last_token"
-"""`reward_pooling` in the `config.json` of a classifier that scores by the state at the last token that is no padding
-by the attention mask. Where that is not named, it is the last one that differs from the padding token, as in
-`transformers`: that never is an end token which serves as padding, too."""
-
-_log = logging.getLogger(__name__)
 
 
 class CausalLMSource(ABC):
@@ -205,60 +195,6 @@ class NewCausalLM(CausalLMSource):
             _without_dropout(config)
             model = AutoModelForCausalLM.from_config(config)
         return LanguageModel(model, tokenizer)
-
-
-def load_classifier(
-    path: str, dtype: Precision = "float32", new_head: bool = False, chat_template: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a one-label sequence classifier and its tokenizer.
-
-    Args:
-        path: local folder or hub name.
-        dtype: dtype of the weights.
-        new_head: whether a causal LM's checkpoint will do, to start training from. Its body is taken and the head
-            starts at zero, so every reward is 0 until it is trained, and no seed is needed.
-        chat_template: in place of the tokenizer's own; see `set_chat_template`.
-
-    Raises:
-        UserError: the folder is missing, or the checkpoint has more than one label or no trained head.
-    """
-    check_checkpoint(path, "reward model")
-    config = load_config(path)
-    trained = any("SequenceClassification" in name for name in config.architectures or [])
-    if trained and config.num_labels != 1:
-        raise UserError(
-            f"reward model {path}: got {config.num_labels} labels, expected 1; use a reward model's checkpoint"
-        )
-    if not trained and not new_head:
-        raise UserError(
-            f"reward model {path}: got {', '.join(config.architectures or ['no architecture'])}, expected a trained "
-            "sequence classifier; train one with RewardModelModule first"
-        )
-    new = () if trained else ("score.weight",)
-    model = load_model(AutoModelForSequenceClassification, path, dtype, new, num_labels=1)
-    tokenizer = load_tokenizer(path, chat_template)
-    name_end_token(tokenizer, model)
-    if model.config.pad_token_id is None:
-        # Classifiers read the last token that is not padding, and refuse batches where none is named.
-        pad = tokenizer.pad_token_id
-        model.config.pad_token_id = tokenizer.eos_token_id if pad is None else pad
-    head = getattr(model, "score", None)
-    if not trained:
-        if head is None:
-            raise UserError(f"reward model {path}: {type(model).__name__} has no linear head named `score`")
-        torch.nn.init.zeros_(head.weight)
-        model.config.reward_pooling = LAST_TOKEN
-    elif head is not None and not pools_last_token(model) and model.config.pad_token_id in end_tokens(tokenizer):
-        _log.warning(
-            f"reward model {path}: its end token is its padding token, too, so it scores a completion by the token "
-            "before the end, whether or not it ended; one that is trained here from a causal LM reads the end"
-        )
-    return model, tokenizer
-
-
-def pools_last_token(model: PreTrainedModel) -> bool:
-    """Return whether a classifier scores by the last token of the attention mask; see `LAST_TOKEN`."""
-    return getattr(model.config, "reward_pooling", None) == LAST_TOKEN
 
 
 def check_checkpoint(path: str, role: str, revision: str | None = None) -> None:

@@ -27,12 +27,13 @@ from grpovi_lightning.models import CausalLMSource, LanguageModel, SharedReferen
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import Evaluator, HeldOutEvaluation, held_out_names
 from grpovi_lightning.modules.group_size import check_group_size
+from grpovi_lightning.modules.initial_sample import check_initial_sample, fit_normalisation
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
 from grpovi_lightning.modules.progress import run_progress
-from grpovi_lightning.modules.report import reported, step_scalars
+from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
 from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout, check_spare
 from grpovi_lightning.modules.tables import check_prompts
 from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
@@ -139,19 +140,16 @@ class GRPOModule(FrozenLeftOut):
         self.reward.check()
 
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
-        """Compare the settings with those of the trainer and the data, before anything is loaded.
-
-        Raises:
-            UserError: they cannot work together.
-        """
+        """Raise `UserError` for settings that cannot work with the trainer's or the data's, before loading."""
         self.updater.check(trainer, data)
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_spare(self.resampling, data)
         self.held_out.check(data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:
-        """Raise `UserError` if the reward or a metric needs a column that a table of the data lacks."""
+        """Raise `UserError` if the reward or a metric needs a column that a table lacks, or more prompts."""
         if isinstance(data, PromptDataModule):
+            check_initial_sample(self.reward, len(data.tables["train"]))
             tables = {name: data.handed_over(table.columns) for name, table in data.tables.items()}
             self.reward.check_columns(tables)
             self.held_out.check_columns(tables)
@@ -182,12 +180,13 @@ class GRPOModule(FrozenLeftOut):
         check_prompts(self, self.policy, self.reward, self.engine.sampling.max_completion_length)
 
     def on_fit_start(self) -> None:
-        """Tell the user where the diagnostics cannot use the paper's weights."""
-        if not self.needs_reference:
-            self.print(
-                "adjustment/*: nothing here needs a reference policy, so none is loaded, and what GRPOVI would have "
-                "done is logged for uniform weights; set model.counterfactual to load one for the paper's weights"
-            )
+        announce_diagnostics(self, self.needs_reference)
+
+    def on_train_start(self) -> None:
+        """Fit a reward that is normalised over the initial policy's completions; see `fit_normalisation`."""
+        fit_normalisation(self)
+
+    on_validation_epoch_start = on_test_epoch_start = on_train_start  # whichever comes first
 
     def configure_optimizers(self) -> Any:
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)

@@ -109,7 +109,8 @@ class OnePassRewardModule(FrozenLeftOut):
 
     def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
         sides = self._features(batch)
-        self.held_out.update(*(self.estimator.reward(side).to(self.device) for side in sides))
+        chosen, rejected = (self.estimator.reward(side).to(self.device) for side in sides)
+        self.held_out.update(chosen, rejected)
         if self.moments is not None:
             self.moments.update(torch.cat(sides))
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 from functools import wraps
 from typing import Any
 
+import lightning as L
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
@@ -32,6 +33,15 @@ def reported(step: Callable[[Any, PromptBatch, int], StepOutcome]) -> Callable[.
         return as_outputs(outcome, self.close_step(outcome, seconds))
 
     return training_step
+
+
+def announce_diagnostics(module: L.LightningModule, needs_reference: bool) -> None:
+    """Tell the user where the diagnostics cannot use the paper's weights."""
+    if not needs_reference:
+        module.print(
+            "adjustment/*: nothing here needs a reference policy, so none is loaded, and what GRPOVI would have "
+            "done is logged for uniform weights; set model.counterfactual to load one for the paper's weights"
+        )
 
 
 def step_scalars(

@@ -73,7 +73,7 @@ class Reward(nn.Module):
         """
 
     def learn(self, rollout: Rollout, seed: int, stopping: Callable[[], bool] = lambda: False) -> RewardUpdate:
-        """Learn from the completions of this rank on which the policy was trained.
+        """Learn from the completions of this rank on which the policy was trained, and say what there is to log.
 
         Called at every step after the policy's update, on every rank. A reward that waits for something gives up once
         `stopping` says that the run was asked to stop.
@@ -84,7 +84,10 @@ class Reward(nn.Module):
         """Write what was learned during training into a folder; nothing for a reward that does not learn."""
 
     def progress(self) -> dict[str, float]:
-        """Return running totals, such as labels used, as an axis for held-out curves; the same names every time."""
+        """Return running totals, such as labels used, as an axis for held-out curves; the same names every time.
+
+        Called once at the end of every evaluation, on every rank; counts of an evaluation alone begin anew with it.
+        """
         return {}
 
     def total(self, components: dict[str, Tensor], group_size: int) -> Tensor:

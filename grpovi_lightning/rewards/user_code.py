@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from grpovi_lightning.errors import TrainingError, UserError
-from grpovi_lightning.randomness import HELD_OUT_STEP
+from grpovi_lightning.randomness import HELD_OUT_STEP, INITIAL_STEP
 from grpovi_lightning.rewards import background
 from grpovi_lightning.rewards.arguments import check_kwargs
 from grpovi_lightning.structures import Rollout
@@ -97,7 +97,8 @@ def _in_one_line(what: str, rollout: Rollout, call: Callable[[], Any]) -> Any:
     except (Exception, CancelledError) as error:
         numbers = rollout.prompts.indices.tolist()
         listed = ", ".join(map(str, numbers[:8])) + ", ..." * (len(numbers) > 8)
-        when = "the evaluation" if rollout.step == HELD_OUT_STEP else f"step {rollout.step}"
+        named = {HELD_OUT_STEP: "the evaluation", INITIAL_STEP: "the initial sample"}
+        when = named.get(rollout.step, f"step {rollout.step}")
         raise TrainingError(f"{what} raised {_in_words(error)}; rows of {when}: {listed}") from error
 
 

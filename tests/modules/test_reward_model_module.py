@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from grpovi_lightning.data import PreferenceDataModule
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models import PretrainedCausalLM
+from grpovi_lightning.models import LoRA, PretrainedCausalLM
 from grpovi_lightning.modules import RewardModelModule
 from grpovi_lightning.rewards import RewardModel
 from grpovi_lightning.structures import PromptBatch, Rollout
@@ -197,3 +197,115 @@ def test_a_negative_centring_is_refused(reward_folder):
 def test_a_missing_checkpoint_is_refused_before_loading(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         RewardModelModule(str(tmp_path / "nowhere")).check_inputs()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("margins", [None, [0.0, 0.5, 1.0, 2.0, 3.0]])
+def test_margins_and_label_smoothing_are_in_the_loss_and_its_gradient(reward_folder, smoothing, margins, monkeypatch):
+    module = RewardModelModule(str(reward_folder), centering_coefficient=0.0, label_smoothing=smoothing)
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)  # there is no trainer here
+    module.configure_model()
+    model, chosen, rejected = reference_scores(reward_folder, PAIRS[:5])
+    right = 1 / (1 + (rejected - chosen + torch.tensor(margins or [0.0] * 5)).exp())
+    expected = -((1 - smoothing) * right.log() + smoothing * (1 - right).log()).mean()
+    expected.backward()
+
+    loss = module.training_step(batch(PAIRS[:5]) | ({"margin": margins} if margins else {}), 0)
+    loss.backward()
+
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(module.model.score.weight.grad, model.score.weight.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_smoothing": 0.5}, r"label_smoothing: got 0\.5, expected at least 0 and less than 0\.5"),
+        ({"label_smoothing": -0.1}, r"label_smoothing: got -0\.1"),
+        ({"lora": LoRA(), "head_only": True}, "lora: got it with head_only"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(reward_folder, settings, message):
+    with pytest.raises(UserError, match=message):
+        RewardModelModule(str(reward_folder), **settings)
+
+
+class TestEachEvaluation:
+    @pytest.fixture(scope="class")
+    def evaluated(self, reward_folder, tmp_path_factory):
+        """A run with two named subsets, whose completions differ in length."""
+        folder = tmp_path_factory.mktemp("evaluated")
+        rows = [
+            {"prompt": p, "chosen": c + " and the dog" * (i % 3), "rejected": r, "kind": "odd" if i % 2 else "even"}
+            for i, (p, c, r) in enumerate(PAIRS)
+        ]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        file = str(folder / "pairs.jsonl")
+        data = PreferenceDataModule(file, file, batch_size=8, validation_batch_size=5, seed=1, subset_column="kind")
+        fit(RewardModelModule(str(reward_folder)), folder / "run", data, 2, validate_every=1)
+        pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+        _, chosen, rejected = reference_scores(reward_folder, pairs)
+        return folder / "run", pairs, chosen.detach().numpy(), rejected.detach().numpy()
+
+    def test_gives_the_accuracy_on_each_subset(self, evaluated):
+        run, _, chosen, rejected = evaluated
+        logged = scalars(run)
+        for name, first in (("even", 0), ("odd", 1)):
+            expected = np.mean(chosen[first::2] > rejected[first::2])
+            assert logged[f"eval/pair_accuracy/{name}"][0] == pytest.approx(expected)
+        assert logged["eval/pair_accuracy/even"][0] != logged["eval/pair_accuracy/odd"][0]
+
+    def test_gives_the_correlation_of_score_and_length_in_tokens(self, evaluated):
+        run, pairs, chosen, rejected = evaluated
+        lengths = [len(text.split()) for side in (1, 2) for text in (pair[side] for pair in pairs)]
+        expected = np.corrcoef(np.r_[chosen, rejected], lengths)[0, 1]
+        assert abs(expected) > 0.01
+        assert scalars(run)["eval/length_correlation"][0] == pytest.approx(expected, rel=1e-4)
+
+    def test_gives_pictures_that_tensorboard_shows(self, evaluated):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (file,) = evaluated[0].glob("events.out.tfevents.*")
+        events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
+        assert sorted(events.Tags()["images"]) == ["eval/calibration", "eval/score_by_length", "eval/scores"]
+        for tag in events.Tags()["images"]:
+            assert [image.step for image in events.Images(tag)] == [0, 1, 2]
+            assert all(image.encoded_image_string.startswith(b"\x89PNG") for image in events.Images(tag))
+
+
+class TestPairsThatAreTooLong:
+    @pytest.fixture
+    def start(self, policy_folder, tmp_path):
+        from models.tiny_models import language_model
+
+        tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+        language_model("gpt2", tokenizer, n_positions=10).save_pretrained(tmp_path / "start")
+        return str(tmp_path / "start")
+
+    LONG = ("the old house in red near the small river and the tree", "the happy fox", "a dog")
+
+    def test_are_refused_by_default(self, start, data, tmp_path):
+        with pytest.raises(UserError, match=r"train table, row 24: got 16 tokens, but .* has 10 positions"):
+            fit(RewardModelModule(start), tmp_path / "run", data([*PAIRS, self.LONG]), 1)
+
+    def test_lose_the_left_part_of_their_prompts_where_that_is_set_and_the_log_says_how_many(
+        self, start, data, tmp_path, capsys
+    ):
+        module = RewardModelModule(start, truncate="prompt")
+        fit(module, tmp_path / "run", data([*PAIRS, self.LONG], [self.LONG]), 4, validate_every=2)
+
+        too_long = [len(f"{p} {text}".split()) + 1 for p, *texts in PAIRS for text in texts]
+        count = sum(length > 10 for length in too_long) + 4
+        assert f"{count} sequences of the tables are longer than the 10 tokens" in capsys.readouterr().out
+        with torch.no_grad():
+            _, chosen, rejected = reference_scores_of(module, [self.LONG])
+            found = torch.cat(module._scores(batch([self.LONG])))
+        torch.testing.assert_close(found, torch.stack([chosen, rejected]), atol=1e-5, rtol=1e-4)
+
+
+def reference_scores_of(module, pairs):
+    """Scores of a single pair's last ten tokens."""
+    ((prompt, *texts),) = pairs
+    rows = [[*module.tokenizer(f"{prompt} {text}")["input_ids"], 1][-10:] for text in texts]
+    scores = [module.model.eval()(torch.tensor([row])).logits[0, 0] for row in rows]
+    return module.model, *scores

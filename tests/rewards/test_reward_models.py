@@ -1,15 +1,26 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers.framed import framed_tokenizer
 from helpers.rollouts import rollout_of_words
 from helpers.tiny_checkpoints import WORDS, save_reward_model, save_tokenizer
-from transformers import AutoModelForSequenceClassification
+from models.tiny_models import language_model
+from modules.grpo_runs import grpo, scalars, train
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.modules import RewardModelModule
-from grpovi_lightning.rewards import RewardModel
+from grpovi_lightning.randomness import HELD_OUT_STEP
+from grpovi_lightning.rewards import CompositeReward, NormalisedReward, RewardFunction, RewardModel
 from grpovi_lightning.rewards.models import classifier_scores
 from grpovi_lightning.rewards.sequences import SequenceReader
 
@@ -201,3 +212,88 @@ def test_it_starts_unloaded_and_checks_its_folder_before_loading(reward_folder, 
 def test_a_batch_size_of_0_is_refused(reward_folder):
     with pytest.raises(UserError, match="batch_size: got 0, expected at least 1"):
         RewardModel(str(reward_folder), batch_size=0)
+
+
+class TestSequencesThatAreTooLong:
+    """A reward model with 8 positions; the policy's vocabulary or, as text, that of an encoder."""
+
+    PROMPTS = ("write about the small red boat and the river", "a cat")
+    GROUPS = (("fox", "the fox runs"), ("sleeps", "dog"))
+
+    @staticmethod
+    def save(tokenizer, folder, positions):
+        language_model("gpt2", tokenizer, n_positions=positions).save_pretrained(folder / "policy")
+        module = TestAnEndTokenThatIsPaddingToo.with_head(folder / "policy")
+        module.save_pretrained(str(folder / "reward"))
+        return folder / "reward"
+
+    @pytest.fixture
+    def decoder(self, tiny_tokenizer, tmp_path):
+        return self.save(tiny_tokenizer, tmp_path, 8)
+
+    @pytest.fixture
+    def long(self, tiny_tokenizer):
+        return rollout_of_words(tiny_tokenizer, self.PROMPTS, self.GROUPS, truncated=[False, True, False, False])
+
+    def test_are_an_error_by_default_that_names_the_prompt(self, decoder, tiny_tokenizer, long):
+        with pytest.raises(UserError, match=r"a completion of prompt 'write about .*: got 11 tokens, but .* has 8"):
+            loaded(decoder, tiny_tokenizer).components(long)
+
+    def test_lose_the_left_part_of_the_prompt_where_that_is_set(self, decoder, tiny_tokenizer, long, caplog):
+        found = loaded(decoder, tiny_tokenizer, truncate="prompt").components(long)["reward_model"]
+        texts = [f"{self.PROMPTS[i // 2]} {text}" for i, text in enumerate(t for group in self.GROUPS for t in group)]
+        rows = [tiny_tokenizer(text)["input_ids"] + ([] if i == 1 else [1]) for i, text in enumerate(texts)]
+        assert [len(row) for row in rows] == [11, 12, 4, 4]
+        torch.testing.assert_close(found, direct_scores(decoder, [row[-8:] for row in rows]), rtol=1e-4, atol=1e-5)
+        (message,) = said(caplog)
+        assert "2 of 4 sequences are longer than the 8 tokens" in message
+
+    def test_are_counted_for_each_step_and_evaluation_by_itself(self, decoder, tiny_tokenizer, long):
+        reward = CompositeReward([RewardFunction(letters), NormalisedReward(model := RewardModel(str(decoder)))])
+        model.truncate = "prompt"
+        reward.load(tiny_tokenizer)
+        reward.parts[1].fit([long])
+        held_out, later = (replace(long, step=step) for step in (HELD_OUT_STEP, 1))
+        for rollout in (long, held_out, held_out, later):
+            reward.components(rollout)
+        key = "rewards/reward_model/truncated"
+        assert reward.learn(later, seed=1).metrics == {key: 2.0}
+        assert reward.progress() == {key: 4.0} and reward.progress() == {key: 0.0}
+        assert not reward.learn(later, seed=1).changed
+
+    def test_an_encoder_keeps_the_special_tokens_at_both_ends(self, tiny_tokenizer, long, tmp_path):
+        config = BertConfig(vocab_size=60, num_labels=1, max_position_embeddings=8, initializer_range=0.5, **TINY)
+        torch.manual_seed(1)
+        BertForSequenceClassification(config).save_pretrained(tmp_path)
+        tokenizer = framed_tokenizer("[CLS]", "[SEP]", eos_token=None, cls_token="[CLS]", sep_token="[SEP]")
+        tokenizer.save_pretrained(tmp_path)
+        found = loaded(tmp_path, tiny_tokenizer, truncate="prompt").components(long)["reward_model"]
+        expected = ["red boat and the river fox", "and the river the fox runs", "a cat sleeps", "a cat dog"]
+        torch.testing.assert_close(found, direct_scores(tmp_path, [tokenizer(t)["input_ids"] for t in expected]))
+
+    def test_a_run_logs_how_many_at_each_step(self, tiny_tokenizer, policy_folder, tmp_path):
+        folder = self.save(tiny_tokenizer, tmp_path, 12)  # a prompt of the table is longer
+        train(grpo(policy_folder, RewardModel(str(folder), truncate="prompt")), tmp_path, 2)
+        counts = scalars(tmp_path)["rewards/reward_model/truncated"]
+        assert sorted(counts) == [0, 1] and max(counts.values()) > 0
+
+
+def letters(prompts, completions, completion_ids):
+    return [float(len(text)) for text in completions]
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def test_a_label_of_several_is_the_reward(tmp_path, tokenizer_folder, tiny_tokenizer, rollout):
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer), num_labels=2, pad_token_id=0, initializer_range=0.3, **TINY)
+    torch.manual_seed(4)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    first, second = (
+        loaded(tmp_path, tiny_tokenizer, label=label).components(rollout)["reward_model"] for label in (0, "LABEL_1")
+    )
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = torch.cat([model(torch.tensor([row])).logits for row in joined(tiny_tokenizer)])
+    torch.testing.assert_close(torch.stack([first, second], dim=1), expected, rtol=1e-4, atol=1e-5)
