@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
@@ -53,7 +53,7 @@ def build(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Na
     parser = _parser(command)
     try:
         config = expanded(parser.parse_args(arguments))
-        built = parser.instantiate_classes(config)
+        built: Any = parser.instantiate_classes(config)
     except argparse.ArgumentError as error:
         raise UserError(one_line(str(error))) from error
     except ValueError as error:
