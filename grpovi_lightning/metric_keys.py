@@ -195,7 +195,7 @@ CALIBRATION_ERROR = scalar("calibration_error", "mean")
 """Expected calibration error of the predicted preferences: over ten bins of the probability of the completion that the
 model prefers, the mean distance between that probability and the share of pairs in which the model is right."""
 LENGTH_CORRELATION = scalar("length_correlation", "mean")
-"""Pearson correlation of the scores of completions with their lengths in tokens; NaN where either never differs."""
+"""Pearson correlation of the scores of completions with their lengths in tokens; 0 where either never differs, as before training."""
 
 
 def step_share(phase: str) -> str:

@@ -27,11 +27,12 @@ class PairScores:
 
     @property
     def length_correlation(self) -> float:
-        """Pearson correlation of score and length; NaN where either never differs."""
+        """Pearson correlation of score and length; 0 where either never differs."""
         scores = torch.cat([self.chosen, self.rejected]).double()
         lengths = torch.cat([self.chosen_lengths, self.rejected_lengths]).double()
         centred = torch.stack([scores - scores.mean(), lengths - lengths.mean()])
-        return float(centred.prod(dim=0).sum() / centred.square().sum(dim=1).sqrt().prod())
+        spread = float(centred.square().sum(dim=1).sqrt().prod())
+        return float(centred.prod(dim=0).sum()) / spread if spread > 0.0 else 0.0
 
 
 class HeldOutPairs(nn.Module):
