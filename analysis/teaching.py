@@ -14,6 +14,7 @@ from rich.table import Table
 
 from analysis.statistics import Bootstrap, mean
 from analysis.style import FAINT, PALETTE, RC
+from analysis.tables import rows_where
 from analysis.terminal import PRINTED_WIDTH
 
 TABLE_FILE, PICTURE_FILE = "teach.csv", "teach.png"
@@ -44,22 +45,23 @@ def teaching_table(prompts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(group: pd.DataFrame) -> dict[str, Any]:
-    known = group[group["variance"].notna()]
-    variances = known["variance"].to_numpy(dtype=float)
+    known = rows_where(group, group["variance"].notna())
+    variances, adjusted, constant, accuracy = (
+        np.asarray(known[name], dtype=float) for name in ("variance", "adjusted_variance", "constant", "accuracy")
+    )
     low, high = Bootstrap().interval(list(variances), mean)
     names = ("min", "q1", "median", "q3", "max")
     quartiles = np.quantile(variances, [0.0, 0.25, 0.5, 0.75, 1.0])
-    adjusted = float(known["adjusted_variance"].mean())
     return {
         "prompts": len(known),
         "variance": float(variances.mean()),
         "variance_low": low,
         "variance_high": high,
         **{f"variance_{name}": float(value) for name, value in zip(names, quartiles, strict=True)},
-        "adjusted": adjusted,
-        "gain": adjusted / float(variances.mean()) if variances.mean() > 0 else np.nan,
-        "constant": float(known["constant"].mean()),
-        "accuracy": float(known["accuracy"].mean()),
+        "adjusted": float(adjusted.mean()),
+        "gain": float(adjusted.mean() / variances.mean()) if variances.mean() > 0 else np.nan,
+        "constant": float(constant.mean()),
+        "accuracy": float(accuracy[~np.isnan(accuracy)].mean()) if not np.isnan(accuracy).all() else np.nan,
     }
 
 

@@ -75,6 +75,20 @@ def check_fit(arguments: list[str]) -> None:
     RunCLI(arguments)
 
 
+def check_command(arguments: list[str]) -> None:
+    """Build what the command line of a stage or arm of a study describes: `fit ...` or `sample ...`.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    if arguments[0] == "fit":
+        return check_fit(arguments[1:])
+    _quiet()
+    from grpovi_lightning.sampling_command import build
+
+    build("sample", arguments[1:])
+
+
 def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
     _quiet()
     from grpovi_lightning.notes import show_notes
@@ -131,7 +145,12 @@ def _compare(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs"), help="where the study's folder is made")
     given = parser.parse_args(arguments)
     return compare(
-        given.study, seeds=given.seeds, jobs=given.jobs, output=given.output, preflight=check_fit, report=_print_report
+        given.study,
+        seeds=given.seeds,
+        jobs=given.jobs,
+        output=given.output,
+        preflight=check_command,
+        report=_print_report,
     )
 
 

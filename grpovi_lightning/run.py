@@ -61,8 +61,7 @@ class RunCLI(LightningCLI):
         self.training = training
         read_whole_numbers_first()
         read_loggers_without_a_place()
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # reward functions are found where the command runs; installed packages first
+        find_user_code()
         try:
             super().__init__(
                 L.LightningModule,
@@ -251,6 +250,12 @@ class RunCLI(LightningCLI):
         )
         where = f"step {self.trainer.global_step} of {self.trainer.max_steps}"
         print(f"grpovi: the run was {self.status.content['error']}, at {where}; {go_on}", file=sys.stderr)
+
+
+def find_user_code() -> None:
+    """Let reward functions be found in the folder where the command runs; installed packages come first."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def user_error(error: BaseException) -> UserError | None:

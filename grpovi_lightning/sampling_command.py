@@ -3,15 +3,16 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import one_line
 from grpovi_lightning.paths import check_output, expanded
-from grpovi_lightning.run import user_error
+from grpovi_lightning.run import find_user_code, user_error
 from grpovi_lightning.scored_completions import CompletionRun
 from grpovi_lightning.teaching import write_measure
 
@@ -27,20 +28,9 @@ def run(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Path
     Raises:
         UserError: the request is wrong, or the folder has completions of other settings.
     """
-    parser = _parser(command)
-    try:
-        config = expanded(parser.parse_args(arguments))
-        built = parser.instantiate_classes(config)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(str(error))) from error
-    except ValueError as error:
-        raise (user_error(error) or error) from None
+    built, made, settings = build(command, arguments)
     folder = Path(built.output)
-    made = CompletionRun(**{field.name: built[field.name] for field in fields(CompletionRun)})
-    if command == "teach" and made.completions < 2:
-        raise UserError(f"completions: got {made.completions}, expected at least 2; one alone has no variance")
     check_output(folder, "output")
-    settings = parser.dump(config, skip_none=False)
     _check_settings(folder, settings)
     made.check(preferences=built.preferences, gold=built.get("gold"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +39,31 @@ def run(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Path
     if built.preferences is not None:
         print(f"preferences: {made.preferences(built.preferences, folder)} pairs")
     return folder, write_measure(completions, folder, built.gold) if command == "teach" else None
+
+
+def build(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Namespace, CompletionRun, str]:
+    """Build what the arguments describe; nothing is loaded yet.
+
+    Returns:
+        the arguments with objects in the place of their settings, what is sampled, and all settings as YAML.
+
+    Raises:
+        UserError: the settings are wrong.
+    """
+    find_user_code()
+    parser = _parser(command)
+    try:
+        with own_defaults():
+            config = expanded(parser.parse_args(arguments))
+        built: Any = parser.instantiate_classes(config)
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(str(error))) from error
+    except ValueError as error:
+        raise (user_error(error) or error) from None
+    made = CompletionRun(**{field.name: built[field.name] for field in fields(CompletionRun)})
+    if command == "teach" and made.completions < 2:
+        raise UserError(f"completions: got {made.completions}, expected at least 2; one alone has no variance")
+    return built, made, parser.dump(config, skip_none=False)
 
 
 def _parser(command: str) -> ArgumentParser:

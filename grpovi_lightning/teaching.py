@@ -33,7 +33,7 @@ def measure(completions: pd.DataFrame, gold: str | None = None) -> pd.DataFrame:
         orders them, ties of the reward half; NaN without gold).
     """
     names = [name.removeprefix(REWARD) for name in completions.columns if name.startswith(REWARD)]
-    size = int(completions["member"].max()) + 1
+    size = len(set(completions["member"]))
     ordered = completions.sort_values(["row", "member"])
     rows = ordered["row"].to_numpy()[::size]
 

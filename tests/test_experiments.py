@@ -5,24 +5,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpovi_lightning.cli import check_fit
+from grpovi_lightning.cli import check_command
 from grpovi_lightning.study import load_study
+from grpovi_lightning.study.plan import plan_arms, plan_prepare
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted(ROOT.glob("*/study.yaml"))
 
 
-def fit_commands(study_file):
-    study = load_study(study_file)
-    for part in (*study.prepare, *study.arms):
-        if getattr(part, "command", "fit") == "fit":
-            yield part.name, [argument for config in part.configs for argument in ("--config", str(config.path))]
-
-
 @pytest.mark.parametrize("study_file", STUDIES, ids=lambda path: path.parent.name)
 def test_every_stage_and_arm_of_a_study_is_a_valid_configuration(study_file, tmp_path):
-    for _, arguments in fit_commands(study_file):
-        check_fit([*arguments, "--study_dir", str(tmp_path)])
+    study, folder = load_study(study_file), tmp_path / "study"
+    for run in plan_prepare(study, folder) + plan_arms(study, folder):
+        if run.command != "task":
+            check_command(list(run.arguments))
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ PROMPTS = ["write about the fox", "a sad cat", "the old house", "ten words", "a 
 def config(tmp_path, monkeypatch):
     """The YAML of a run on five prompts of messages, in the folder in which the commands run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a command finds the rewards by itself
     save_chat_policy(tmp_path / "policy")
     (tmp_path / "teach_rewards.py").write_text(REWARDS)
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": [user(text)]} for text in PROMPTS])

@@ -149,10 +149,10 @@ class GRPOModule(FrozenLeftOut):
     def check_columns(self, data: L.LightningDataModule | None) -> None:
         """Raise `UserError` if the reward or a metric needs a column that a table lacks, or more prompts."""
         if isinstance(data, PromptDataModule):
+            check_initial_sample(self.reward, len(data.tables["train"]))
             tables = {name: data.handed_over(table.columns) for name, table in data.tables.items()}
             self.reward.check_columns(tables)
             self.held_out.check_columns(tables)
-            check_initial_sample(self.reward, len(data.tables["train"]))
 
     @property
     def updates_per_rollout(self) -> int:

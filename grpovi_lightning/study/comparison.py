@@ -39,8 +39,8 @@ def compare(
 
     Args:
         study_file: path of `study.yaml`.
-        preflight: called with what follows `fit` on the command line of each stage and arm that is to be trained,
-            before anything runs; raises `UserError` for a configuration that cannot work. What the prepare stages
+        preflight: called with the command line of each stage and arm that is to train or to sample, before anything
+            runs; raises `UserError` for a configuration that cannot work. What the prepare stages
             make does not exist yet at that time.
         report: called with the study's folder after the last run, also when runs failed.
         seeds: seeds to run instead of the file's. The folder keeps those it already has.
@@ -97,10 +97,10 @@ def _check_configurations(study: Study, folder: Path, preflight: Callable[[list[
         for run in runs:
             groups.setdefault((kind, run.owner), []).append(run)
     for (kind, name), runs in groups.items():
-        if runs[0].command != "fit" or all(_is_finished(run) for run in runs):
+        if runs[0].command == "task" or all(_is_finished(run) for run in runs):
             continue
         try:
-            preflight(list(runs[0].arguments[1:]))
+            preflight(list(runs[0].arguments))
         except UserError as error:
             raise UserError(f"{kind} {name!r}: {error}") from error
 

@@ -43,8 +43,12 @@ SMALL = {
 
 @pytest.fixture
 def run_all(tmp_path, monkeypatch):
-    """Runs every stage and the first seed of every arm as `grpovi compare` does; returns the study's folder."""
-    monkeypatch.chdir(ROOT)
+    """Runs every stage and the first seed of every arm as `grpovi compare` does; returns the study's folder.
+
+    The folder in which the commands run has a link to the experiments, as if it were the repository.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "overlays").mkdir()
 
     def run(name, **further):

@@ -221,7 +221,14 @@ def test_the_check_gets_the_command_line_of_each_stage_and_arm_once(bench):
     bench.compare()
     assert len(bench.preflighted) == 3
     commands = [entry["arguments"] for entry in bench.journal("start")]
-    assert all(["fit", *arguments] in commands for arguments in bench.preflighted)
+    assert all(arguments in commands for arguments in bench.preflighted)
+
+
+def test_a_stage_that_samples_is_checked_before_anything_runs_too(bench):
+    bench.write(prepare=SAMPLED)
+    bench.compare()
+    assert [arguments[0] for arguments in bench.preflighted] == ["sample", "fit", "fit", "fit"]
+    assert bench.preflighted[0] == bench.journal("start")[0]["arguments"]
 
 
 def test_new_seeds_run_and_old_ones_stay(bench):
