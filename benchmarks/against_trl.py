@@ -141,7 +141,7 @@ class Replay(StepTimes):
         self.record, self.weights = record, []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        pl_module.engine = self
+        self.sampling, pl_module.engine = pl_module.engine.sampling, self
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         super().on_train_batch_end(trainer)
