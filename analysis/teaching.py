@@ -80,10 +80,17 @@ def teaching_figure(prompts: pd.DataFrame, order: list[str]) -> Figure:
         values = [prompts.loc[(prompts["reward"] == name) & prompts[column].notna(), column] for name in order]
         places = [len(order) - 1 - i + shift for i in range(len(order))]
         boxes = axes.boxplot(
-            values, positions=places, orientation="horizontal", widths=0.3, patch_artist=True, showmeans=True, manage_ticks=False,
-            medianprops={"color": "white"}, flierprops={"markersize": 2, "markeredgecolor": colour},
+            values,
+            positions=places,
+            orientation="horizontal",
+            widths=0.3,
+            patch_artist=True,
+            showmeans=True,
+            manage_ticks=False,
+            medianprops={"color": "white"},
+            flierprops={"markersize": 2, "markeredgecolor": colour},
             meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": colour},
-        )  # fmt: skip
+        )
         for box in boxes["boxes"]:
             box.set(facecolor=colour, edgecolor=colour, alpha=0.8)
         axes.plot([], [], color=colour, linewidth=6, label=label)

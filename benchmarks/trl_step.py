@@ -21,7 +21,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 from workload import LEAST, Workload, read_workload, step_parser, step_result
 
 ROLLOUT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")

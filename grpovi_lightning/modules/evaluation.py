@@ -180,3 +180,12 @@ def held_out_names(trainer: L.Trainer) -> Sequence[str]:
 
 def _names(data: L.LightningDataModule | None) -> Sequence[str]:
     return getattr(data, "held_out_names", []) or [""]
+
+
+def check_single_set(module: L.LightningModule, data: L.LightningDataModule | None) -> None:
+    """Raise `UserError` for several held-out sets by name, of a module that evaluates one."""
+    if len(_names(data)) > 1:
+        raise UserError(
+            f"{type(module).__name__}: got the held-out sets {', '.join(_names(data))}, expected one; give validation "
+            "a single source"
+        )

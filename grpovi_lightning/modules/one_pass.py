@@ -11,6 +11,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
+from grpovi_lightning.modules.evaluation import check_single_set
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.tables import check_tables
@@ -59,6 +60,7 @@ class OnePassRewardModule(FrozenLeftOut):
         Raises:
             UserError: its precision would round the features, it has several processes, or a setting has no effect.
         """
+        check_single_set(self, data)
         if trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
             raise UserError(
                 f"OnePassRewardModule: got trainer.precision {trainer.precision}, which rounds the feature model; "

@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.models import CausalLMSource, LanguageModel
+from grpovi_lightning.modules.evaluation import check_single_set
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
 from grpovi_lightning.modules.supervised import SupervisedModule
@@ -58,6 +59,7 @@ class SFTModule(SupervisedModule):
         """Raise `UserError` for settings that cannot work together, before anything is loaded."""
         refuse_float16("trainer.precision", trainer.precision)
         refuse_float16("policy.dtype", self.policy_source.dtype)
+        check_single_set(self, data)
 
     def configure_model(self) -> None:
         """Load the policy, once.

@@ -221,3 +221,12 @@ def test_a_template_that_fails_is_told_with_the_row_before_anything_is_written(f
     told = refusal(capsys, *fit(tmp_path, run_config(folders, tmp_path, data, model)))
     assert re.search(r"train table, row 1: chat template of .* fails: .*too sad", told)
     assert not (tmp_path / "run" / "model").exists() and not list((tmp_path / "run").glob("**/*.ckpt"))
+
+
+@pytest.mark.parametrize("kind", ["SFT", "one-pass reward"])
+def test_several_held_out_sets_are_refused_by_a_module_that_evaluates_one(folders, tmp_path, capsys, kind):
+    model, data = stages(folders, tmp_path)[kind]
+    table = data["init_args"]["train"]
+    data["init_args"]["validation"] = {"easy": table, "hard": table}
+    told = refusal(capsys, *fit(tmp_path, run_config(folders, tmp_path, data, model)))
+    assert "got the held-out sets easy, hard, expected one" in told and not (tmp_path / "run").exists()
