@@ -180,7 +180,7 @@ def test_a_row_that_the_tables_do_not_show_is_named_too(gpt2):
     reward = RewardModelModule(gpt2)
     reward.configure_model()
     with pytest.raises(UserError, match=r"completion of prompt 'write': got 47 tokens"):
-        reward.validation_step({"prompt": ["write"], "chosen": ["fox"], "rejected": [LONG]}, 0)
+        reward.training_step({"prompt": ["write"], "chosen": ["fox"], "rejected": [LONG]}, 0)
 
 
 def test_short_tables_are_not_tokenised(gpt2, tmp_path):
