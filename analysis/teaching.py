@@ -106,14 +106,13 @@ def print_teaching(prompts: pd.DataFrame, folder: Path, console: Console | None 
     table.to_csv(folder / TABLE_FILE)
     teaching_figure(prompts, [str(name) for name in table.index]).savefig(folder / PICTURE_FILE, dpi=120)
     shown = Table(box=SIMPLE_HEAD)
-    for head in ("reward", "variance (95 %)", "median", "GRPOVI", "gain", "constant", "accuracy", "time", "GRPOVI"):
+    for head in ("reward", "variance (95 %)", "GRPOVI", "gain", "constant", "accuracy", "time", "GRPOVI"):
         shown.add_column(head, justify="left" if head == "reward" else "right")
     for name, row in table.iterrows():
         accuracy = "" if np.isnan(row["accuracy"]) else f"{row['accuracy']:.3f}"
         shown.add_row(
             str(name),
             f"{row['variance']:.3f} ({row['variance_low']:.3f} to {row['variance_high']:.3f})",
-            f"{row['variance_median']:.3f}",
             f"{row['adjusted']:.3f}",
             f"{row['gain']:.2f}",
             f"{row['constant']:.0%}",

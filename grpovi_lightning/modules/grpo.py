@@ -30,7 +30,7 @@ from grpovi_lightning.modules.group_size import check_group_size
 from grpovi_lightning.modules.initial_sample import check_initial_sample, fit_normalisation
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
-from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
+from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
 from grpovi_lightning.modules.progress import run_progress
 from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
@@ -143,6 +143,7 @@ class GRPOModule(FrozenLeftOut):
         """Raise `UserError` for settings that cannot work with the trainer's or the data's, before loading."""
         self.updater.check(trainer, data)
         refuse_float16("policy.dtype", self.policy_source.dtype)
+        check_optimizer(self.optimizer, self.lr_scheduler)
         check_spare(self.resampling, data)
         self.held_out.check(data)
 

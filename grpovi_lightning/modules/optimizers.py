@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -19,24 +20,41 @@ def refuse_float16(setting: str, value: Any) -> None:
         )
 
 
+def check_optimizer(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
+    """Raise `UserError` for a setting that optimizer or schedule refuse, before anything is loaded."""
+    _build([nn.Parameter(torch.zeros(1, 1))], optimizer, lr_scheduler)
+
+
 def optimizer_setup(
     parameters: Iterator[nn.Parameter], optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
 ) -> Any:
     """Return what `configure_optimizers` has to.
 
     Raises:
-        UserError: weights are trained in float16, or the schedule waits for a metric, which nothing here gives it.
+        UserError: weights are trained in float16, a setting is refused, or the schedule waits for a metric.
     """
     trained = [p for p in parameters if p.requires_grad]
     for p in trained:
         refuse_float16("dtype", p.dtype)
-    built = optimizer(trained)
-    if lr_scheduler is None:
+    built, schedule = _build(trained, optimizer, lr_scheduler)
+    if schedule is None:
         return built
-    schedule = lr_scheduler(built)
+    return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _build(
+    parameters: list[nn.Parameter], optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+) -> Any:
+    what = "optimizer"
+    try:
+        built = optimizer(parameters)
+        what = "lr_scheduler"
+        schedule = None if lr_scheduler is None else lr_scheduler(built)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())[:300]}; set it in the YAML") from error
     if isinstance(schedule, ReduceLROnPlateau):
         raise UserError(
             "lr_scheduler: got ReduceLROnPlateau, expected a schedule that depends on the number of updates alone, "
             "such as CosineAnnealingLR"
         )
-    return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    return built, schedule

@@ -25,7 +25,7 @@ from grpovi_lightning.models.truncation import PromptCut
 from grpovi_lightning.modules.evaluation import held_out_names
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, calibration, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out
-from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
+from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
 from grpovi_lightning.modules.pair_pictures import show_pictures
 from grpovi_lightning.modules.supervised import SupervisedModule
 from grpovi_lightning.modules.tables import check_tables
@@ -110,6 +110,7 @@ class RewardModelModule(SupervisedModule):
         """Raise `UserError` for settings that cannot work together, before anything is loaded."""
         refuse_float16("trainer.precision", trainer.precision)
         refuse_float16("dtype", self.weight_dtype)
+        check_optimizer(self.optimizer, self.lr_scheduler)
 
     def configure_model(self) -> None:
         """Load the model, once.

@@ -13,7 +13,7 @@ from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.modules.evaluation import check_single_set
 from grpovi_lightning.modules.logging import log_held_out
-from grpovi_lightning.modules.optimizers import optimizer_setup, refuse_float16
+from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
 from grpovi_lightning.modules.supervised import SupervisedModule
 from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
@@ -59,6 +59,7 @@ class SFTModule(SupervisedModule):
         """Raise `UserError` for settings that cannot work together, before anything is loaded."""
         refuse_float16("trainer.precision", trainer.precision)
         refuse_float16("policy.dtype", self.policy_source.dtype)
+        check_optimizer(self.optimizer, self.lr_scheduler)
         check_single_set(self, data)
 
     def configure_model(self) -> None:
