@@ -58,10 +58,13 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) 
 def answered_text(tokenizer: PreTrainedTokenizerBase, conversation: Prompt, answer: Answer, ended: bool = True) -> str:
     """Return a conversation with its answer; the template does not close one that was cut off."""
     assert isinstance(conversation, Conversation) and not isinstance(answer, str), "a batch is all text or all messages"
-    if not ended and not content_text(answer[-1]).strip():
-        return prompt_text(tokenizer, conversation)
-    messages = [*conversation.messages, *answer]
-    return _render(tokenizer, conversation, messages, continue_final_message=not ended)
+    whole = _render(tokenizer, conversation, [*conversation.messages, *answer])
+    if ended:
+        return whole
+    # Not by `continue_final_message` of `transformers`, which raises where a template changes what was said.
+    said = content_text(answer[-1]).strip()
+    place = whole.rfind(said) if said else -1
+    return prompt_text(tokenizer, conversation) + said if place < 0 else whole[: place + len(said)]
 
 
 def prompt_rows(
@@ -101,7 +104,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of texts that a chat template made."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+    rows: Any = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return rows
 
 
 def plain_pair(

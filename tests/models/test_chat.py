@@ -149,6 +149,13 @@ class TestRewardModels:
         (row,) = self.rows(tokenizer, chat_tokenizer(), [""], [True])
         assert row == tokens(tokenizer, "<s> <|user|> write about the fox <|end|> <|assistant|>")
 
+    def test_one_that_was_cut_off_is_read_also_where_the_template_changes_what_was_said(self, tokenizer):
+        tokenizer.chat_template = tokenizer.chat_template.replace(
+            "message['content'] }} <|end|>{% endgen", "'ten' }} <|end|>{% endgen"
+        )
+        (row,) = self.rows(tokenizer, chat_tokenizer(), ["a fox"], [True])
+        assert row == tokens(tokenizer, "<s> <|user|> write about the fox <|end|> <|assistant|> a fox")
+
     def test_preference_rows_are_read_as_completions_are(self, tokenizer):
         row = text_rows(tokenizer, [QUESTION], [[assistant("a fox")]])
         assert row == self.rows(tokenizer, chat_tokenizer(), ["a fox"], [False])
