@@ -6,22 +6,28 @@ and `completion` as text, `tokens`, `truncated`, `logprob` (of the whole complet
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Console
+from rich.progress import track
 
-from grpovi_lightning.conversations import Conversation, as_messages
+from grpovi_lightning.conversations import Prompt, as_messages
 from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.data.tables import Table
 from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.models import CausalLMSource, LanguageModel
+from grpovi_lightning.modules.tables import check_prompts
 from grpovi_lightning.ops import masked_sum
 from grpovi_lightning.randomness import step_indices
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
+from grpovi_lightning.run_record.layout import replace_file
 from grpovi_lightning.structures import PromptBatch, Rollout
 
 COMPLETIONS_FILE = "completions.parquet"
@@ -78,7 +84,7 @@ class CompletionRun:
                 raise UserError(f"{setting}: got {name!r}, expected one of {', '.join(self.reward.weights())}")
         self.policy.check()
         self.reward.check()
-        self.data.check(1)
+        self.data.setup("sample")
         if self.table not in self.data.tables:
             raise UserError(f"table: got {self.table!r}, expected one of {', '.join(self.data.tables)}")
         table = self.data.tables[self.table]
@@ -91,18 +97,16 @@ class CompletionRun:
         file = folder / COMPLETIONS_FILE
         if file.exists():
             return pd.read_parquet(file)
-        blocks = list(self._blocks())
-        missing = [(part, rows) for part, rows in blocks if not (folder / _PARTS / part).exists()]
-        if missing:
-            engine, policy = self._loaded()
-            for part, rows in missing:
-                prompts = self.data.collate([self._rows[i] for i in rows]).to(policy.device)
-                _write(self._scored(engine, policy, prompts), folder / _PARTS / part)
-                print(f"{part.removesuffix('.parquet')} of {len(blocks)}", end="\r", flush=True)
-        whole = pd.concat([pd.read_parquet(folder / _PARTS / part) for part, _ in blocks], ignore_index=True)
-        _write(whole, file)
-        for part, _ in blocks:
-            (folder / _PARTS / part).unlink()
+        engine, policy = self._loaded()
+        parts = {folder / _PARTS / f"{number:05d}.parquet": rows for number, rows in enumerate(self._blocks(), start=1)}
+        missing = [part for part in parts if not part.exists()]
+        for part in track(missing, "completions", console=Console(stderr=True)):
+            prompts = self.data.collate([self._rows[i] for i in parts[part]]).to(policy.device)
+            replace_file(part, self._scored(engine, policy, prompts).to_parquet(index=False))
+        whole = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+        replace_file(file, whole.to_parquet(index=False))
+        for part in parts:
+            part.unlink()
         (folder / _PARTS).rmdir()
         return whole
 
@@ -110,17 +114,17 @@ class CompletionRun:
     def _rows(self) -> Table:
         return self.data.tables[self.table]
 
-    def _blocks(self) -> Iterator[tuple[str, list[int]]]:
-        """Yield the name of each part with the places of its prompts in the table."""
+    def _blocks(self) -> list[list[int]]:
+        """Return the places in the table of the prompts that are sampled together."""
         count = self.n_prompts or len(self._rows)
         order = sorted(step_indices(self.seed, 0, len(self._rows), count))
-        for start in range(0, count, self.prompts_at_once):
-            yield f"{start // self.prompts_at_once + 1:05d}.parquet", order[start : start + self.prompts_at_once]
+        return [order[start : start + self.prompts_at_once] for start in range(0, count, self.prompts_at_once)]
 
     def _loaded(self) -> tuple[RolloutEngine, LanguageModel]:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         policy = self.policy.load()
         self.reward.load(policy.tokenizer)
+        check_prompts(self.data, policy, self.reward, self.sampling.max_completion_length)
         policy.to(device).requires_grad_(False)
         self.reward.to(device)
         return RolloutEngine(self.sampling, self.decoder), policy
@@ -145,10 +149,7 @@ class CompletionRun:
         for number, group in table.groupby("row", sort=False):
             contents = self.data.collate([self._rows[places[number]]]).contents[0]
             lines += _pairs(contents, group["completion"].tolist(), group[f"{REWARD}{by}"].tolist())
-        file = folder / PREFERENCES_FILE
-        draft = file.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        draft.replace(file)
+        replace_file(folder / PREFERENCES_FILE, "".join(json.dumps(line) + "\n" for line in lines))
         return len(lines)
 
 
@@ -170,24 +171,20 @@ def completion_table(rollout: Rollout, scores: dict[str, torch.Tensor]) -> pd.Da
     )
 
 
-def _pairs(prompt: str | Conversation, completions: Sequence[str], rewards: Sequence[float]) -> list[dict]:
+def _pairs(prompt: Prompt, completions: Sequence[str], rewards: Sequence[float]) -> list[dict[str, Any]]:
     found = []
     for i in range(0, len(completions) - 1, 2):
         difference = rewards[i] - rewards[i + 1]
-        if difference == 0 or difference != difference or completions[i] == completions[i + 1]:
+        if isnan(difference) or difference == 0 or completions[i] == completions[i + 1]:
             continue
         better, worse = (completions[i], completions[i + 1]) if difference > 0 else (completions[i + 1], completions[i])
-        if isinstance(prompt, Conversation):
-            found.append(
-                {"prompt": list(prompt.messages), "chosen": as_messages(better), "rejected": as_messages(worse)}
-            )
-        else:
-            found.append({"prompt": prompt, "chosen": better, "rejected": worse})
+        found.append(_preference(prompt, better, worse))
     return found
 
 
-def _write(table: pd.DataFrame, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    table.to_parquet(draft, index=False)
-    draft.replace(file)
+def _preference(prompt: Prompt, better: str, worse: str) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "chosen": better, "rejected": worse}
+    row = {"prompt": list(prompt.messages), "chosen": as_messages(better), "rejected": as_messages(worse)}
+    for_template = {"tools": prompt.tools, "chat_template_kwargs": prompt.template_kwargs}
+    return row | {name: value for name, value in for_template.items() if value}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.adjustment import increase_variance
+from grpovi_lightning.run_record.layout import replace_file
 from grpovi_lightning.scored_completions import REWARD
 
 PROMPTS_FILE = "prompts.parquet"
@@ -85,7 +86,5 @@ def ordered_as(rewards: Tensor, gold: Tensor) -> Tensor:
 def write_measure(completions: pd.DataFrame, folder: Path, gold: str | None) -> pd.DataFrame:
     """Measure, and write `prompts.parquet` beside the completions."""
     found = measure(completions, gold)
-    draft = folder / f"{PROMPTS_FILE}.tmp"
-    found.to_parquet(draft, index=False)
-    draft.replace(folder / PROMPTS_FILE)
+    replace_file(folder / PROMPTS_FILE, found.to_parquet(index=False))
     return found

@@ -52,7 +52,7 @@ def config(tmp_path, monkeypatch):
         },
         "data": {
             "class_path": "grpovi_lightning.data.PromptDataModule",
-            "init_args": {"train": "prompts.jsonl", "prompts_per_step": 1},
+            "init_args": {"train": "prompts.jsonl"},
         },
         "reward": {"class_path": "grpovi_lightning.rewards.CompositeReward", "init_args": {"rewards": parts}},
         "completions": 6,
@@ -120,6 +120,20 @@ def test_pairs_of_completions_become_preferences_with_the_better_one_first(confi
                 )
     lines = (config / "out" / PREFERENCES_FILE).read_text().splitlines()
     assert expected and [json.loads(line) for line in lines] == expected
+
+
+def test_what_the_template_reads_besides_messages_goes_into_preferences_too(config):
+    more = {"tools": [{"name": "river"}], "chat_template_kwargs": {"quick": True}}
+    write_jsonl(config / "prompts.jsonl", [{"prompt": [user(text)], **more} for text in PROMPTS])
+    assert grpovi("sample", "--output", "out", "--preferences", "letters", "--data.init_args.columns", "[]") == 0
+    rows = [json.loads(line) for line in (config / "out" / PREFERENCES_FILE).read_text().splitlines()]
+    assert rows and all({name: row[name] for name in more} == more for row in rows)
+
+
+def test_prompts_of_too_many_tokens_are_left_out_as_in_training(config):
+    assert grpovi("sample", "--output", "out", "--data.init_args.preparation.max_tokens", "6") == 0
+    table = pd.read_parquet(config / "out" / COMPLETIONS_FILE)
+    assert sorted(set(table["row"])) == [3, 4]  # <s> <|user|> ten words <|end|> <|assistant|>
 
 
 def test_teach_writes_table_and_picture(config, capsys):

@@ -44,6 +44,7 @@ from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
+from grpovi_lightning.trainer_state import data_of
 
 
 class GRPOModule(FrozenLeftOut):
@@ -178,7 +179,7 @@ class GRPOModule(FrozenLeftOut):
                     if isinstance(model, LanguageModel):  # a reference without the adapter runs the policy's code
                         model.compile_passes()
             self.reward.load(self.policy.tokenizer)
-        check_prompts(self, self.policy, self.reward, self.engine.sampling.max_completion_length)
+        check_prompts(data_of(self), self.policy, self.reward, self.engine.sampling.max_completion_length)
 
     def on_fit_start(self) -> None:
         announce_diagnostics(self, self.needs_reference)

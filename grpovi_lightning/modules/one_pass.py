@@ -20,6 +20,7 @@ from grpovi_lightning.rewards.online.features import FeatureModel
 from grpovi_lightning.rewards.online.head import check_identity, identity, save_head
 from grpovi_lightning.rewards.online.reward import EstimatorFactory
 from grpovi_lightning.rewards.sequences import pair_rows
+from grpovi_lightning.trainer_state import data_of
 
 
 class OnePassRewardModule(FrozenLeftOut):
@@ -88,7 +89,7 @@ class OnePassRewardModule(FrozenLeftOut):
         if not hasattr(self, "estimator"):
             self.features.load()
             self.estimator = self.make_estimator(self.features.dim)
-        check_tables(self, self.features.limits, lambda batch: pair_rows(self.features.tokenizer, batch))
+        check_tables(data_of(self), self.features.limits, lambda batch: pair_rows(self.features.tokenizer, batch))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.counter], lr=0.0)

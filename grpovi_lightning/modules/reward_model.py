@@ -31,6 +31,7 @@ from grpovi_lightning.modules.supervised import SupervisedModule
 from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.rewards.models import REWARD_STATISTICS, classifier_scores
 from grpovi_lightning.rewards.sequences import pair_rows
+from grpovi_lightning.trainer_state import data_of
 
 
 class RewardModelModule(SupervisedModule):
@@ -130,7 +131,7 @@ class RewardModelModule(SupervisedModule):
             counts.append(n_cut)
             return rows
 
-        check_tables(self, self.limits, encode)
+        check_tables(data_of(self), self.limits, encode)
         if any(counts):
             self.print(
                 f"reward model {self.path}: {sum(counts)} sequences of the tables are longer than the "

@@ -17,6 +17,7 @@ from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup
 from grpovi_lightning.modules.supervised import SupervisedModule
 from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
+from grpovi_lightning.trainer_state import data_of
 
 
 class SFTModule(SupervisedModule):
@@ -70,7 +71,7 @@ class SFTModule(SupervisedModule):
         """
         if not hasattr(self, "policy"):
             self.policy = self.policy_source.load()
-        check_tables(self, self.policy.limits, lambda batch: [ids for ids, _ in self._rows(batch)])
+        check_tables(data_of(self), self.policy.limits, lambda batch: [ids for ids, _ in self._rows(batch)])
 
     def configure_optimizers(self) -> Any:
         return optimizer_setup(self.policy.parameters(), self.optimizer, self.lr_scheduler)

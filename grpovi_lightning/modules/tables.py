@@ -1,9 +1,8 @@
 """Rows that a model cannot read, or is not meant to, found before the first step."""
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
-
-import lightning as L
 
 from grpovi_lightning.conversations import is_messages
 from grpovi_lightning.data.base import TextDataModule
@@ -11,7 +10,6 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.rewards import Reward
-from grpovi_lightning.trainer_state import data_of
 
 _ROWS_AT_ONCE = 1000
 _FRAME = 16
@@ -19,7 +17,7 @@ _FRAME = 16
 
 
 def check_tables(
-    module: L.LightningModule,
+    data: Any,
     limits: InputLimits,
     encode: Callable[[Any], Sequence[Sequence[int]]],
     completion: int = 0,
@@ -31,7 +29,7 @@ def check_tables(
     kind than a `TextDataModule` is not looked at.
 
     Args:
-        module: attached to a trainer, or not; then there is nothing to check.
+        data: of the run, or None; then there is nothing to check.
         limits: those of the model.
         encode: a batch of n rows -> n token lists, or several times n one behind the other.
         completion: tokens that are going to follow each list.
@@ -39,11 +37,10 @@ def check_tables(
     Raises:
         UserError: names table and row.
     """
-    data = data_of(module)
     if isinstance(data, TextDataModule) and data.preparation.max_tokens is not None:
         for name in list(data.tables):
             data.keep_short(name, _lengths(data, name, encode))
-    _refuse_too_long(module, limits, encode, completion)
+    _refuse_too_long(data, limits, encode, completion)
 
 
 def _lengths(data: TextDataModule, name: str, encode: Callable[[Any], Sequence[Sequence[int]]]) -> list[int]:
@@ -57,15 +54,12 @@ def _lengths(data: TextDataModule, name: str, encode: Callable[[Any], Sequence[S
 
 
 def _refuse_too_long(
-    module: L.LightningModule,
+    data: Any,
     limits: InputLimits,
     encode: Callable[[Any], Sequence[Sequence[int]]],
     completion: int,
 ) -> None:
-    if limits.positions is None:
-        return
-    data = data_of(module)
-    room = limits.positions - completion - _FRAME
+    room = inf if limits.positions is None else limits.positions - completion - _FRAME
     for name, table in getattr(data, "tables", {}).items():
         for start in range(0, len(table), _ROWS_AT_ONCE):
             some = (table[i] for i in range(start, min(start + _ROWS_AT_ONCE, len(table))))
@@ -94,18 +88,19 @@ def _encoded(
         raise
 
 
-def check_prompts(module: L.LightningModule, policy: LanguageModel, reward: Reward, longest: int) -> None:
+def check_prompts(data: Any, policy: LanguageModel, reward: Reward, longest: int) -> None:
     """Leave out prompts that the data calls too long, by the policy's tokens, and refuse others that do not fit.
 
     They are too long for a policy that writes `longest` tokens, or for a model of its reward.
     """
-    check_tables(module, policy.limits, lambda batch: policy.prompt_tokens(batch.contents), longest)
+    check_tables(data, policy.limits, lambda batch: policy.prompt_tokens(batch.contents), longest)
     for reader in reward.readers():
         completion = longest if reader.shares_tokens else 0  # how many tokens of its own it will be is not known
-        _refuse_too_long(module, reader.limits, lambda batch, reader=reader: reader.prompts(batch.contents), completion)
+        _refuse_too_long(data, reader.limits, lambda batch, reader=reader: reader.prompts(batch.contents), completion)
 
 
-def _can_exceed(row: dict[str, Any], room: int) -> bool:
+def _can_exceed(row: dict[str, Any], room: float) -> bool:
+    if any(map(is_messages, row.values())):  # how much their template writes is not known
+        return True
     texts = [value for value in row.values() if isinstance(value, str)]
-    has_messages = any(map(is_messages, row.values()))  # how much their template writes is not known
-    return has_messages or sum(map(len, texts)) > room or not all(map(str.isascii, texts))
+    return room < inf and (sum(map(len, texts)) > room or not all(map(str.isascii, texts)))

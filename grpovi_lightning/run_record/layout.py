@@ -46,11 +46,11 @@ def folder_seed(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole file at once: whoever reads it meanwhile sees the old text or the new one, never half of it."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a whole file at once: whoever reads it meanwhile sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
 
 
