@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpovi_lightning.errors import shown
+
 Message = Mapping[str, Any]
 """`role` and `content`, and what else the chat template reads, such as `tool_calls`."""
 
@@ -84,7 +86,7 @@ def fault_in(messages: Any, last: Sequence[str]) -> str | None:
     "message 1: got the role 'bot', expected one of system, developer, user, assistant, tool"
     """
     if not is_messages(messages):
-        return f"got {_shown(messages)}, expected messages, each with `role` and `content`"
+        return f"got {shown(messages)}, expected messages, each with `role` and `content`"
     for number, message in enumerate(messages):
         fault = _fault_in_message(message)
         if fault:
@@ -102,22 +104,18 @@ def _fault_in_message(message: Message) -> str | None:
         return f"got the role {role!r}, expected one of {', '.join(_ROLES)}"
     if isinstance(content, list | tuple):
         other = [part for part in content if not isinstance(part, Mapping) or not isinstance(part.get("text"), str)]
-        return f"got {_shown(other[0])} in its content, expected text" if other else None
+        return f"got {shown(other[0])} in its content, expected text" if other else None
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        return f"got {_shown(content)} as content, expected text"
-    if isinstance(content, str) and _has_lone_surrogate(content):
+        return f"got {shown(content)} as content, expected text"
+    if isinstance(content, str) and has_half_characters(content):
         return "got half of a surrogate pair, expected whole characters"
     return None
 
 
-def _has_lone_surrogate(text: str) -> bool:
+def has_half_characters(text: str) -> bool:
+    """Return whether there is half of a surrogate pair in a text, which JSON can escape and no tokenizer can read."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

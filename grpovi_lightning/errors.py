@@ -1,4 +1,6 @@
-"""The exceptions whose messages are for the user, not for a developer, and a check that many settings share."""
+"""The exceptions whose messages are for the user, not for a developer, and what many of the messages share."""
+
+from typing import Any
 
 
 class UserError(ValueError):
@@ -21,3 +23,13 @@ def at_least_one(where: str, **settings: int | None) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
             raise UserError(f"{where}{name}: got {value}, expected at least 1")
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, cut where it is long.
+
+    >>> shown("a") + shown([1, 2])
+    "'a'[1, 2]"
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -77,7 +77,7 @@ class PromptDataModule(TextDataModule):
 
     def collate(self, rows: list[dict[str, Any]]) -> PromptBatch:
         return PromptBatch(
-            contents=[self.rows.roles(row)["prompt"] for row in rows],  # type: ignore[misc]
+            contents=[self.rows.roles(row)["prompt"] for row in rows],  # type: ignore[misc]  # no answer
             indices=torch.tensor([row["_row"] for row in rows]),
             columns={name: [row[name] for row in rows] for name in self.handed_over(rows[0])},
         )

@@ -59,6 +59,8 @@ class PreferenceDataModule(TextTupleDataModule):
         self.margin_column, self.subset_column = margin_column, subset_column
 
     def _read_tables(self) -> None:
+        if self.tables:
+            return
         super()._read_tables()
         for name, table in self.tables.items():
             column = self.margin_column if name == "train" else self.subset_column

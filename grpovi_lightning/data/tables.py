@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from datasets import Dataset
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.conversations import has_half_characters
+from grpovi_lightning.errors import UserError, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +112,6 @@ def fault_in_text(value: Any, may_be_empty: bool) -> str | None:
         return f"got {shown(value)}, expected text; are the column names right?"
     if not (value or may_be_empty):
         return f"got {shown(value)}, expected text that is not empty; remove the row"
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+    if has_half_characters(value):
         return f"got {shown(value)}, expected whole characters; mend or remove the row"
     return None
-
-
-def shown(value: Any) -> str:
-    """Return a value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

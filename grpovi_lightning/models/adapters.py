@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grpovi_lightning.errors import UserError, at_least_one
+from grpovi_lightning.run_record.study import close_matches
 
 TRAINED = "default"
 """The adapter that is trained, under the name that peft gives it."""
@@ -44,6 +44,7 @@ _REFUSED = {
 _REFUSED_STARTS = {name: _REFUSED[f"{name}_config"] for name in ("corda", "eva", "lora_ga", "loftq")}
 _NOT_FOR_USERS = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
 _NOT_FOR_USERS |= {"inference_mode"}
+# What peft raises for settings that do not fit each other or a model.
 _PEFT_RAISES = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, re.error)
 _OF_LAYERS = ("modules_to_save", "rank_pattern", "alpha_pattern")
 _ZERO_AT_FIRST = (True, "gaussian", "mica")
@@ -141,8 +142,7 @@ def _check_option(name: str, known: set[str]) -> None:
     if name in _own_fields():
         raise UserError(f"lora.options.{name}: is a setting of its own; set lora.{name}")
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(sorted(known))}"
+        hint = close_matches(name, sorted(known)) or f"; expected one of {', '.join(sorted(known))}"
         raise UserError(f"lora.options.{name}: no such setting of peft.LoraConfig{hint}")
 
 
@@ -163,7 +163,8 @@ def keep_initial(model: PreTrainedModel) -> None:
 @contextmanager
 def initial_adapters(model: PreTrainedModel) -> Iterator[None]:
     """Have a model with adapters compute the initial policy."""
-    if INITIAL in model.peft_config:  # type: ignore[operator]
+    adapters: Any = model.peft_config
+    if INITIAL in adapters:
         use = require_peft().functional.set_adapter
         use(model, INITIAL, inference_mode=True)
         try:
@@ -182,7 +183,8 @@ def _enable(model: PreTrainedModel, enabled: bool) -> None:
     # `PreTrainedModel.enable_adapters` leaves out the modules that are trained whole.
     for module in model.modules():
         if isinstance(module, adapted_kinds()):
-            module.enable_adapters(enabled)  # type: ignore[operator]
+            layer: Any = module
+            layer.enable_adapters(enabled)
 
 
 def adapted_kinds() -> tuple[type[nn.Module], ...]:
