@@ -50,6 +50,8 @@ def _build(
         built = optimizer(parameters)
         what = "lr_scheduler"
         schedule = None if lr_scheduler is None else lr_scheduler(built)
+    except UserError:  # of an optimizer of this package, and a ValueError
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{what}: {' '.join(str(error).split())[:300]}; set it in the YAML") from error
     if isinstance(schedule, ReduceLROnPlateau):
