@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 from training_step import DECODERS, StepTimes, quiet, train
 from workload import KEYS, LEAST, Workload, read_workload
-from write_workload import NAMED, WORKLOADS, write_workload
+from write_workload import BY_DEFAULT, NAMED, WORKLOADS, write_workload
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status: 0; 1 where a run failed; 2 for arguments or files that do not do."""
     parser = argparse.ArgumentParser(prog="against_trl.py", description="Compare training steps with TRL's.")
     parser.add_argument("--trl-python", type=Path, required=True, metavar="PATH", help="a Python that has TRL")
-    parser.add_argument("--workloads", nargs="+", choices=NAMED, default=list(NAMED), help="default: all")
+    parser.add_argument("--workloads", nargs="+", choices=NAMED, default=BY_DEFAULT, help=f"default: {BY_DEFAULT}")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each on each workload (default: 3)")
     parser.add_argument("--steps", type=int, default=12, help="training steps of a run (default: 12)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")

@@ -18,6 +18,7 @@ from workload import LEAST, read_workload
 
 from analysis.style import FAINT, INK, PALETTE, PAPER, RC
 from grpovi_lightning import metric_keys as keys
+from grpovi_lightning.allocator import keep_large_blocks
 from grpovi_lightning.errors import UserError
 
 REST, BETWEEN = "rest", "between steps"
@@ -82,6 +83,7 @@ def profile_figure(profiles: pd.DataFrame) -> Figure:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train on each workload, print the table and write the picture."""
+    keep_large_blocks()  # as the command `grpovi` does
     out, progress = consoles()
     workloads = [read_workload(folder) for folder in arguments.directories]
     torch.set_num_threads(arguments.threads)

@@ -16,6 +16,7 @@ from workload import LEAST, Workload, read_workload, step_parser, step_result
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.advantages import GroupAdvantage
+from grpovi_lightning.allocator import keep_large_blocks
 from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss
@@ -27,8 +28,6 @@ from grpovi_lightning.rollout import CompiledDecoder, Decoder, GroupDecoder, Sam
 DECODERS: dict[str, type[Decoder]] = {"compiled": CompiledDecoder, "group": GroupDecoder}
 NOTHING_BESIDE = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
 NOTHING_BESIDE += ["use_distributed_sampler"]
-TOKENS_AT_ONCE = 8192
-"""Of a forward pass of the update. Passes of this size take no longer together than one large one, and less memory."""
 
 
 class StepTimes(L.Callback):
@@ -65,7 +64,7 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
         loss=GRPOLoss(beta=work.beta),
         optimizer=lambda params: torch.optim.AdamW(params, lr=work.learning_rate, weight_decay=0.0, fused=True),
         lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: 1.0 - step / steps),
-        updates=UpdateSettings(num_iterations=work.num_iterations, tokens_per_micro_batch=TOKENS_AT_ONCE),
+        updates=UpdateSettings(num_iterations=work.num_iterations, tokens_per_micro_batch=work.tokens_at_once),
         seed=seed,
     )
     data = PromptDataModule(train=str(work.folder / "prompts.jsonl"), prompts_per_step=work.prompts_per_step, seed=seed)
@@ -92,6 +91,7 @@ def quiet() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and print the JSON line."""
+    keep_large_blocks()  # as the command `grpovi` does
     work = read_workload(arguments.directory)
     torch.set_num_threads(arguments.threads)
     quiet()

@@ -34,6 +34,7 @@ class Workload:
     learning_rate: float
     temperature: float
     loss: str  # TRL's name
+    tokens_at_once: int  # of a forward pass of this project's update; TRL has no such setting
     num_iterations: int  # updates on each rollout: TRL calls each a step, this project all together, so only 1 compares
 
 
@@ -49,7 +50,7 @@ def read_workload(folder: Path) -> Workload:
     names = [field.name for field in fields(Workload) if field.name not in ("folder", "reward")]
     try:
         found = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
-        return Workload(folder=folder, reward=module.ends_in_seven, **{name: found[name] for name in names})
+        return Workload(folder=folder, reward=module.reward, **{name: found[name] for name in names})
     except (ValueError, KeyError) as error:
         raise InputError(f"{folder / 'workload.json'}: got {error!r}, expected JSON with {', '.join(names)}") from None
 

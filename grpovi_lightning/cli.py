@@ -91,9 +91,11 @@ def check_command(arguments: list[str]) -> None:
 
 def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
     _quiet()
+    from grpovi_lightning.allocator import keep_large_blocks
     from grpovi_lightning.notes import show_notes
     from grpovi_lightning.run import RunCLI
 
+    keep_large_blocks()
     show_notes()
     RunCLI(arguments, training=command == "fit").execute(command)
     return 0
@@ -124,8 +126,12 @@ def _task(arguments: list[str]) -> int:
 
 def _sample(command: Literal["sample", "teach"], arguments: list[str]) -> int:
     _quiet()
+    from grpovi_lightning.allocator import keep_large_blocks
+    from grpovi_lightning.notes import show_notes
     from grpovi_lightning.sampling_command import run
 
+    keep_large_blocks()
+    show_notes()
     folder, measured = run(command, arguments)
     if measured is not None:
         from analysis.teaching import print_teaching

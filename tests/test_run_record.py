@@ -132,11 +132,11 @@ class TestStatus:
     def test_a_write_that_fails_leaves_the_file_as_it_was(self, tmp_path, monkeypatch):
         write_status(tmp_path, WHOLE)
 
-        def full(self, text, encoding):
-            os.write(os.open(self, os.O_CREAT | os.O_WRONLY), text[:20].encode())
+        def full(self, content):
+            os.write(os.open(self, os.O_CREAT | os.O_WRONLY), content[:20])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
             write_status(tmp_path, replace(WHOLE, step=101))
         assert read_status(tmp_path) == WHOLE

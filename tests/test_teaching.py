@@ -130,8 +130,9 @@ def test_what_the_template_reads_besides_messages_goes_into_preferences_too(conf
     assert rows and all({name: row[name] for name in more} == more for row in rows)
 
 
-def test_prompts_of_too_many_tokens_are_left_out_as_in_training(config):
+def test_prompts_of_too_many_tokens_are_left_out_as_in_training(config, capsys):
     assert grpovi("sample", "--output", "out", "--data.init_args.preparation.max_tokens", "6") == 0
+    assert "3 of 5 rows left out" in capsys.readouterr().err
     table = pd.read_parquet(config / "out" / COMPLETIONS_FILE)
     assert sorted(set(table["row"])) == [3, 4]  # <s> <|user|> ten words <|end|> <|assistant|>
 

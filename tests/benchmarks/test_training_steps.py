@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers.chat import save_chat_policy
 from helpers.compilers import needs_torch
 
 from grpovi_lightning import metric_keys as keys
@@ -45,7 +46,7 @@ def noting_workload(workload, tmp_path):
     for part in ("model", "prompts.jsonl", "workload.json"):
         (folder / part).symlink_to(workload / part)
     noting = (
-        "\nimport json\ndef ends_in_seven(prompts, completions, completion_ids, **columns):\n"
+        "\nimport json\ndef reward(prompts, completions, completion_ids, **columns):\n"
         "    note = json.dumps([sum(map(len, completion_ids)), sorted(prompts), sorted(completions)])\n"
         f"    open({str(tmp_path / 'notes')!r}, 'a').write(note + '\\n')\n"
         "    return [len(text) / 100 for text in completions]\n"
@@ -106,10 +107,49 @@ def test_the_same_sizes_give_the_same_files_also_in_the_place_of_an_older_worklo
 
 
 def test_the_named_workloads_are_those_that_are_compared(scripts):
-    named = scripts("write_workload").NAMED
+    module = scripts("write_workload")
+    named = {name: module.NAMED[name] for name in module.BY_DEFAULT}
     lengths = {name: (sizes.prompt, sizes.completion, sizes.vocab) for name, sizes in named.items()}
     assert lengths == {"short": (16, 48, 512), "even": (96, 48, 512), "long": (256, 64, 512), "ragged": (96, 96, 64)}
     assert {(s.hidden, s.layers, s.prompts_per_step, s.group_size) for s in named.values()} == {(128, 4, 8, 8)}
+
+
+@pytest.fixture
+def chat_workload(scripts, tmp_path):
+    """The workload of a chat model, with a tiny one in its place."""
+    save_chat_policy(tmp_path / "chat")
+    module = scripts("write_workload")
+    tiny = module.ChatModel(
+        str(tmp_path / "chat"), completion=COMPLETION, prompts_per_step=PROMPTS, group_size=GROUP, learning_rate=0.01
+    )
+    return module.write_workload(tmp_path / "smollm2", tiny).removeprefix("written: ")
+
+
+def test_a_chat_models_workload_has_messages_and_a_link_to_the_checkpoint(scripts, chat_workload, tmp_path):
+    folder = Path(chat_workload)
+    prompts = [json.loads(line)["prompt"] for line in (folder / "prompts.jsonl").open()]
+    assert len(prompts) == 1024 and {(len(prompt), prompt[0]["role"]) for prompt in prompts} == {(1, "user")}
+    words = [len(prompt[0]["content"].split()) for prompt in prompts]
+    assert min(words) < 25 and 75 < max(words) < 110 and 42 < sum(words) / len(words) < 52
+    assert (folder / "model").resolve() == tmp_path / "chat"
+    module = scripts("write_workload")
+    again = module.write_workload(folder, module.ChatModel(str(tmp_path / "chat")))
+    assert again == f"replaced: {folder}" and (tmp_path / "chat" / "config.json").exists(), "the link alone is replaced"
+
+
+def test_a_chat_model_that_was_not_got_is_one_line(scripts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert scripts("write_workload").main(["smollm2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no checkpoint at runs/smollm2-135m-instruct; get it with python experiments/smollm2/get_models.py runs" in line
+
+
+@pytest.mark.parametrize("script", ["training_step", "trl_step"])
+def test_both_systems_train_the_chat_model_on_its_messages(scripts, chat_workload, capsys, script):
+    options = ["--decoder=group"] if script == "training_step" else []
+    assert scripts(script).main([chat_workload, "--steps=2", "--threads=1", *options]) == 0
+    found = last_line(capsys)
+    assert found["kl_last"] > 0 and 0 <= found["reward_last"] <= 1
 
 
 # One run.

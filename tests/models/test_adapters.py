@@ -230,7 +230,7 @@ class TestOptions:
         [
             (
                 {"use_dorra": True},
-                r"options\.use_dorra: no such setting of peft\.LoraConfig; did you mean 'use_dora'",
+                r"options\.use_dorra: no such setting of peft\.LoraConfig \(did you mean 'use_dora'",
             ),
             ({"zzz": 1}, "no such setting .*; expected one of .*use_dora"),
             ({"lora_dropout": 0.1}, "lora_dropout: cannot be used: sampling and training must see the same policy"),
