@@ -41,7 +41,7 @@ FACTS = (
     "{c} of the {goods} turn out to be broken and cannot be used for anything.",
 )
 QUESTION = "How many {goods} does {name} have at the end?"
-"""Word problems of one to six facts: about 45 words each, as those of GSM8K, and like them of very different lengths."""
+"""Word problems of one to six facts. As those of GSM8K, they have about 45 words, some three times as many as others."""
 
 
 @dataclass(frozen=True)

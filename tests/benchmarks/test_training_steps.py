@@ -141,7 +141,7 @@ def test_a_chat_model_that_was_not_got_is_one_line(scripts, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert scripts("write_workload").main(["smollm2"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no checkpoint at runs/smollm2-135m-instruct; get it with python experiments/smollm2/get_models.py runs" in line
+    assert "got no checkpoint at runs/smollm2-135m-instruct; get it with python experiments/smollm2/" in line
 
 
 @pytest.mark.parametrize("script", ["training_step", "trl_step"])
