@@ -41,7 +41,7 @@ FACTS = (
     "{c} of the {goods} turn out to be broken and cannot be used for anything.",
 )
 QUESTION = "How many {goods} does {name} have at the end?"
-"""Word problems of one to six facts. As those of GSM8K, they have about 45 words, some three times as many as others."""
+"""Word problems of one to six facts. As those of GSM8K, they have about 45 words, and some many more than others."""
 
 
 @dataclass(frozen=True)
