@@ -149,7 +149,8 @@ def test_both_systems_train_the_chat_model_on_its_messages(scripts, chat_workloa
     options = ["--decoder=group"] if script == "training_step" else []
     assert scripts(script).main([chat_workload, "--steps=2", "--threads=1", *options]) == 0
     found = last_line(capsys)
-    assert found["kl_last"] > 0 and 0 <= found["reward_last"] <= 1
+    assert found["completion_tokens_per_second"] > 0
+    assert found["reward_last"] == 0.0, "no word of this tokenizer ends in 7"
 
 
 # One run.
