@@ -13,7 +13,7 @@ from analysis.curves import curves_of
 from analysis.events import event_files, read_scalars
 from analysis.tables import groups, rows_where
 from grpovi_lightning import metric_keys
-from grpovi_lightning.run_record.layout import RecordError
+from grpovi_lightning.run_record.layout import CONFIG_FILE, RecordError
 from grpovi_lightning.run_record.pairing import FirstRollouts, first_rollouts
 from grpovi_lightning.run_record.status import RunRecord, require_status
 
@@ -135,7 +135,7 @@ def rollouts_by_seed(status: pd.DataFrame) -> list[FirstRollouts]:
 
 def read_config(folder: Path) -> dict[str, str]:
     """Return a run's config.yaml, flattened to dotted keys; empty where it is missing or no plain YAML mapping."""
-    file = folder / "config.yaml"
+    file = folder / CONFIG_FILE
     if not file.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The command `grpovi`: fit, validate, test, task, compare, report, sample, teach, adjust."""
+"""The command `grpovi`: fit, validate, test, task, compare, report, sample, teach, adjust, push."""
 
 import argparse
 import logging
@@ -22,6 +22,9 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   teach    measure which reward will teach a policy fastest, and what GRPOVI can add: the arguments are those of sample
   adjust   increase the variance of a table of rewards, without training:
                                grpovi adjust FILE --lower 0 --upper 1 [--ties merge|split] [--output FILE]
+  push     publish what a run trained on the Hugging Face hub, with a model card:
+                               grpovi push RUN USER/NAME [--what model|adapter] [--private] [--revision BRANCH]
+                               [--card_only]
 
 `grpovi COMMAND --help` lists a command's arguments.
 """
@@ -48,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sample": partial(_sample, "sample"),
         "teach": partial(_sample, "teach"),
         "adjust": _adjust,
+        "push": _push,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
@@ -207,6 +211,56 @@ def _adjust(arguments: list[str]) -> int:
     status = deliver(content, given.output)
     print(summary, file=sys.stderr)
     return status
+
+
+def _push(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="grpovi push",
+        description="Publishes what a run trained on the Hugging Face hub, with a model card (README.md) that names "
+        "method, base model, data, rewards, settings and results. The card is written into the pushed folder, too.",
+    )
+    parser.add_argument("run", type=Path, help="the folder of a run, alone or in a study")
+    parser.add_argument("repo", help="the repository, user/name; it is made where there is none")
+    parser.add_argument(
+        "--what",
+        choices=["model", "adapter"],
+        default="model",
+        help="model (default): the whole model, adapters merged in; adapter: the adapters alone",
+    )
+    parser.add_argument("--private", action="store_true", help="the repository has to be private")
+    parser.add_argument("--revision", default=None, help="a branch, made where there is none; default: the main one")
+    parser.add_argument("--card_only", action="store_true", help="write the card, without the hub")
+    given = parser.parse_args(arguments)
+    from grpovi_lightning import publishing
+    from grpovi_lightning.errors import UserError
+
+    if given.card_only and given.private:
+        raise UserError("--private has no effect with --card_only, which makes no repository; leave one of them out")
+    target = publishing.Target(given.repo, given.revision, given.private)
+    folder = publishing.trained_folder(given.run, given.what)
+    if not given.card_only:
+        publishing.check_connection()
+    card = publishing.signed(_card(given.run, given.what, given.repo, given.revision))
+    if given.card_only:
+        publishing.write_card(folder, card)
+        print(f"card: {folder / publishing.CARD_FILE}")
+        return 0
+    place, changed = publishing.push(folder, card, target)
+    for name in changed:
+        print(f"push: {name} is without the folders of this machine there")
+    print(f"push: {place}")
+    return 0
+
+
+def _card(run: Path, *settings: Any) -> str:
+    from analysis import ReportError
+    from analysis.card import model_card
+    from grpovi_lightning.errors import UserError
+
+    try:
+        return model_card(run, *settings)
+    except ReportError as error:
+        raise UserError(str(error)) from error
 
 
 def _print_report(folder: Path, **settings: Any) -> Any:

@@ -24,6 +24,7 @@ from grpovi_lightning.models.passes import CompiledPasses, ForwardPasses, find_c
 from grpovi_lightning.models.passes.forward import has_sharded_weights
 from grpovi_lightning.models.saving import save_checkpoint
 from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left
+from grpovi_lightning.run_record.layout import ADAPTER_FOLDER
 from grpovi_lightning.structures import Rollout
 
 
@@ -149,7 +150,7 @@ class LanguageModel(nn.Module):
         is_adapted = has_adapters(self.model)
         save_checkpoint(merged(self.model) if is_adapted else self.model, self.tokenizer, folder)
         if is_adapted:
-            save_adapter(self.model, Path(folder).with_name("adapter"))
+            save_adapter(self.model, Path(folder).with_name(ADAPTER_FOLDER))
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -9,12 +9,14 @@ from typing import Any
 
 STATUS_FILE = "status.json"
 STUDY_FILE = "study.yaml"
+CONFIG_FILE = "config.yaml"
 LOG_FILE = "process.log"
 PREPARE_FOLDER = "prepare"
 ARMS_FOLDER = "arms"
 REPORT_FOLDER = "report"
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 
 SCHEMA = 2
 """Version of the layout of status.json and study.yaml, under their key `schema`. Files without the key have layout 1,
