@@ -1,32 +1,19 @@
 """The model card of a run: what was trained, how, on what, and what came out of it."""
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
+from analysis.card_numbers import held_out, hub_results, study_part
 from analysis.errors import ReportError
-from analysis.events import event_files, read_scalars
 from analysis.markdown import code, plain
 from analysis.run_config import DEFAULTS, RunConfig, class_name, described
-from analysis.settings import DEFAULT_METRICS
-from analysis.study import analyse
-from analysis.verdict import Verdict
 from analysis.wording import number
-from grpovi_lightning import metric_keys
-from grpovi_lightning.run_record.layout import (
-    ADAPTER_FOLDER,
-    ARMS_FOLDER,
-    MODEL_FOLDER,
-    STUDY_FILE,
-    RecordError,
-    folder_seed,
-)
+from grpovi_lightning.run_record.layout import ADAPTER_FOLDER, MODEL_FOLDER, RecordError
 from grpovi_lightning.run_record.publication import public
 from grpovi_lightning.run_record.status import RunRecord, State, require_status
 
@@ -45,37 +32,6 @@ _TASKS = {
     "ForCausalLM": ("text-generation", "AutoModelForCausalLM"),
     "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
 }
-_CLOCKS = (metric_keys.NUM_TOKENS, metric_keys.TRAIN_SECONDS)
-
-
-@dataclass(frozen=True)
-class HeldOutRow:
-    """A held-out scalar at the first and the last step at which the run logged it."""
-
-    metric: str
-    first_step: int
-    first: float
-    last_step: int
-    last: float
-
-
-@dataclass(frozen=True)
-class StudyPart:
-    """What a study says of the arm of a run.
-
-    Attributes:
-        reason: Why the run does not count there, or None.
-        counts: Number of runs that count, of each arm that the verdicts are about.
-        verdicts: Those that compare the arm, with its baseline or with others.
-    """
-
-    name: str
-    metric: str
-    arm: str
-    seed: int
-    reason: str | None
-    counts: tuple[tuple[str, int], ...]
-    verdicts: tuple[Verdict, ...]
 
 
 def model_card(run: str | Path, trained: Trained, repo: str, revision: str | None = None) -> str:
@@ -99,13 +55,13 @@ def model_card(run: str | Path, trained: Trained, repo: str, revision: str | Non
     except RecordError as error:
         raise ReportError(f"{folder} is no run: {error}") from error
     config = RunConfig(folder)
-    rows, no_values = held_out(folder, record)
+    rows, missing = held_out(folder, record)
     tag, method = _method(config)
     task, auto_class = _task(folder)
     name = repo.rpartition("/")[2]
     is_adapter = trained == ADAPTER_FOLDER
     # The class of the card makes a model index only where there is a result.
-    results = _results(rows, config, task) or None
+    results = hub_results(rows, config, task) or None
     data = ModelCardData(
         base_model=config.hub_base,
         base_model_relation=(ADAPTER_FOLDER if is_adapter else "finetune") if config.hub_base else None,
@@ -121,6 +77,8 @@ def model_card(run: str | Path, trained: Trained, repo: str, revision: str | Non
         method=method,
         unfinished=_unfinished(record),
         is_adapter=is_adapter,
+        merges_adapters=config.merges_adapters,
+        origin=config.origin,
         base=config.base,
         hub_base=config.hub_base,
         base_settings=config.base_settings,
@@ -131,7 +89,7 @@ def model_card(run: str | Path, trained: Trained, repo: str, revision: str | Non
         config=config.text(),
         is_shortened=config.is_shortened,
         held_out=rows,
-        no_values=no_values,
+        missing=missing,
         study=study_part(folder),
         warnings=public(list(record.warnings)),
         load=_load(config, is_adapter, auto_class, repo, revision),
@@ -140,53 +98,13 @@ def model_card(run: str | Path, trained: Trained, repo: str, revision: str | Non
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{page}"))
 
 
-def held_out(folder: Path, record: RunRecord) -> tuple[list[HeldOutRow], str]:
-    """Return the held-out scalars of a run, those that reports compare first, and why there are none, in words."""
-    if not event_files(folder):
-        loggers = f"; it logged with {', '.join(record.loggers)}" if record.loggers else ""
-        return [], f"the run has no TensorBoard files{loggers}"
-    scalars = read_scalars(folder)
-    if scalars.damage is not None:
-        return [], f"a file of the log is damaged ({public(scalars.damage)})"
-    points: dict[str, list[tuple[int, float]]] = {}
-    for scalar in scalars.scalars:
-        key = scalar.metric.removeprefix(metric_keys.EVAL_PREFIX)
-        if scalar.metric.startswith(metric_keys.EVAL_PREFIX) and not key.endswith(_CLOCKS):
-            points.setdefault(scalar.metric, []).append((scalar.step, scalar.value))
-    first = {metric: place for place, metric in enumerate(DEFAULT_METRICS)}
-    order = sorted(points, key=lambda metric: (first.get(metric, len(first)), metric))
-    return [HeldOutRow(metric, *points[metric][0], *points[metric][-1]) for metric in order], "the run logged none"
-
-
-def study_part(folder: Path) -> StudyPart | None:
-    """Return what the study around a run says of its arm; None for a run that is no part of one.
-
-    Raises:
-        ReportError: The study cannot be read.
-    """
-    place = folder.resolve()
-    root, arm, seed = place.parents[2], place.parent.name, folder_seed(place.name)
-    if seed is None or place.parents[1].name != ARMS_FOLDER or not (root / STUDY_FILE).is_file():
-        return None
-    found = analyse(root)
-    verdicts = tuple(verdict for verdict in found.verdicts if arm in (verdict.arm, verdict.baseline))
-    arms = {arm, *(name for verdict in verdicts for name in (verdict.arm, verdict.baseline))}
-    counts = tuple((each.arm, len(each.seeds)) for each in found.comparisons if each.arm in arms)
-    mine = found.status[found.status["run"] == place.relative_to(root).as_posix()]
-    reason = mine["reason"].iloc[0] if len(mine) else None
-    settings = found.settings
-    return StudyPart(settings.name, settings.metric, arm, seed, public(reason), counts, verdicts)
-
-
 def _method(config: RunConfig) -> tuple[str, str]:
     """Return a tag, and the sentences that say what was trained and how, in Markdown."""
     if config.module in _OTHER_METHODS:
         return _OTHER_METHODS[config.module]
     if config.module != "GRPOModule":
         return "lightning", f"A model trained by {code(config.module)}."
-    parts = {
-        name: class_name(config.get(f"model.init_args.{name}")) or default for name, default in DEFAULTS.items()
-    }
+    parts = {name: class_name(config.get(f"model.init_args.{name}")) or default for name, default in DEFAULTS.items()}
     tag = "grpovi" if parts["adjustment"] == "VarianceIncrease" else "grpo"
     method = _GRPOVI if tag == "grpovi" else _GRPO
     if parts["adjustment"] not in ("VarianceIncrease", DEFAULTS["adjustment"]):
@@ -225,39 +143,6 @@ def _preparation(config: RunConfig) -> dict[str, Any]:
         if isinstance(settings, dict) and any(settings.values()):
             found[name] = {key: value for key, value in settings.items() if value}
     return found
-
-
-def _results(rows: list[HeldOutRow], config: RunConfig, task: str | None) -> list[EvalResult]:
-    """Return the last held-out rewards for the hub's table of results, where the held-out rows are a data set there."""
-    tables = config.tables()
-    held_out_tables = [table for table in tables if table.name == "validation"] or (
-        [table for table in tables if table.name == "train"] if config.get(_FRACTION) else []
-    )
-    if not held_out_tables or task is None:
-        return []
-    by_set = {"": held_out_tables[0]} | {table.held_out_set: table for table in held_out_tables}
-    results = []
-    for row in rows:
-        table = by_set.get(metric_keys.set_in(row.metric))
-        if table is None or table.hub_name is None or not math.isfinite(row.last) or not _is_result(row.metric):
-            continue
-        named = {name: table.source.get(setting) for name, setting in _PLACE.items()}
-        results.append(
-            EvalResult(task, table.hub_name, table.hub_name, row.metric, row.last, metric_name=row.metric, **named)
-        )
-    return results
-
-
-_FRACTION = "data.init_args.preparation.held_out_fraction"
-_PLACE = {"dataset_config": "name", "dataset_split": "split", "dataset_revision": "revision"}
-
-
-def _is_result(metric: str) -> bool:
-    """Tell whether a held-out scalar says how good a model is: rewards, pass@k, accuracy of pairs."""
-    key = metric.removeprefix(metric_keys.EVAL_PREFIX)
-    key = key.removeprefix(f"{metric_keys.set_in(metric)}/").removeprefix(metric_keys.GREEDY_PREFIX)
-    is_mean = key.startswith(metric_keys.rewards("")) and key.endswith("/mean")
-    return is_mean or key.startswith("pass_at_") or key in (metric_keys.REWARD, metric_keys.PAIR_ACCURACY)
 
 
 def _load(config: RunConfig, is_adapter: bool, auto_class: str, repo: str, revision: str | None) -> str:
@@ -309,7 +194,7 @@ def _page(**facts: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # noqa: S701  Markdown: the template escapes each text by `code` or `plain`
+        autoescape=False,  # Markdown: the template escapes each text by `code` or `plain`
     )
     templates.filters |= {"code": code, "plain": plain, "described": described, "number": number}
     return templates.get_template(TEMPLATE).render(**facts).strip() + "\n"

@@ -2,7 +2,7 @@
 
 import re
 
-_PUNCTUATION = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:])")
+_PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>|~$&@]|:(?=//)")
 
 
 def plain(text: object) -> str:
@@ -11,7 +11,7 @@ def plain(text: object) -> str:
     >>> print(plain("a_b | <b>"))
     a\_b \| \<b\>
     """
-    return _PUNCTUATION.sub(r"\\\1", _one_line(text))
+    return _PUNCTUATION.sub(r"\\\g<0>", _one_line(text))
 
 
 def code(text: object) -> str:
@@ -23,7 +23,7 @@ def code(text: object) -> str:
     `rewards/gold/mean` <code>a&#124;b&#96;</code>
     """
     line = _one_line(text)
-    if line and not set(line) & set("`|\\\\"):
+    if line and not set(line) & set("`|\\"):
         return f"`{line}`"
     return f"<code>{re.sub(r'[^A-Za-z0-9 ]', lambda found: f'&#{ord(found[0])};', line)}</code>"
 

@@ -100,6 +100,18 @@ class RunConfig:
         return self._at_base("path")
 
     @property
+    def origin(self) -> str:
+        """What the model was made of where there is no `base`; "" where config.yaml does not say."""
+        policy = self.get("model.init_args.policy")
+        return "" if policy is None else described(policy)
+
+    @property
+    def merges_adapters(self) -> bool:
+        """Whether adapters were trained, which a whole model has merged into its weights."""
+        names = ("policy.init_args.lora", "policy.init_args.adapter", "lora")
+        return any(self.get(f"model.init_args.{name}") is not None for name in names)
+
+    @property
     def base_settings(self) -> dict[str, Any]:
         """What else was said of it: `revision`, `gguf_file`, `adapter`."""
         settings = {name: self._at_base(name) for name in ("revision", "gguf_file", "adapter")}
@@ -175,19 +187,32 @@ def class_name(node: Any) -> str | None:
 def described(value: Any) -> str:
     """Return a value of a config as one line: a class by its name, with its settings in parentheses.
 
+    Settings that are off (null, false, empty) are left out.
+
     >>> described({"class_path": "my.Loss", "init_args": {"beta": 0.04, "delta": None, "kl": {"class_path": "my.K3"}}})
     'Loss (beta 0.04, kl K3)'
+    >>> described({"temperature": 0.9, "top_k": 0})
+    'temperature 0.9, top_k 0'
     """
-    if isinstance(value, dict):
-        name, settings = class_name(value), value
-        if name is not None:
-            settings = value.get("init_args") or value.get("dict_kwargs") or {}
-        parts = [f"{key} {described(item)}" for key, item in settings.items() if item not in (None, {})]
-        inside = ", ".join(parts)
-        return f"{name} ({inside})" if name and inside else name or (f"({inside})" if inside else "none")
     if isinstance(value, list):
-        return "[" + ", ".join(described(item) for item in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return "[" + ", ".join(map(described, value)) + "]"
+    if not isinstance(value, dict):
+        return str(value)
+    name = class_name(value)
+    if name is None:
+        return _listed(value)
+    inside = _listed(value.get("init_args") or value.get("dict_kwargs") or {})
+    return f"{name} ({inside})" if inside else name
+
+
+def _listed(settings: dict[Any, Any]) -> str:
+    parts = []
+    for key, item in settings.items():
+        if item is None or item is False or item in ({}, [], ""):
+            continue
+        is_group = isinstance(item, dict) and class_name(item) is None
+        parts.append(f"{key} ({described(item)})" if is_group else f"{key} {described(item)}")
+    return ", ".join(parts)
 
 
 def _components(node: Any, weight: float) -> Iterator[Component]:

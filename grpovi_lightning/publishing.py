@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
@@ -31,7 +32,7 @@ KINDS = {MODEL_FOLDER: "config.json", ADAPTER_FOLDER: "adapter_config.json"}
 _MARK = re.compile(r"\n<!-- grpovi push wrote this card: (\w+) -->\n\Z")
 _BRANCH = re.compile(r"\w[\w./-]{0,199}")
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-_NO_ANSWER = (HfHubHTTPError.__bases__[0], EntryNotFoundError)
+_NO_ANSWER = cast(tuple[type[Exception], ...], (HfHubHTTPError.__bases__[0], EntryNotFoundError))
 """What the client raises without an answer: `HTTPError` of whichever httpx it uses, or what it makes of that."""
 
 
@@ -78,9 +79,7 @@ def trained_folder(run: Path, kind: str) -> Path:
     folder = run / kind
     if not folder.is_dir():
         there = [name for name in KINDS if (run / name).is_dir()]
-        found = f"it has {there[0]}, so leave --what {kind} out or say --what {there[0]}" if there else (
-            "a run writes it when training ends"
-        )
+        found = f"it has {there[0]}: say --what {there[0]}" if there else "a run writes it when training ends"
         raise UserError(f"{run}: no {kind} was trained there; {found}")
     if not (folder / KINDS[kind]).is_file():
         raise UserError(
@@ -147,13 +146,16 @@ def push(folder: Path, card: str, target: Target) -> tuple[str, list[str]]:
             *(CommitOperationAdd(name, content) for name, content in contents.items()),
             *(CommitOperationDelete(name) for name in sorted(there - names) if name.endswith(_WEIGHTS)),
         ]
-        api.create_commit(
-            target.repo,
-            operations,
-            commit_message=f"Trained {folder.name} with its card, by grpovi push",
-            revision=target.revision,
-            parent_commit=found.sha,
-        )
+        try:
+            api.create_commit(
+                target.repo,
+                operations,
+                commit_message=f"Trained {folder.name} with its card, by grpovi push",
+                revision=target.revision,
+                parent_commit=found.sha,  # what was checked above is still so
+            )
+        except (ValueError, RuntimeError) as error:  # a card that the hub does not take, a file that did not arrive
+            raise UserError(f"{target.repo}: the upload failed: {_first_line(str(error))}") from error
     write_card(folder, card)
     branch = f"/tree/{target.revision}" if target.revision else ""
     changed = [name for name, content in contents.items() if isinstance(content, bytes)]
@@ -169,7 +171,10 @@ def _contents(folder: Path) -> dict[str, str | bytes]:
             continue
         contents[place.as_posix()] = str(file)
         if file.name.endswith("config.json"):
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                settings = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{file} cannot be read: {error}; export the model again") from error
             if public(settings) != settings:
                 contents[place.as_posix()] = (json.dumps(public(settings), indent=2) + "\n").encode()
     return contents
@@ -227,8 +232,6 @@ def _answers_of_the_hub(what: str) -> Iterator[None]:
             f"{what}: the hub cannot be reached at {constants.ENDPOINT} ({_first_line(str(error))}); try again where "
             "there is a network, or write the card alone with --card_only"
         ) from error
-    except (ValueError, RuntimeError) as error:  # what the client raises for an upload that went wrong
-        raise UserError(f"{what}: the upload failed: {_first_line(str(error))}") from error
 
 
 def _first_line(text: str) -> str:

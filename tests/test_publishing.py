@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -176,7 +177,9 @@ def test_the_numbers_of_the_card_are_those_that_tensorboard_has(run):
     events = EventAccumulator(str(run))
     events.Reload()
     first, last = events.Scalars("eval/reward")
-    rows = [line.split("|") for line in (run / "model" / "README.md").read_text().splitlines() if "`eval/reward`" in line]
+    rows = [
+        line.split("|") for line in (run / "model" / "README.md").read_text().splitlines() if "`eval/reward`" in line
+    ]
     numbers = [[part.strip().replace("\N{MINUS SIGN}", "-") for part in row[2:6]] for row in rows if len(row) == 7]
     (found,) = numbers
     assert [int(found[0]), int(found[2])] == [first.step, last.step] == [0, 2]
@@ -188,7 +191,10 @@ def test_no_folder_of_the_machine_is_in_what_is_pushed(run, study, hub, capsys):
         assert main(["push", str(run), repo, "--what", what]) == 0
         for name, content in hub.repositories[repo].branches["main"].items():
             assert str(study).encode() not in content and str(Path.home()).encode() + b"/" not in content, name
-    assert "Folders of the machine are cut from paths" in hub.repositories["ada/whole"].branches["main"]["README.md"].decode()
+    assert (
+        "Folders of the machine are cut from paths"
+        in hub.repositories["ada/whole"].branches["main"]["README.md"].decode()
+    )
     assert "push: adapter_config.json is without the folders of this machine there" in capsys.readouterr().out
     assert str(study) in (run / "adapter" / "adapter_config.json").read_text()
 
@@ -274,9 +280,10 @@ def test_without_a_token_or_a_hub_nothing_is_written(run, hub, capsys, monkeypat
     (run / "model" / "README.md").unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    hub.shutdown()
-    hub.server_close()
-    assert "the hub cannot be reached at http://127.0.0.1" in refused()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nobody)
+    assert f"the hub cannot be reached at {nobody}" in refused()
 
 
 def test_what_the_hub_refuses_is_said_with_its_reason(run, hub, capsys):
@@ -302,6 +309,7 @@ def test_a_run_that_did_not_finish_says_so(run):
     assert "It does not count there: interrupted at step 1 of 2" in text
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_torch_and_goes_where_the_environment_says(run, hub, tmp_path):
     """As a process of its own, which reads HF_ENDPOINT by itself."""
     code = (
@@ -325,7 +333,9 @@ def test_an_exported_model_has_what_vllm_reads_of_its_configuration(run):
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert set(ends if isinstance(ends, list) else [ends]) <= set(range(len(tokenizer)))
-    assert tokenizer.apply_chat_template([user("ten")], add_generation_prompt=True, tokenize=False).endswith("<|assistant|>")
+    assert tokenizer.apply_chat_template([user("ten")], add_generation_prompt=True, tokenize=False).endswith(
+        "<|assistant|>"
+    )
 
 
 def test_the_defaults_that_a_card_names_are_those_of_the_module():

@@ -8,7 +8,9 @@ from typing import Any
 HIDDEN = "(hidden)"
 """Stands for the value of a setting that is a secret by its name or form."""
 
-_SECRET_NAME = re.compile(r"(.*_)?(api_?key|access_key|password|passwd|secret|credentials?)|((hf|auth|access|api)_)?token")
+_SECRET_NAME = re.compile(
+    r"(.*_)?(api_?key|access_key|password|passwd|secret|credentials?)|((hf|auth|access|api)_)?token"
+)
 _SECRET_FORM = re.compile(r"\b(hf_|sk-)[A-Za-z0-9_-]{16,}")
 _END_OF_PATH = r"(?:/[^\s\"'`,;:|<>]*)?(?![\w-])"
 

@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on this machine: what `huggingface_hub` asks of one to make a repository and commit to it."""
+"""A small Hugging Face hub on this machine: what `huggingface_hub` asks to make a repository and to commit to it."""
 
 import base64
 import hashlib
@@ -48,8 +48,8 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Refusal(Exception):
-    def __init__(self, status: int, reason: str, code: str | None = None) -> None:
-        self.status, self.reason, self.code = status, reason, code
+    def __init__(self, status: int, reason: str, code: str | None = None, **content: str) -> None:
+        self.status, self.reason, self.code, self.content = status, reason, code, content
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(401, "Invalid credentials in Authorization header")
             status, content, headers = 200, *self._respond(path.strip("/").split("/"), body)
         except _Refusal as error:
-            status, content = error.status, json.dumps({"error": error.reason}).encode()
+            status, content = error.status, json.dumps({"error": error.reason} | error.content).encode()
             headers = {"X-Error-Message": error.reason} | ({"X-Error-Code": error.code} if error.code else {})
         self.send_response(status)
         for name, value in headers.items():
@@ -119,7 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
                 url = f"{self.server.url}/{owner}/{name}/commit/{sha}"
                 return _json({"success": True, "commitOid": sha, "commitUrl": url})
             case [_, _, "info", "lfs", "objects", "batch"]:
-                return _json({"transfer": "basic", "objects": [self._place(each) for each in json.loads(body)["objects"]]})
+                return _json(
+                    {"transfer": "basic", "objects": [self._place(each) for each in json.loads(body)["objects"]]}
+                )
             case ["lfs", digest]:
                 if hashlib.sha256(body).hexdigest() != digest:
                     raise _Refusal(400, "other content than was announced")
@@ -141,13 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, wanted: dict) -> dict:
         full = f"{wanted['organization']}/{wanted['name']}"
+        url = f"{self.server.url}/{full}"
         if full in self.server.repositories:
-            raise _Refusal(409, "You already created this model repo")
+            raise _Refusal(409, "You already created this model repo", url=url)
         if wanted["organization"] != USER:
             raise _Refusal(403, f"You don't have the rights to create a model under the namespace {full.split('/')[0]}")
         private = wanted.get("visibility") == "private" or wanted.get("private") is True
         self.server.repositories[full] = Repository(private)
-        return {"url": f"{self.server.url}/{full}", "name": full}
+        return {"url": url, "name": full}
 
     def _info(self, owner: str, name: str, branch: str) -> dict:
         repository = self._repository(owner, name)
