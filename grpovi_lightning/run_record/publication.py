@@ -48,15 +48,18 @@ def _without_folders(text: str) -> str:
     if text.startswith("/") and text.strip("/").count("/") and "\n" not in text:
         return _placed(text)
     for folder in (os.getcwd(), str(Path.home())):
-        if folder.strip("/"):
+        if folder != "/":
             text = re.sub(rf"(?<![\w.-]){re.escape(folder)}{_END_OF_PATH}", lambda found: _placed(found[0]), text)
     return text
 
 
 def _placed(path: str) -> str:
-    """Return an absolute path relative to the current folder where it is below it, else its last part."""
-    here = os.getcwd()
+    """Return an absolute path relative to the current folder where it is below it, else its last part.
+
+    Relative to a folder that the home folder is in, such as `/`, a path would name the user.
+    """
+    home, here = Path.home(), os.getcwd()
     for folder in (here, os.path.realpath(here)):
-        if Path(path).is_relative_to(folder):
+        if Path(path).is_relative_to(folder) and Path(folder) not in home.parents:
             return str(Path(path).relative_to(folder))
-    return "~" if Path(path) == Path.home() else Path(path).name
+    return "~" if Path(path) == home else Path(path).name

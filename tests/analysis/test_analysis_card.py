@@ -235,6 +235,22 @@ def test_settings_that_are_no_paths_and_no_secrets_stay_as_they_are():
     }
 
 
+def test_the_name_of_the_user_stays_out_wherever_the_command_runs(tmp_path, monkeypatch):
+    home = tmp_path / "homes" / "alice"
+    (home / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    path = f"{home}/work/x.jsonl"
+    for place, shown in {
+        "/": "x.jsonl",
+        home.parent: "x.jsonl",
+        home: "work/x.jsonl",
+        home / "work": "x.jsonl",
+    }.items():
+        monkeypatch.chdir(place)
+        assert public(path) == shown and public(f"see {path}, {path}") == f"see {shown}, {shown}"
+        assert public(str(home)) in ("~", ".")
+
+
 def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
     with pytest.raises(ReportError, match=r"is no run: no status\.json"):
         model_card(tmp_path, "model", "ada/tiny")
