@@ -14,8 +14,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from grpovi_lightning.conversations import Prompt, as_messages
 from grpovi_lightning.data import PromptDataModule
@@ -29,12 +27,12 @@ from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.run_record.layout import replace_file
 from grpovi_lightning.structures import PromptBatch, Rollout
+from grpovi_lightning.table_in_parts import table_in_parts
 
 COMPLETIONS_FILE = "completions.parquet"
 PREFERENCES_FILE = "preferences.jsonl"
 REWARD = "reward/"
 """What the columns of rewards begin with."""
-_PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,12 @@ class CompletionRun:
         if file.exists():
             return pd.read_parquet(file)
         engine, policy = self._loaded()
-        parts = {folder / _PARTS / f"{number:05d}.parquet": rows for number, rows in enumerate(self._blocks(), start=1)}
-        missing = [part for part in parts if not part.exists()]
-        for part in track(missing, "completions", console=Console(stderr=True)):
-            prompts = self.data.collate([self._rows[i] for i in parts[part]]).to(policy.device)
-            replace_file(part, self._scored(engine, policy, prompts).to_parquet(index=False))
-        whole = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-        replace_file(file, whole.to_parquet(index=False))
-        for part in parts:
-            part.unlink()
-        (folder / _PARTS).rmdir()
-        return whole
+
+        def scored(rows: list[int]) -> pd.DataFrame:
+            prompts = self.data.collate([self._rows[i] for i in rows]).to(policy.device)
+            return self._scored(engine, policy, prompts)
+
+        return table_in_parts(file, self._blocks(), scored, "completions")
 
     @property
     def _rows(self) -> Table:

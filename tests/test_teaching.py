@@ -215,4 +215,4 @@ def test_a_wrong_request_is_one_line_before_anything_is_sampled(config, capsys, 
 def test_completions_of_other_settings_are_not_mixed_in(config, capsys):
     assert grpovi("sample", "--output", "out") == 0
     line = refusal(capsys, "sample", "--config", "teach.yaml", "--output", "out", "--seed", "2")
-    assert "holds completions of other settings" in line
+    assert "holds what other settings made" in line
