@@ -29,7 +29,9 @@ def run(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Path
     keep_settings(folder, settings)
     completions = made.write(folder)
     if built.preferences is not None:
-        print(f"preferences: {made.preferences(built.preferences, folder)} pairs")
+        written, cut_off = made.preferences(built.preferences, folder, built.ended_only)
+        what = "left out" if built.ended_only else "among them"
+        print(f"preferences: {written} pairs; {what} {cut_off} in which a completion was cut off")
     return folder, write_measure(completions, folder, built.gold) if command == "teach" else None
 
 
@@ -44,6 +46,8 @@ def build(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Na
     """
     built, settings = build_described(_parser(command), arguments)
     made = CompletionRun(**{field.name: built[field.name] for field in fields(CompletionRun)})
+    if built.ended_only and built.preferences is None:
+        raise UserError("ended_only has no effect without preferences: name the reward by which pairs are compared")
     if command == "teach" and made.completions < 2:
         raise UserError(f"completions: got {made.completions}, expected at least 2; one alone has no variance")
     return built, made, settings
@@ -53,6 +57,9 @@ def _parser(command: str) -> ArgumentParser:
     parser = folder_parser(command)
     parser.add_argument(
         "--preferences", type=str | None, default=None, help="Reward by which pairs of completions become preferences."
+    )
+    parser.add_argument(
+        "--ended_only", type=bool, default=False, help="Leave out pairs in which a completion was cut off."
     )
     if command == "teach":
         parser.add_argument("--gold", type=str | None, default=None, help="Reward that the others should order as.")
