@@ -1,4 +1,4 @@
-"""The command `grpovi`: fit, validate, test, task, compare, report, sample, teach, adjust, push."""
+"""The command `grpovi`: fit, validate, test, task, compare, report, sample, teach, relabel, adjust, push."""
 
 import argparse
 import logging
@@ -20,6 +20,8 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   sample   sample completions of a policy and score them, without training:
                                grpovi sample --config A.yaml --output DIR [--preferences REWARD]
   teach    measure which reward will teach a policy fastest, and what GRPOVI can add: the arguments are those of sample
+  relabel  let a reward decide the preferences of a table anew, without training:
+                               grpovi relabel --config A.yaml --output DIR
   adjust   increase the variance of a table of rewards, without training:
                                grpovi adjust FILE --lower 0 --upper 1 [--ties merge|split] [--output FILE]
   push     publish what a run trained on the Hugging Face hub, with a model card:
@@ -50,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "report": _report,
         "sample": partial(_sample, "sample"),
         "teach": partial(_sample, "teach"),
+        "relabel": _relabel,
         "adjust": _adjust,
         "push": _push,
     }
@@ -80,7 +83,7 @@ def check_fit(arguments: list[str]) -> None:
 
 
 def check_command(arguments: list[str]) -> None:
-    """Build what the command line of a stage or arm of a study describes: `fit ...` or `sample ...`.
+    """Build what the command line of a stage or arm of a study describes: `fit ...`, `sample ...` or `relabel ...`.
 
     Raises:
         UserError: the configuration is wrong.
@@ -88,9 +91,14 @@ def check_command(arguments: list[str]) -> None:
     if arguments[0] == "fit":
         return check_fit(arguments[1:])
     _quiet()
-    from grpovi_lightning.sampling_command import build
+    if arguments[0] == "relabel":
+        from grpovi_lightning.relabelling_command import build as build_relabelling
 
-    build("sample", arguments[1:])
+        build_relabelling(arguments[1:])
+    else:
+        from grpovi_lightning.sampling_command import build
+
+        build("sample", arguments[1:])
 
 
 def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
@@ -142,6 +150,21 @@ def _sample(command: Literal["sample", "teach"], arguments: list[str]) -> int:
 
         print_teaching(measured, folder)
     print(f"{command}: {folder}")
+    return 0
+
+
+def _relabel(arguments: list[str]) -> int:
+    _quiet()
+    from grpovi_lightning.notes import show_notes
+    from grpovi_lightning.relabelling_command import run
+
+    show_notes()
+    folder, counts = run(arguments)
+    print(
+        f"relabel: {counts['rows']} rows, {counts['swapped']} swapped; left out: {counts['ties']} ties, "
+        f"{counts['unscored']} unscored"
+    )
+    print(f"relabel: {folder}")
     return 0
 
 

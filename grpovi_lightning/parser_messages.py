@@ -4,14 +4,23 @@ import difflib
 import importlib
 import inspect
 import re
+import types
+import typing
+from typing import Any
 
 _NOISE = re.compile(
     r"^(Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
     r"|Given value type: |Given value: )"
 )
-_VALUE = re.compile(r"^Given value: ([^{\n]{1,60})$")
-_REJECTED = re.compile(r"Option '([^']+)' is not accepted")
+_VALUE = re.compile(r"^Given value: (?!NestedArg)([^{\n]{1,60})$")
+_REJECTED = re.compile(
+    r"Option '(?P<key>[^']+)' is not accepted"
+    r"|Group '(?P<group>[^']+)' does not accept option '(?P<of_group>[^']+)'"
+    r"|unrecognized arguments: --(?P<argument>[\w.]+)"
+    r"|Unexpected keys: \{'(?P<of_mapping>[^']+)'"
+)
 _CLASS = re.compile(r"class_path '([^']+)'")
+_KEY = re.compile(r'Parser key "([^"]+)"')
 
 
 def one_line(message: str) -> str:
@@ -27,20 +36,68 @@ def one_line(message: str) -> str:
     text = text if got is None else f"{text}; got {got}"
     text = text if len(text) <= 500 else text[:497] + "..."
     rejected = _REJECTED.search(text)
-    if rejected is None:
-        return text
-    paths = _CLASS.findall(text[: rejected.start()])
-    known = _parameters(paths[-1]) if paths else []
-    near = difflib.get_close_matches(rejected[1], known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}" if known else ""
-    return text + (hint or "; see --print_config for the keys there are")
+    return text if rejected is None else text + _hint(text[: rejected.start()], rejected)
 
 
-def _parameters(class_path: str) -> list[str]:
-    """Return the names of a class's arguments; none where it cannot be imported, as in a misspelt path."""
+def _hint(before: str, rejected: re.Match[str]) -> str:
+    """Return the nearest known name, or all there are; `before` says of what class the rejected key is."""
+    known: list[str] = []
+    word = ""
+    classes = list(_CLASS.finditer(before))
+    if classes:
+        known, word = _names_beside(_imported(classes[-1][1]), _path(before[classes[-1].end() :], rejected))
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; expected one of {', '.join(known)}" if known else "; see --print_config for the keys there are"
+
+
+def _path(within: str, rejected: re.Match[str]) -> list[str]:
+    """Return the words from the arguments of a class to the rejected key."""
+    found = rejected.groupdict()
+    if found["of_group"]:
+        return [*found["group"].split("."), *found["of_group"].split(".")]
+    if found["of_mapping"]:  # of the type of the key whose value it is in
+        return [*_KEY.findall(within)[-1:], found["of_mapping"]]
+    return (found["key"] or found["argument"]).split(".")
+
+
+def _names_beside(kind: Any, path: list[str]) -> tuple[list[str], str]:
+    """Return the names that the last known class on the path has, and the word that is none of them."""
+    for word in path[:-1]:
+        inner = next((each for each in _kinds(_hints(kind).get(word)) if _names(each)), None)
+        if inner is None:
+            return _names(kind), word
+        kind = inner
+    return _names(kind), path[-1]
+
+
+def _imported(class_path: str) -> Any:
+    """Return a class; None where it cannot be imported, as in a misspelt path."""
     module, _, name = class_path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _names(kind: Any) -> list[str]:
+    """Return the names of the arguments of a class of this package or its user, or the keys of a typed dictionary."""
+    if typing.is_typeddict(kind):
+        return list(kind.__annotations__)
+    if not inspect.isclass(kind) or kind.__module__ == "builtins":
         return []
-    return [parameter for parameter in inspect.signature(found).parameters if parameter != "self"]
+    return [parameter for parameter in inspect.signature(kind).parameters if parameter != "self"]
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return name -> type of the arguments of a class; none where a type is not known outside of its module."""
+    try:
+        return typing.get_type_hints(kind.__init__)
+    except (NameError, AttributeError, TypeError):
+        return {}
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return the types of a union, or the one that there is."""
+    return list(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]

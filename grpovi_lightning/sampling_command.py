@@ -1,22 +1,16 @@
 """The commands `grpovi sample` and `grpovi teach`, from YAML to the folder that they write."""
 
-import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.overlays import own_defaults
-from grpovi_lightning.parser_messages import one_line
-from grpovi_lightning.paths import check_output, expanded
-from grpovi_lightning.run import find_user_code, user_error
+from grpovi_lightning.folder_command import build_described, check_folder, folder_parser, keep_settings
 from grpovi_lightning.scored_completions import CompletionRun
 from grpovi_lightning.teaching import write_measure
-
-SETTINGS_FILE = "config.yaml"
 
 
 def run(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Path, pd.DataFrame | None]:
@@ -30,14 +24,14 @@ def run(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Path
     """
     built, made, settings = build(command, arguments)
     folder = Path(built.output)
-    check_output(folder, "output")
-    _check_settings(folder, settings)
+    check_folder(folder, settings)
     made.check(preferences=built.preferences, gold=built.get("gold"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).write_text(settings, encoding="utf-8")
+    keep_settings(folder, settings)
     completions = made.write(folder)
     if built.preferences is not None:
-        print(f"preferences: {made.preferences(built.preferences, folder)} pairs")
+        written, cut_off = made.preferences(built.preferences, folder, built.ended_only)
+        what = "left out" if built.ended_only else "among them"
+        print(f"preferences: {written} pairs; {what} {cut_off} in which a completion was cut off")
     return folder, write_measure(completions, folder, built.gold) if command == "teach" else None
 
 
@@ -50,38 +44,24 @@ def build(command: Literal["sample", "teach"], arguments: list[str]) -> tuple[Na
     Raises:
         UserError: the settings are wrong.
     """
-    find_user_code()
-    parser = _parser(command)
-    try:
-        with own_defaults():
-            config = expanded(parser.parse_args(arguments))
-        built: Any = parser.instantiate_classes(config)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(str(error))) from error
-    except ValueError as error:
-        raise (user_error(error) or error) from None
+    built, settings = build_described(_parser(command), arguments)
     made = CompletionRun(**{field.name: built[field.name] for field in fields(CompletionRun)})
+    if built.ended_only and built.preferences is None:
+        raise UserError("ended_only has no effect without preferences: name the reward by which pairs are compared")
     if command == "teach" and made.completions < 2:
         raise UserError(f"completions: got {made.completions}, expected at least 2; one alone has no variance")
-    return built, made, parser.dump(config, skip_none=False)
+    return built, made, settings
 
 
 def _parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"grpovi {command}", exit_on_error=False, parser_mode="omegaconf+")
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--study_dir", type=str, default="runs", help="What ${study_dir} stands for in the YAML.")
-    parser.add_argument("--output", type=str, required=True, help="Folder of the completions; it goes on where it was.")
+    parser = folder_parser(command)
     parser.add_argument(
         "--preferences", type=str | None, default=None, help="Reward by which pairs of completions become preferences."
+    )
+    parser.add_argument(
+        "--ended_only", type=bool, default=False, help="Leave out pairs in which a completion was cut off."
     )
     if command == "teach":
         parser.add_argument("--gold", type=str | None, default=None, help="Reward that the others should order as.")
     parser.add_class_arguments(CompletionRun)
     return parser
-
-
-def _check_settings(folder: Path, settings: str) -> None:
-    """Refuse a folder whose completions were made with other settings."""
-    file = folder / SETTINGS_FILE
-    if file.exists() and file.read_text(encoding="utf-8") != settings:
-        raise UserError(f"output {folder}: holds completions of other settings ({file}); choose another folder")

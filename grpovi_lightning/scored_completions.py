@@ -14,8 +14,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from grpovi_lightning.conversations import Prompt, as_messages
 from grpovi_lightning.data import PromptDataModule
@@ -29,12 +27,12 @@ from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
 from grpovi_lightning.run_record.layout import replace_file
 from grpovi_lightning.structures import PromptBatch, Rollout
+from grpovi_lightning.table_in_parts import table_in_parts
 
 COMPLETIONS_FILE = "completions.parquet"
 PREFERENCES_FILE = "preferences.jsonl"
 REWARD = "reward/"
 """What the columns of rewards begin with."""
-_PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,12 @@ class CompletionRun:
         if file.exists():
             return pd.read_parquet(file)
         engine, policy = self._loaded()
-        parts = {folder / _PARTS / f"{number:05d}.parquet": rows for number, rows in enumerate(self._blocks(), start=1)}
-        missing = [part for part in parts if not part.exists()]
-        for part in track(missing, "completions", console=Console(stderr=True)):
-            prompts = self.data.collate([self._rows[i] for i in parts[part]]).to(policy.device)
-            replace_file(part, self._scored(engine, policy, prompts).to_parquet(index=False))
-        whole = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-        replace_file(file, whole.to_parquet(index=False))
-        for part in parts:
-            part.unlink()
-        (folder / _PARTS).rmdir()
-        return whole
+
+        def scored(rows: list[int]) -> pd.DataFrame:
+            prompts = self.data.collate([self._rows[i] for i in rows]).to(policy.device)
+            return self._scored(engine, policy, prompts)
+
+        return table_in_parts(file, self._blocks(), scored, "completions")
 
     @property
     def _rows(self) -> Table:
@@ -134,23 +127,30 @@ class CompletionRun:
         scores = {f"{REWARD}{name}": values for name, values in self.reward.components(rollout).items()}
         return completion_table(rollout, scores)
 
-    def preferences(self, by: str, folder: Path) -> int:
+    def preferences(self, by: str, folder: Path, ended_only: bool = False) -> tuple[int, int]:
         """Write pairs of completions of the same prompt, the better first by a reward, as preference data.
 
         Completions 0 and 1 of a prompt are a pair, then 2 and 3, and so on. Pairs of equal rewards are left out, as are
-        those in which one has none.
+        those in which one has none. `chosen_truncated` and `rejected_truncated` of a pair say which were cut off.
+
+        Args:
+            by: the component of the reward that decides.
+            folder: with the completions.
+            ended_only: whether pairs with a completion that was cut off are left out.
 
         Returns:
-            how many pairs were written.
+            how many pairs were written, and in how many, written or left out, a completion was cut off.
         """
         table = pd.read_parquet(folder / COMPLETIONS_FILE)
-        lines = []
+        pairs = []
         places = {self._rows[i]["_row"]: i for i in range(len(self._rows))}
         for number, group in table.groupby("row", sort=False):
             contents = self.data.collate([self._rows[places[number]]]).contents[0]
-            lines += _pairs(contents, group["completion"].tolist(), group[f"{REWARD}{by}"].tolist())
-        replace_file(folder / PREFERENCES_FILE, "".join(json.dumps(line) + "\n" for line in lines))
-        return len(lines)
+            pairs += _pairs(contents, *(group[name].tolist() for name in ("completion", "truncated", f"{REWARD}{by}")))
+        ended = [pair for pair in pairs if not (pair["chosen_truncated"] or pair["rejected_truncated"])]
+        written = ended if ended_only else pairs
+        replace_file(folder / PREFERENCES_FILE, "".join(json.dumps(pair) + "\n" for pair in written))
+        return len(written), len(pairs) - len(ended)
 
 
 def completion_table(rollout: Rollout, scores: dict[str, torch.Tensor]) -> pd.DataFrame:
@@ -171,14 +171,17 @@ def completion_table(rollout: Rollout, scores: dict[str, torch.Tensor]) -> pd.Da
     )
 
 
-def _pairs(prompt: Prompt, completions: Sequence[str], rewards: Sequence[float]) -> list[dict[str, Any]]:
+def _pairs(
+    prompt: Prompt, completions: Sequence[str], truncated: Sequence[bool], rewards: Sequence[float]
+) -> list[dict[str, Any]]:
     found = []
     for i in range(0, len(completions) - 1, 2):
         difference = rewards[i] - rewards[i + 1]
         if isnan(difference) or difference == 0 or completions[i] == completions[i + 1]:
             continue
-        better, worse = (completions[i], completions[i + 1]) if difference > 0 else (completions[i + 1], completions[i])
-        found.append(_preference(prompt, better, worse))
+        better, worse = (i, i + 1) if difference > 0 else (i + 1, i)
+        cut = {"chosen_truncated": truncated[better], "rejected_truncated": truncated[worse]}
+        found.append(_preference(prompt, completions[better], completions[worse]) | cut)
     return found
 
 

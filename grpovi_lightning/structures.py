@@ -126,6 +126,28 @@ class Rollout:
         assert shape == self.completion_mask.shape == self.old_logprobs.shape, "completion tensors are [B, T]"
         assert self.ref_logprobs is None or self.ref_logprobs.shape == shape, "ref_logprobs are [B, T]"
 
+    @staticmethod
+    def of_texts(prompts: PromptBatch, texts: Sequence[str]) -> "Rollout":
+        """Return a completion of each prompt that no policy sampled: text alone, which ended, without tokens."""
+        no_ids, no_mask = torch.zeros(len(texts), 0, dtype=torch.long), torch.zeros(len(texts), 0, dtype=torch.bool)
+        return Rollout(
+            prompts=prompts,
+            group_size=1,
+            step=0,
+            prompt_ids=no_ids,
+            prompt_mask=no_mask,
+            completion_ids=no_ids,
+            completion_mask=no_mask,
+            old_logprobs=torch.zeros(len(texts), 0),
+            truncated=torch.zeros(len(texts), dtype=torch.bool),
+            texts=texts,
+        )
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a policy sampled it; the answers of a table are text alone."""
+        return self.completion_ids.shape[1] > 0
+
     @property
     def lengths(self) -> Tensor:
         """[B] numbers of completion tokens, the end token included."""

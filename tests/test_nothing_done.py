@@ -14,7 +14,7 @@ class Silent(SFTModule):
     """Evaluates and keeps the result to itself."""
 
     def on_validation_epoch_end(self):
-        self.held_out_loss.reset()
+        self.held_out_losses.clear()
 
     on_test_epoch_end = on_validation_epoch_end
 '''

@@ -1,6 +1,8 @@
 """Messages as the argument parser really gives them, and what is left of them."""
 
-from typing import Any
+import json
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
@@ -12,6 +14,29 @@ from grpovi_lightning.rewards import Reward
 class Knobs:
     def __init__(self, group_size: int = 8, epsilon: float = 0.2):
         """Two knobs."""
+
+
+@dataclass(frozen=True)
+class Talk:
+    system_prompt: str | None = None
+    text_as_messages: bool = False
+
+
+class Table(TypedDict, total=False):
+    path: str
+    max_rows: int
+
+
+class Data:
+    def __init__(
+        self,
+        talk: Talk = Talk(),
+        maybe: Talk | None = None,
+        table: str | Table = "",
+        knobs: Knobs | None = None,
+        several: list[Knobs] | None = None,
+    ):
+        """Values of every nested form."""
 
 
 def complaint(arguments: list[str], kind: Any) -> str:
@@ -26,6 +51,33 @@ def test_a_misspelt_key_is_named_with_the_nearest_known_one():
     line = complaint([f"--it={{class_path: {__name__}.Knobs, init_args: {{gruop_size: 4}}}}"], Knobs)
     assert "\n" not in line
     assert "'gruop_size' is not accepted" in line and "did you mean 'group_size'?" in line
+
+
+HERE = {"class_path": f"{__name__}.Data"}
+KNOBS = {"class_path": f"{__name__}.Knobs", "init_args": {"gruop_size": 4}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        ({"talk": {"system_promt": "a"}}, "system_prompt"),
+        ({"maybe": {"system_promt": "a"}}, "system_prompt"),
+        ({"table": {"path": "a", "max_row": 3}}, "max_rows"),
+        ({"knobs": KNOBS}, "group_size"),
+        ({"several": [KNOBS]}, "group_size"),
+        ({"tabel": "a"}, "table"),
+        (["--it.init_args.talk.system_promt", "a"], "system_prompt"),
+        (["--it.init_args.tlak.system_prompt", "a"], "talk"),
+        (["--it.init_args.maybe.system_promt", "a"], "system_prompt"),
+        (["--it.init_args.tabel", "a"], "table"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [Data, Data | None])
+def test_a_misspelt_key_of_every_nested_form_is_named_with_the_nearest_known_one(kind, arguments, meant):
+    of_yaml, of_line = ({}, arguments) if isinstance(arguments, list) else ({"init_args": arguments}, [])
+    line = complaint([f"--it={json.dumps(HERE | of_yaml)}", *of_line], kind)
+    assert "\n" not in line and line.endswith(f"did you mean {meant!r}?") and "NestedArg" not in line
 
 
 def test_a_key_like_no_other_is_answered_with_those_there_are():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -115,18 +116,37 @@ def test_pairs_of_completions_become_preferences_with_the_better_one_first(confi
         for a, b in zip(texts[::2], texts[1::2], strict=True):
             if len(a) != len(b):
                 better, worse = (a, b) if len(a) > len(b) else (b, a)
+                cut = dict(zip(group["completion"], group["truncated"], strict=True))
                 expected.append(
                     {"prompt": [user(PROMPTS[row])], "chosen": [assistant(better)], "rejected": [assistant(worse)]}
+                    | {"chosen_truncated": cut[better], "rejected_truncated": cut[worse]}
                 )
-    lines = (config / "out" / PREFERENCES_FILE).read_text().splitlines()
-    assert expected and [json.loads(line) for line in lines] == expected
+    assert expected and written_pairs("out") == expected
+
+
+def written_pairs(folder):
+    return [json.loads(line) for line in (Path(folder) / PREFERENCES_FILE).read_text().splitlines()]
+
+
+def test_pairs_with_a_completion_that_was_cut_off_are_counted_and_can_be_left_out(config, capsys):
+    asked = ("--preferences", "letters", "--sampling.max_completion_length", "20")
+    assert grpovi("sample", "--output", "all", *asked) == 0
+    pairs = written_pairs("all")
+    ended = [pair for pair in pairs if not (pair["chosen_truncated"] or pair["rejected_truncated"])]
+    assert 0 < len(ended) < len(pairs)
+    counted = f"{len(pairs)} pairs; among them {len(pairs) - len(ended)} in which a completion was cut off"
+    assert counted in capsys.readouterr().out
+    assert grpovi("sample", "--output", "ended", *asked, "--ended_only", "true") == 0
+    assert written_pairs("ended") == ended
+    counted = f"{len(ended)} pairs; left out {len(pairs) - len(ended)} in which"
+    assert counted in capsys.readouterr().out
 
 
 def test_what_the_template_reads_besides_messages_goes_into_preferences_too(config):
     more = {"tools": [{"name": "river"}], "chat_template_kwargs": {"quick": True}}
     write_jsonl(config / "prompts.jsonl", [{"prompt": [user(text)], **more} for text in PROMPTS])
     assert grpovi("sample", "--output", "out", "--preferences", "letters", "--data.init_args.columns", "[]") == 0
-    rows = [json.loads(line) for line in (config / "out" / PREFERENCES_FILE).read_text().splitlines()]
+    rows = written_pairs("out")
     assert rows and all({name: row[name] for name in more} == more for row in rows)
 
 
@@ -200,6 +220,7 @@ def test_the_table_orders_rewards_by_what_they_teach():
     [
         (["--gold", "silver"], "gold: got 'silver', expected one of letters, fox, nothing"),
         (["--preferences", "silver"], "preferences: got 'silver', expected one of letters"),
+        (["--ended_only", "true"], "ended_only has no effect without preferences"),
         (["--completions", "0"], "completions: got 0, expected at least 1"),
         (["--completions", "1"], "completions: got 1, expected at least 2"),
         (["--n_prompts", "9"], "n_prompts: got 9, expected at most the 5"),
@@ -215,4 +236,4 @@ def test_a_wrong_request_is_one_line_before_anything_is_sampled(config, capsys, 
 def test_completions_of_other_settings_are_not_mixed_in(config, capsys):
     assert grpovi("sample", "--output", "out") == 0
     line = refusal(capsys, "sample", "--config", "teach.yaml", "--output", "out", "--seed", "2")
-    assert "holds completions of other settings" in line
+    assert "holds what other settings made" in line

@@ -157,7 +157,7 @@ class TextDataModule(L.LightningDataModule):
         return found
 
     def _read(self, source: TableSource) -> Table:
-        table = read_table(source, self.required_columns(), self.csv_types)
+        table = self.rows.arranged(read_table(source, self.required_columns(), self.csv_types))
         self.rows.check(table)
         return table
 

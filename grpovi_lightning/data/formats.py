@@ -10,6 +10,7 @@ from typing import Any
 from grpovi_lightning.conversations import Answer, Prompt, is_messages
 from grpovi_lightning.data.conversations import Conversations, fault_in_answer, fault_in_prompt, shared_opening
 from grpovi_lightning.data.tables import Table, fault_in_text
+from grpovi_lightning.data.unpaired import Unpaired, labelled_true, truth
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,14 @@ class RowFormat(ABC):
 
     prompt: str
     conversations: Conversations
+
+    def arranged(self, table: Table) -> Table:
+        """Return a table whose rows are of this format, of one whose rows have to be chosen or joined first.
+
+        Raises:
+            UserError: that cannot be done.
+        """
+        return table
 
     @abstractmethod
     def columns(self, there: Collection[str]) -> list[str]:
@@ -86,10 +95,16 @@ class DemonstrationRows(RowFormat):
     Attributes:
         completion: column of the completion.
         messages: column of whole conversations, in a table without prompts.
+        label: column of truth values, where there is one: what is labelled true is imitated; None: it is not looked at.
     """
 
     completion: str = "completion"
     messages: str = "messages"
+    label: str | None = None
+
+    def arranged(self, table: Table) -> Table:
+        labelled = self.label in table.columns and truth(table[0][self.label]) is not None
+        return labelled_true(table, self.label) if self.label is not None and labelled else table
 
     def columns(self, there: Collection[str]) -> list[str]:
         whole = self.prompt not in there and self.messages in there
@@ -124,13 +139,25 @@ class DemonstrationRows(RowFormat):
 class PreferenceRows(RowFormat):
     """A prompt with a preferred and another answer; in a table without prompts, each answer begins with it.
 
+    Rows of a table without the two, of a completion and a label each, are paired.
+
     Attributes:
         chosen: column of the preferred answer.
         rejected: column of the other one.
+        completion: column of the completion of an unpaired row.
+        label: column of the truth value of an unpaired row.
     """
 
     chosen: str = "chosen"
     rejected: str = "rejected"
+    completion: str = "completion"
+    label: str = "label"
+
+    def arranged(self, table: Table) -> Table:
+        unpaired = Unpaired(self.prompt, self.completion, self.label)
+        if {self.chosen, self.rejected} & set(table.columns) or not unpaired.are_in(table.columns):
+            return table
+        return unpaired.paired(table, self.chosen, self.rejected)
 
     def columns(self, there: Collection[str]) -> list[str]:
         answers = [self.chosen, self.rejected]

@@ -117,10 +117,12 @@ class DemonstrationDataModule(TextTupleDataModule):
         seed: int | None = None,
         conversations: Conversations = Conversations(),  # noqa: B008  a frozen value
         preparation: Preparation = Preparation(),  # noqa: B008  a frozen value
+        label_column: str | None = "label",
     ) -> None:
         """Name the tables and their columns; `batch_size` counts rows over all processes.
 
-        `messages_column` holds whole conversations, in tables without a column of prompts.
+        `messages_column` holds whole conversations, in tables without a column of prompts. Where `label_column` has
+        truth values, rows labelled false are left out, and the log says how many; null: no column is looked at.
         """
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
-        self.rows = DemonstrationRows(prompt_column, conversations, completion_column, messages_column)
+        self.rows = DemonstrationRows(prompt_column, conversations, completion_column, messages_column, label_column)

@@ -34,10 +34,14 @@ class PreferenceDataModule(TextTupleDataModule):
         preparation: Preparation = Preparation(),  # noqa: B008  a frozen value
         margin_column: str | None = None,
         subset_column: str | None = None,
+        completion_column: str = "completion",
+        label_column: str = "label",
     ) -> None:
         """Name the tables and their columns.
 
-        In tables without a column of prompts, both answers begin with the prompt.
+        In tables without a column of prompts, both answers begin with the prompt. Tables of completions with a label
+        each become pairs: of a prompt the k-th completion labelled true with the k-th labelled false; the log says how
+        many rows are left over.
 
         Args:
             train: training pairs, a file or what else a `DataSource` names.
@@ -53,9 +57,13 @@ class PreferenceDataModule(TextTupleDataModule):
             preparation: what is done to the rows before they are used.
             margin_column: numbers in the training table, see `RewardModelModule`; None: no margins.
             subset_column: texts in the held-out tables, on each of which accuracy is reported; None: no subsets.
+            completion_column: the column that holds the completion, in tables without preferred ones.
+            label_column: true where that completion is good.
         """
         super().__init__(train, validation, test, batch_size, validation_batch_size, seed, preparation)
-        self.rows = PreferenceRows(prompt_column, conversations, chosen_column, rejected_column)
+        self.rows = PreferenceRows(
+            prompt_column, conversations, chosen_column, rejected_column, completion_column, label_column
+        )
         self.margin_column, self.subset_column = margin_column, subset_column
 
     def _read_tables(self) -> None:

@@ -1,7 +1,7 @@
 """How the policy is evaluated on held-out prompts."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any, Protocol
@@ -121,9 +121,7 @@ class Evaluator:
 
     def check(self, data: L.LightningDataModule) -> None:
         """Raise `UserError` for held-out sets whose names are those of other scalars."""
-        for name in _names(data):
-            if name:
-                _check_name("data.validation", name, self.metrics)
+        check_set_names(data, self.metrics)
 
     def check_columns(self, tables: Mapping[str, Collection[str]]) -> None:
         """Raise `UserError` if a metric needs a column that a held-out table lacks; "train" is not looked at."""
@@ -154,19 +152,17 @@ class Evaluator:
             found = {name: values for name, scores in begun.items() for values in scores().values()}
         return scored, found
 
-    def compute(self, names: Iterable[str], axes: Mapping[str, float]) -> dict[str, float]:
+    def compute(self, names: Sequence[str], axes: Mapping[str, float]) -> dict[str, float]:
         """Return the statistics since the last reset over all ranks, of held-out sets with these names.
 
         `axes`, such as the cost of the training, are what each set's are drawn against.
         """
-        result: dict[str, float] = {}
-        for which, name in enumerate(names):
+        sets = []
+        for which, _ in enumerate(names):
             found = self._found[which, False].compute() | dict(axes)
             found |= {keys.greedy(key): value for key, value in self._found[which, True].compute().items()}
-            result |= {keys.of_set(name, key): value for key, value in found.items()}
-            if which == 0:
-                result |= found
-        return result
+            sets.append(found)
+        return by_set(names, sets)
 
     def reset(self) -> None:
         for found in self._found.values():
@@ -182,10 +178,22 @@ def _names(data: L.LightningDataModule | None) -> Sequence[str]:
     return getattr(data, "held_out_names", []) or [""]
 
 
-def check_single_set(module: L.LightningModule, data: L.LightningDataModule | None) -> None:
-    """Raise `UserError` for several held-out sets by name, of a module that evaluates one."""
-    if len(_names(data)) > 1:
-        raise UserError(
-            f"{type(module).__name__}: got the held-out sets {', '.join(_names(data))}, expected one; give validation "
-            "a single source"
-        )
+def check_set_names(data: L.LightningDataModule | None, others: Collection[str] = ()) -> None:
+    """Raise `UserError` for held-out sets whose names are those of other scalars, or of these `others`."""
+    for name in _names(data):
+        if name:
+            _check_name("data.validation", name, others)
+
+
+def by_set(names: Sequence[str], found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what was found of each held-out set under its name, and that of the first under the bare keys, too.
+
+    >>> by_set(["easy", "hard"], [{"loss": 1.0}, {"loss": 2.0}])
+    {'easy/loss': 1.0, 'loss': 1.0, 'hard/loss': 2.0}
+    """
+    result: dict[str, float] = {}
+    for which, (name, metrics) in enumerate(zip(names, found, strict=True)):
+        result |= {keys.of_set(name, key): value for key, value in metrics.items()}
+        if which == 0:
+            result |= metrics
+    return result

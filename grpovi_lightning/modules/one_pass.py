@@ -1,5 +1,6 @@
 """A linear reward model on frozen features, learned in one pass over a preference table."""
 
+from collections import defaultdict
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
-from grpovi_lightning.modules.evaluation import check_single_set
+from grpovi_lightning.modules.evaluation import by_set, check_set_names, held_out_names
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
 from grpovi_lightning.modules.tables import check_tables
@@ -28,8 +29,8 @@ class OnePassRewardModule(FrozenLeftOut):
 
     Each training step is one round: the estimator learns from a batch of pairs. A one-pass estimator, the default, does
     not see them again. The folder written at the end is the `start` of a `LinearReward`. Mean and standard deviation of
-    the final estimate's scores on the held-out pairs standardise its rewards. Without such pairs the rewards are not
-    standardised, and the run says so.
+    the final estimate's scores on the held-out pairs, of all sets, standardise its rewards. Without such pairs the
+    rewards are not standardised, and the run says so.
     """
 
     estimator: PreferenceEstimator
@@ -47,7 +48,8 @@ class OnePassRewardModule(FrozenLeftOut):
         self.automatic_optimization = False
         # Lightning counts steps, for `max_steps` and checkpoints, by those of an optimizer: this one moves nothing.
         self.counter = nn.Parameter(torch.zeros(()))
-        self.held_out = HeldOutPairs()
+        self.held_out: defaultdict[int, HeldOutPairs] = defaultdict(HeldOutPairs)
+        """Place of a held-out set -> its pairs so far."""
         self.moments: FeatureMoments | None = None
 
     def check_inputs(self) -> None:
@@ -61,7 +63,7 @@ class OnePassRewardModule(FrozenLeftOut):
         Raises:
             UserError: its precision would round the features, it has several processes, or a setting has no effect.
         """
-        check_single_set(self, data)
+        check_set_names(data)
         if trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
             raise UserError(
                 f"OnePassRewardModule: got trainer.precision {trainer.precision}, which rounds the feature model; "
@@ -110,16 +112,18 @@ class OnePassRewardModule(FrozenLeftOut):
     def on_validation_epoch_start(self) -> None:
         self.moments = FeatureMoments(self.features.dim)
 
-    def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
+    def validation_step(self, batch: TextPairs, batch_idx: int, dataloader_idx: int = 0) -> None:
         sides = self._features(batch)
         chosen, rejected = (self.estimator.reward(side).to(self.device) for side in sides)
-        self.held_out.update(chosen, rejected)
+        self.held_out[dataloader_idx].to(self.device).update(chosen, rejected)
         if self.moments is not None:
             self.moments.update(torch.cat(sides))
 
     def on_validation_epoch_end(self) -> None:
-        log_held_out(self, self.held_out.compute(), self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
-        self.held_out.reset()
+        names = held_out_names(self.trainer)
+        metrics = by_set(names, [self.held_out[which].compute() for which in range(len(names))])
+        log_held_out(self, metrics, self.trainer.global_step, shown=[keys.PAIR_ACCURACY])
+        self.held_out.clear()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the starting policy."""
 
+from collections import defaultdict
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,7 @@ from torchmetrics import MeanMetric
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.models import CausalLMSource, LanguageModel
-from grpovi_lightning.modules.evaluation import check_single_set
+from grpovi_lightning.modules.evaluation import by_set, check_set_names, held_out_names
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
 from grpovi_lightning.modules.supervised import SupervisedModule
@@ -50,7 +51,8 @@ class SFTModule(SupervisedModule):
         super().__init__()
         self.policy_source, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
         self.train_on_prompts = train_on_prompts
-        self.held_out_loss = MeanMetric()
+        self.held_out_losses: defaultdict[int, MeanMetric] = defaultdict(MeanMetric)
+        """Place of a held-out set -> the loss of its tokens so far."""
 
     def check_inputs(self) -> None:
         """Raise `UserError` for a checkpoint that is not there, before anything is loaded."""
@@ -61,7 +63,7 @@ class SFTModule(SupervisedModule):
         refuse_float16("trainer.precision", trainer.precision)
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_optimizer(self.optimizer, self.lr_scheduler)
-        check_single_set(self, data)
+        check_set_names(data)
 
     def configure_model(self) -> None:
         """Load the policy, once.
@@ -87,13 +89,15 @@ class SFTModule(SupervisedModule):
         self.log(keys.LOSS, logged, prog_bar=True, batch_size=int(count))
         return loss
 
-    def validation_step(self, batch: TextPairs, batch_idx: int) -> None:
+    def validation_step(self, batch: TextPairs, batch_idx: int, dataloader_idx: int = 0) -> None:
         total, count = self._loss(batch)
-        self.held_out_loss.update(total / count, weight=count)
+        self.held_out_losses[dataloader_idx].to(total.device).update(total / count, weight=count)
 
     def on_validation_epoch_end(self) -> None:
-        log_held_out(self, {keys.LOSS: float(self.held_out_loss.compute())}, self.trainer.global_step, [keys.LOSS])
-        self.held_out_loss.reset()
+        names = held_out_names(self.trainer)
+        found = [{keys.LOSS: float(self.held_out_losses[which].compute())} for which in range(len(names))]
+        log_held_out(self, by_set(names, found), self.trainer.global_step, [keys.LOSS])
+        self.held_out_losses.clear()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

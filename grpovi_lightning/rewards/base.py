@@ -59,8 +59,12 @@ class Reward(nn.Module):
     def weights(self) -> dict[str, float]:
         """Return name -> weight in the total, for every name that `components` has."""
 
-    def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
-        """Load what scoring needs; called before training, on every rank. A second call does nothing."""
+    def load(self, policy_tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Load what scoring needs; called before training, on every rank. A second call does nothing.
+
+        Args:
+            policy_tokenizer: of the policy whose completions are scored; None: answers of tables are, text alone.
+        """
 
     def check(self) -> None:
         """Raise `UserError` if it can be told without loading that loading would fail."""

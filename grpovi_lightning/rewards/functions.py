@@ -17,14 +17,19 @@ from grpovi_lightning.structures import Rollout
 
 
 def arguments_of(rollout: Rollout) -> dict[str, Any]:
-    """Return all that a rollout has for a reward function, by the argument's name; lists have B entries."""
+    """Return all that a rollout has for a reward function, by the argument's name; lists have B entries.
+
+    Of answers that no policy sampled `completion_ids` is None, so that a function which reads them fails.
+    """
 
     def repeated(values: Any) -> list[Any]:
         return [value for value in values for _ in range(rollout.group_size)]
 
     prompts = rollout.prompts
-    ids = [row[kept].tolist() for row, kept in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
-    given = {"prompts": repeated(prompts.contents), "completions": list(rollout.texts), "completion_ids": ids}
+    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    ids = [row[kept].tolist() for row, kept in rows] if rollout.has_tokens else None
+    given: dict[str, Any] = {"prompts": repeated(prompts.contents), "completions": list(rollout.texts)}
+    given["completion_ids"] = ids
     if any(isinstance(prompt, Conversation) for prompt in prompts.contents):
         given["prompts"] = [[dict(message) for message in prompt.messages] for prompt in given["prompts"]]
         given["completions"] = [as_messages(text) for text in rollout.texts]

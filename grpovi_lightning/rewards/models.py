@@ -86,7 +86,7 @@ class RewardModel(Reward):
         check_classifier(self.path, published=self.published)
         check_chat_template(self.chat_template)
 
-    def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
+    def load(self, policy_tokenizer: PreTrainedTokenizerBase | None) -> None:
         if self.model is None:
             self.model, tokenizer = load_classifier(
                 self.path, self.dtype, chat_template=self.chat_template, published=self.published

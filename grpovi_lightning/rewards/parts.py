@@ -29,7 +29,7 @@ class RewardOfParts(Reward):
         self.learns = bool(learning)
         self.waits = any(part.waits for part in parts)
 
-    def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
+    def load(self, policy_tokenizer: PreTrainedTokenizerBase | None) -> None:
         for part in self._rewards:
             part.load(policy_tokenizer)
 

@@ -22,13 +22,14 @@ class SequenceReader:
 
     If its vocabulary is the policy's, the model reads the policy's tokens. Otherwise, and of conversations, the text is
     tokenised anew. A completion that ended is followed by the model's own end token, as the completions of tables are.
+    Without a policy's tokenizer rollouts are such completions of tables.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase, limits: InputLimits
+        self, tokenizer: PreTrainedTokenizerBase, policy_tokenizer: PreTrainedTokenizerBase | None, limits: InputLimits
     ) -> None:
         self.tokenizer, self.policy_tokenizer, self.limits = tokenizer, policy_tokenizer, limits
-        self.shares_tokens = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+        self.shares_tokens = policy_tokenizer is not None and tokenizer.get_vocab() == policy_tokenizer.get_vocab()
 
     def rows(self, rollout: Rollout) -> list[list[int]]:
         """Return B token lists without padding, each a prompt with its completion.
@@ -50,6 +51,8 @@ class SequenceReader:
             answers = [as_messages(text) for text in rollout.texts]
             ended = [not cut for cut in rollout.truncated.tolist()]
             return text_rows(self.tokenizer, prompts, answers, ended)
+        if self.policy_tokenizer is None:
+            return text_rows(self.tokenizer, prompts, rollout.texts)
         return self._shared_tokens(rollout) if self.shares_tokens else self._own_tokens(rollout)
 
     def _shared_tokens(self, rollout: Rollout) -> list[list[int]]:
@@ -76,6 +79,7 @@ class SequenceReader:
         Some tokenizers drop the space before the first word of a text. A completion decoded by itself would lose it, so
         prompt and completion are decoded together, and the prompt is taken off.
         """
+        assert self.policy_tokenizer is not None, "without one, rollouts are completions of tables"
         prompts = [ids[kept].tolist() for ids, kept in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
         heads = self.policy_tokenizer.batch_decode(prompts, skip_special_tokens=True)
         wholes = self.policy_tokenizer.batch_decode(self._policy_tokens(rollout), skip_special_tokens=True)

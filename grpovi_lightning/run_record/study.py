@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from grpovi_lightning.run_record.layout import PREPARE_FOLDER, SCHEMA, RecordError, check_schema
 
-COMMANDS = ("fit", "task", "sample")
+COMMANDS = ("fit", "task", "sample", "relabel")
 STUDY_KEYS = ("name", "seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
 STAGE_KEYS = ("configs", "command")
 ARM_KEYS = ("configs", "baseline")
@@ -25,7 +25,7 @@ Other = TypeVar("Other")
 
 @dataclass(frozen=True)
 class Stage(Generic[Config]):
-    """A process that makes something all arms share: task, starting policy, completions of it, reward model."""
+    """A process that makes something all arms share: task, preferences, starting policy, completions, reward model."""
 
     name: str
     configs: tuple[Config, ...]

@@ -38,6 +38,6 @@ def _arguments(command: str, configs: tuple[ConfigFile, ...], folder: Path, targ
     files = [argument for config in configs for argument in ("--config", str(config.path))]
     if command == "task":
         return ("task", *files, "--output", str(target))
-    if command == "sample":
-        return ("sample", *files, "--study_dir", str(folder), "--output", str(target))
+    if command in ("sample", "relabel"):
+        return (command, *files, "--study_dir", str(folder), "--output", str(target))
     return ("fit", *files, "--study_dir", str(folder), "--trainer.default_root_dir", str(target))

@@ -66,7 +66,7 @@ class Run:
     @property
     def goes_on_by_itself(self) -> bool:
         """Whether the process takes up what an earlier attempt left in the folder, without a checkpoint."""
-        return self.command == "sample"
+        return self.command in ("sample", "relabel")
 
     @property
     def log(self) -> Path:

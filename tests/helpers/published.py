@@ -36,10 +36,16 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def cached_model(caches: Path, name: str) -> Path:
     """Return the folder in which the cache looks for a model of this name; it is not there yet."""
-    repository = caches / "hub" / f"models--{name.replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    return repository / "snapshots" / COMMIT
+    folder = folder_of(caches, name)
+    refs = folder.parents[1] / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(COMMIT)
+    return folder
+
+
+def folder_of(caches: Path, name: str) -> Path:
+    """Return the folder of a published model."""
+    return caches / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
 
 
 def save_random(folder: Path, auto_class, family: str, tokenizer, settings: dict, seed: int = 3) -> Path:

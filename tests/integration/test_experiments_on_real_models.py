@@ -7,11 +7,14 @@ makes the steps small.
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 import yaml
 from helpers.chat import save_chat_policy
 from helpers.published import (
     caches,  # noqa: F401  a fixture
+    folder_of,
     publish_gsm8k,
     publish_pythia,
     publish_qwen,
@@ -19,7 +22,8 @@ from helpers.published import (
     publish_ultrafeedback,
 )
 from models.tiny_classifiers import bare_encoder
-from transformers import AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaModel
 
 from analysis import load_runs
 from experiments.smollm2.gold import positivity
@@ -35,6 +39,7 @@ FEW_PROMPTS = {"data": {"init_args": {"prompts_per_step": 2, "validation_batch_s
 SHORT = {"model": {"init_args": {"group_size": 4, "sampling": {"max_completion_length": 6}}}}
 SMALL = {
     "sample": {"n_prompts": 6, "completions": 4},
+    "relabel": {"rows_at_once": 8},
     "SFTModule": ONE_STEP | FEW_ROWS,
     "RewardModelModule": ONE_STEP | FEW_ROWS,
     "GRPOModule": ONE_STEP | FEW_PROMPTS | SHORT,
@@ -74,6 +79,16 @@ def kind(run) -> str:
     )
 
 
+def rating(folder, conversation) -> float:
+    """What row 5 of ArmoRM's regression layer makes of a conversation, by `transformers` alone."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=False)
+    weights = load_file(folder / "model.safetensors")
+    body = LlamaModel.from_pretrained(folder, dtype=torch.bfloat16)
+    with torch.no_grad():
+        return float(body(ids).last_hidden_state[0, -1].float() @ weights["regression_layer.weight"][5])
+
+
 def evaluated(folder, metric):
     """Arm -> its values of a held-out metric, at steps 0 and 1."""
     runs = load_runs(folder)
@@ -107,7 +122,7 @@ def test_smollm2_compares_its_own_answers_by_the_gold_reward_and_learns_from_a_m
 
 
 @pytest.mark.slow
-def test_ultrafeedback_imitates_the_chosen_answers_and_is_trained_on_either_reward_model(run_all, caches):  # noqa: F811
+def test_ultrafeedback_imitates_what_gold_prefers_and_is_trained_on_either_reward_model(run_all, caches):  # noqa: F811
     publish_pythia(caches)
     publish_reward_models(caches)
     publish_ultrafeedback(caches)
@@ -117,6 +132,17 @@ def test_ultrafeedback_imitates_the_chosen_answers_and_is_trained_on_either_rewa
         GRPOModule={"model": {"init_args": {"reward": {"init_args": {"prompts": 2, "completions": 2}}}}},
     )
 
+    armorm = folder_of(caches, "RLHFlow/ArmoRM-Llama3-8B-v0.1")
+    for stage, rows in (("relabelled", 19), ("held_out_relabelled", 6)):
+        scores = pd.read_parquet(folder / PREPARE_FOLDER / stage / "scores.parquet")
+        lines = (folder / PREPARE_FOLDER / stage / "preferences.jsonl").read_text().splitlines()
+        assert len(scores) == len(lines) == rows
+        for (_, score), pair in zip(scores.iterrows(), map(json.loads, lines), strict=True):
+            better, worse = (rating(armorm, pair[side]) for side in ("chosen", "rejected"))
+            assert better > worse and [score["preferred"], score["other"]][:: -1 if score["swapped"] else 1] == [
+                pytest.approx(better, abs=0.05),
+                pytest.approx(worse, abs=0.05),
+            ]
     policy = AutoTokenizer.from_pretrained(folder / PREPARE_FOLDER / "sft" / "model")
     turns = [{"role": "user", "content": "a fox"}, {"role": "assistant", "content": "sings"}]
     assert policy.apply_chat_template(turns, tokenize=False) == "<|user|>\na fox\n<|assistant|>\nsings<eos>\n"

@@ -223,10 +223,10 @@ def test_a_template_that_fails_is_told_with_the_row_before_anything_is_written(f
     assert not (tmp_path / "run" / "model").exists() and not list((tmp_path / "run").glob("**/*.ckpt"))
 
 
-@pytest.mark.parametrize("kind", ["SFT", "one-pass reward"])
-def test_several_held_out_sets_are_refused_by_a_module_that_evaluates_one(folders, tmp_path, capsys, kind):
+@pytest.mark.parametrize("kind", ["GRPO", "SFT", "one-pass reward"])
+def test_a_held_out_set_with_the_name_of_a_scalar_is_refused(folders, tmp_path, capsys, kind):
     model, data = stages(folders, tmp_path)[kind]
     table = data["init_args"]["train"]
-    data["init_args"]["validation"] = {"easy": table, "hard": table}
+    data["init_args"]["validation"] = {"easy": table, "loss": table}
     told = refusal(capsys, *fit(tmp_path, run_config(folders, tmp_path, data, model)))
-    assert "got the held-out sets easy, hard, expected one" in told and not (tmp_path / "run").exists()
+    assert "data.validation: got the name 'loss', expected a word" in told and not (tmp_path / "run").exists()

@@ -88,6 +88,22 @@ def test_held_out_figures_are_those_of_the_estimate(policy_folder, tmp_path, dat
     assert logged["eval/loss"][3] == pytest.approx(-torch.sigmoid(margins).log().mean().item(), rel=1e-4)
 
 
+def test_several_held_out_sets_are_evaluated_by_name_and_all_of_them_standardise(policy_folder, tmp_path, data):
+    files = data().sources
+    sets = {"few": files["validation"], "all": files["train"]}
+    named = PreferenceDataModule(files["train"], sets, batch_size=8, validation_batch_size=5, seed=1)
+    built = fit(module(policy_folder), tmp_path / "run", named, 3, validate_every=3)
+    logged = scalars(tmp_path / "run")
+    for name, pairs in (("few", PAIRS[::5]), ("all", PAIRS)):
+        rows = dict(zip(("prompt", "chosen", "rejected"), map(list, zip(*pairs, strict=True)), strict=True))
+        margins = differences(built.features, rows) @ built.estimator.theta
+        assert logged[f"eval/{name}/pair_accuracy"][3] == pytest.approx((margins > 0).double().mean().item())
+        loss = -torch.sigmoid(margins).log().mean().item()
+        assert logged[f"eval/{name}/loss"][3] == pytest.approx(loss, rel=1e-4)
+    assert logged["eval/loss"] == logged["eval/few/loss"] != logged["eval/all/loss"]
+    assert built.moments.count == 2 * (len(PAIRS) + len(PAIRS[::5]))
+
+
 @pytest.mark.parametrize("validate_every", [3, 2], ids=["evaluated at the end", "evaluated before the end"])
 def test_what_it_saves_is_what_a_linear_reward_starts_from(
     policy_folder, tmp_path, data, tiny_tokenizer, validate_every

@@ -18,6 +18,9 @@ PAIRS = [
 ]
 
 
+SETS = {"hard": PAIRS[:3], "easy": PAIRS * 2}
+
+
 def batch(pairs=PAIRS):
     return {"prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs]}
 
@@ -89,6 +92,20 @@ def test_the_held_out_loss_is_the_mean_over_all_held_out_tokens(sft, data, polic
     expected = float(transformers_loss(policy_folder, PAIRS[:3])[1].detach())
     assert min(logged) == 0
     assert logged[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_held_out_sets_are_evaluated_by_name_and_the_first_stands_for_all(sft, data, policy_folder, tmp_path):
+    files = data().sources
+    sets = {"hard": files["validation"], "easy": files["train"]}
+    named = DemonstrationDataModule(files["train"], sets, batch_size=4, validation_batch_size=3, seed=1)
+    fit(sft(), tmp_path / "run", named, 1, validate_every=1)
+
+    logged = scalars(tmp_path / "run")
+
+    losses = {name: float(transformers_loss(policy_folder, rows)[1]) for name, rows in SETS.items()}
+    assert losses["hard"] != pytest.approx(losses["easy"], rel=1e-3)
+    for key, name in (("eval/hard/loss", "hard"), ("eval/easy/loss", "easy"), ("eval/loss", "hard")):
+        assert logged[key][0] == pytest.approx(losses[name], rel=1e-5) and sorted(logged[key]) == [0, 1]
 
 
 def test_training_lowers_the_loss(sft, data, tmp_path):

@@ -1,4 +1,4 @@
-"""Keeps the contract of `python -m grpovi_lightning.cli fit|task|sample` and trains nothing; for process handling only.
+"""Keeps the contract of `python -m grpovi_lightning.cli fit|task|sample|relabel`, for process handling; trains nothing.
 
 Keys of its config files: steps, step_seconds, rollout, fail_at, crash_at, crash_output, kill_fresh_at, leave_at,
 ignore_sigint, ignore_sigterm, worker. Every process appends what it saw to the file named by STAND_IN_JOURNAL.
@@ -30,7 +30,7 @@ def write_status(folder, **content):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["fit", "task", "sample"])
+    parser.add_argument("command", choices=["fit", "task", "sample", "relabel"])
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--output")
     parser.add_argument("--study_dir")
@@ -59,7 +59,7 @@ def main():
         (folder / "task.json").write_text("{}")
         journal(event="end", run=run)
         return
-    if arguments.command == "sample":
+    if arguments.command in ("sample", "relabel"):
         sample(config, folder, run)
         return
     train(arguments, config, folder, run)

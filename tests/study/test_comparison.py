@@ -57,20 +57,22 @@ def test_a_process_gets_its_configs_its_folders_and_its_seed(bench):
 SAMPLED = {"drawn": {"command": "sample", "configs": ["task.yaml"]}, "sft": {"configs": ["sft.yaml"]}}
 
 
-def test_a_stage_can_sample_completions_for_the_stages_after_it(bench):
-    bench.write(prepare=SAMPLED)
+@pytest.mark.parametrize("command", ["sample", "relabel"])
+def test_a_stage_can_make_tables_for_the_stages_after_it(bench, command):
+    bench.write(prepare=SAMPLED | {"drawn": SAMPLED["drawn"] | {"command": command}})
     assert bench.compare() == 0
     folder = bench.folder / "prepare" / "drawn"
     places = ["--study_dir", str(bench.folder), "--output", str(folder)]
-    assert bench.journal("start")[0]["arguments"] == ["sample", "--config", str(bench.root / "task.yaml"), *places]
+    assert bench.journal("start")[0]["arguments"] == [command, "--config", str(bench.root / "task.yaml"), *places]
     assert (folder.parent / "drawn.process.log").is_file()
     before = bench.started()
     assert bench.compare() == 0 and bench.started() == before
 
 
-def test_a_stage_that_samples_goes_on_with_what_an_earlier_attempt_left(bench, capfd):
+@pytest.mark.parametrize("command", ["sample", "relabel"])
+def test_a_stage_that_makes_tables_goes_on_with_what_an_earlier_attempt_left(bench, capfd, command):
     bench.config("task.yaml", kill_fresh_at=1)
-    bench.write(prepare=SAMPLED)
+    bench.write(prepare=SAMPLED | {"drawn": SAMPLED["drawn"] | {"command": command}})
     assert bench.compare() == 1
     assert bench.started() == ["prepare/drawn"]
     assert "prepare drawn failed: killed by SIGKILL" in capfd.readouterr().err

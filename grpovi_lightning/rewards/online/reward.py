@@ -71,7 +71,7 @@ class LinearReward(Reward):
         if self.online is not None and "train" in tables:
             self.online.oracle.check_columns(tables["train"])
 
-    def load(self, policy_tokenizer: PreTrainedTokenizerBase) -> None:
+    def load(self, policy_tokenizer: PreTrainedTokenizerBase | None) -> None:
         if self.estimator is not None:
             return
         self.features.load()
