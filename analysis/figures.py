@@ -188,7 +188,7 @@ def sensitivity_figure(sensitivity: Sensitivity) -> Figure:
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower left", ncols=3, labelcolor=INK, fontsize=8.5
+        list(handles.values()), list(handles), loc="outside lower left", ncols=4, labelcolor=INK, fontsize=8.5
     )
     return figure
 

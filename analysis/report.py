@@ -1,5 +1,6 @@
 """The report of a study: one page that needs nothing else, its pictures, and the table as CSV."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analysis import figures, wording
 from analysis.curves import beside, curves_of
@@ -188,6 +189,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         "t_interval": lambda value: wording.interval(value.t_low, value.t_high, signed=True),
         "whole": lambda value: wording.MISSING if value is None or value is pd.NA else str(value),
         "amount": wording.amount,
+        "breakable": breakable,
         "change": wording.change,
         "percent": wording.percent,
         "reached": lambda row: wording.reached(row.n_reached, len(row.seeds), row.target.value),
@@ -232,6 +234,11 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
     )
+
+
+def breakable(name: str) -> Markup:
+    """Let the name of a point break between its values rather than within one."""
+    return Markup(re.sub(r"([@,])", r"\1<wbr>", str(escape(name))))
 
 
 def tuning_use(run: Mapping[Any, Any], settings: Settings) -> str:

@@ -59,7 +59,8 @@ def terminal_report(analysis: Analysis) -> Group:
         parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in sentences]
     for verdict in analysis.verdicts:
         parts.append(Text(f"\n{verdict.headline}", style="bold"))
-        parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in verdict.sentences]
+        if analysis.tuned is None:  # else its sentences say the same of the arms
+            parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in verdict.sentences]
     excluded = rows_where(analysis.status, analysis.status["reason"].notna())
     if len(excluded):
         parts.append(Text(f"\nNot counted: {len(excluded)} of {len(analysis.status)} runs", style="bold"))

@@ -196,7 +196,10 @@ def _sentences(arm: TunedArm, baseline: TunedArm) -> list[str]:
         return [f"No seed counts in the best point of {arm.arm} and in that of {baseline.arm}, so nothing is judged."]
     own, equal = arm.own.paired, None if arm.equal is None else arm.equal.paired
     n = count(len(arm.own.paired_seeds), "seed")
-    said = [f"Each at its own best, {_named(arm)} minus {_named(baseline)}, over {n}: {_difference(own)}."]
+    said = [
+        f"Each at its own best, the mean {arm.own.metric} over the run of {_named(arm)} minus that of "
+        f"{_named(baseline)}, over {n}: {_difference(own)}."
+    ]
     if arm.same:
         said.append("Both have the same settings there, so this is the comparison at equal settings, too.")
     elif equal is None:
@@ -208,7 +211,8 @@ def _sentences(arm: TunedArm, baseline: TunedArm) -> list[str]:
         said.append("At equal KL nothing is compared: KL was not logged in both, or did not rise.")
     else:
         level = number(arm.equal_kl.kl)
-        said.append(f"At equal KL ({level} nats a token), the two best points: {_difference(arm.equal_kl.difference)}.")
+        difference = _difference(arm.equal_kl.difference)
+        said.append(f"At equal KL ({level} nats a token), {arm.own.metric} of the two best points: {difference}.")
     said += _conclusion(own, None if arm.same else equal, at_kl)
     for each in (arm, baseline):
         said += [f"The best point of {each.arm} has {edge}: there may be a better one beyond." for edge in each.edges]
@@ -221,9 +225,9 @@ def _conclusion(own: Estimate, equal: Estimate | None, at_kl: Estimate | None) -
     said = []
     if theirs and ours != theirs:
         effect, penalty = ("gain", "weaker") if theirs > 0 else ("loss", "stronger")
-        there = "goes the other way" if ours else "cannot be seen"
+        there = "turns round" if ours else "cannot be seen"
         said.append(
-            f"The {effect} at equal settings {there} between the best points: it cannot be told from a step of "
+            f"The {effect} at equal settings {there} between the best points, so it cannot be told from a step of "
             f"another size or a {penalty} penalty."
         )
     if ours and at_kl is not None:
