@@ -35,9 +35,9 @@ def here(inputs):
 def write_study(path, key):
     values = {key: ["1e-6", 1e-2]}
     study = {
-        "name": "small",
+        "name": path.stem,
         "tuning_seeds": [8],
-        "seeds": [1, 2],
+        "seeds": [1],
         "arms": {
             "grpo": {"configs": ["grpo.yaml"], "values": values},
             "grpovi": {"configs": ["grpo.yaml", "grpovi.yaml"], "baseline": "grpo", "values": values},
@@ -54,7 +54,7 @@ def compare(*arguments, study="study.yaml"):
 @pytest.fixture(scope="module")
 def study(here):
     assert compare() == 0
-    return here / "runs" / "small"
+    return here / "runs" / "study"
 
 
 def test_points_run_with_their_values_and_the_best_of_each_arm_is_judged(study):
@@ -67,11 +67,11 @@ def test_points_run_with_their_values_and_the_best_of_each_arm_is_judged(study):
             config = yaml.safe_load((run / "config.yaml").read_text())
             assert float(config["model"]["init_args"]["optimizer"]["init_args"]["lr"]) == value
     tuned = tuned_comparison(study)
-    assert [arm.own.seeds for arm in tuned.arms] == [(1, 2), (1, 2)]
+    assert [arm.own.seeds for arm in tuned.arms] == [(1,), (1,)]
     assert tuned.arms[1].own.baseline == choice.chosen["grpo"] and tuned.arms[1].equal_kl is not None
     page = (study / "report" / "index.html").read_text()
     assert "Is grpovi better than grpo, each at its best?" in page
-    assert re.search(r"chosen by the mean area on the seeds 8, and are judged on the seeds 1, 2", page)
+    assert re.search(r"chosen by the mean area on the seeds 8, and are judged on the seeds 1, which", page)
 
 
 def test_tensorboard_shows_the_points_beside_each_other_by_their_names(study):
@@ -90,12 +90,12 @@ def test_a_finished_study_is_not_run_again_and_a_dry_run_says_so(study, capsys):
 
 
 def test_further_seeds_have_an_estimate_from_the_runs_that_are_done(study, capsys):
-    assert compare("--dry-run", "--seeds", "1,2,3", "--jobs", "1") == 0
+    assert compare("--dry-run", "--seeds", "1,2", "--jobs", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(
         re.match(r"time: about \d+ s with 1 at a time, from the median of finished runs", line) for line in lines
     )
-    assert sum(line.endswith("seed 3  to do") for line in lines) in (2, 3)
+    assert sum(line.endswith("seed 2  to do") for line in lines) in (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,4 @@ def test_a_key_that_the_configuration_has_not_is_one_line_with_a_near_name_and_n
     errors = [line for line in lines if line.startswith("grpovi: error: ")]
     assert len(errors) == 2 and errors[0] == errors[1]
     assert errors[0].startswith("grpovi: error: arm 'grpo': values: its configuration has no ") and said in errors[0]
+    assert not (here / "runs" / "wrong").exists()
