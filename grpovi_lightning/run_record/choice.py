@@ -112,6 +112,8 @@ def outdated(study: StudyRecord[Any], choice: Choice) -> str | None:
     points = [arm.name for arm in study.arms if arm.point is not None]
     if set(points) != set(choice.scores):
         return f"the grids have {len(points)} points now and had {len(choice.scores)}"
+    if set(choice.chosen) != set(_points(study)):
+        return f"it chooses for the arms {', '.join(choice.chosen) or 'none'}, expected {', '.join(_points(study))}"
     if set(study.tuning_seeds) != set(choice.tuning_seeds):
         return f"the tuning seeds are {list(study.tuning_seeds)} now and were {list(choice.tuning_seeds)}"
     if (metric := study.report.get("metric", choice.metric)) != choice.metric:

@@ -1,19 +1,17 @@
 """What a study file may say, whether a person wrote it or `grpovi compare` with the contents of its config files."""
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from grpovi_lightning.run_record.arms import ARM_KEYS, Arm, Config, point_mapping, read_arms, with_points
+from grpovi_lightning.run_record.checking import check_choice, check_keys, check_mapping, close_matches, kind
 from grpovi_lightning.run_record.layout import PREPARE_FOLDER, SCHEMA, RecordError, check_schema
-from grpovi_lightning.run_record.sweeps import Point, points_of, read_grid
 
 COMMANDS = ("fit", "task", "sample")
 STUDY_KEYS = ("name", "seeds", "tuning_seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
 STAGE_KEYS = ("configs", "command")
-ARM_KEYS = ("configs", "baseline", "values")
-POINT_KEYS = ("arm", "baseline", "values")
 REPORT_KEYS = ("metric", "target_fraction", "pair_accuracy", "contrasts")
 MAX_SEED = 2**32 - 1
 """The largest seed that Lightning's `seed_everything` takes."""
@@ -21,8 +19,6 @@ MAX_SEED = 2**32 - 1
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}@[A-Za-z0-9_][A-Za-z0-9._,=+-]{1,198}")
 
-Config = TypeVar("Config")
-"""What stands for a config file: its name in study.yaml, or the opened file where a study is run."""
 Other = TypeVar("Other")
 
 
@@ -33,28 +29,6 @@ class Stage(Generic[Config]):
     name: str
     configs: tuple[Config, ...]
     command: str = "fit"
-
-
-@dataclass(frozen=True)
-class Arm(Generic[Config]):
-    """One of the things compared; it runs once a seed. Of an arm with `values`, each point is an arm of its own."""
-
-    name: str
-    configs: tuple[Config, ...]
-    baseline: str | None = None
-    """The arm that the report pairs this one with: for a point, the point of the baseline with the same values."""
-    point: Point | None = None
-    """What the study file says of the arm whose point this is; None for an arm without `values`."""
-
-    @property
-    def written(self) -> str:
-        """The name of the arm in the study file."""
-        return self.name if self.point is None else self.point.arm
-
-    @property
-    def written_baseline(self) -> str | None:
-        """The baseline that the study file names."""
-        return self.baseline if self.point is None else self.point.baseline
 
 
 @dataclass(frozen=True)
@@ -95,7 +69,7 @@ def parse_study(content: Any, where: str, *, resolved: bool) -> StudyRecord[str]
     check_keys(content, (*STUDY_KEYS, "schema", "files") if resolved else STUDY_KEYS, where)
     prepare = _stages(content.get("prepare"), where)
     entries = _entries(content.get("arms"), (*ARM_KEYS, "point") if resolved else ARM_KEYS, where, "arms", "arm")
-    arms = _arms(entries, where)
+    arms = read_arms(entries, where)
     seeds = parse_seeds(content.get("seeds"), f"{where}: seeds")
     report = _report(content.get("report"), prepare, list(entries), f"{where}: report")
     return StudyRecord(
@@ -104,7 +78,7 @@ def parse_study(content: Any, where: str, *, resolved: bool) -> StudyRecord[str]
         tuning_seeds=_tuning_seeds(content.get("tuning_seeds"), seeds, arms, where),
         prepare=prepare,
         arms=arms,
-        report=_with_points(report, arms, f"{where}: report"),
+        report=with_points(report, arms, f"{where}: report"),
         threads_per_run=_threads(content, "threads_per_run", where),
         threads_per_stage=_threads(content, "threads_per_stage", where),
         files=check_mapping(content.get("files") or {}, f"{where}: files"),
@@ -141,17 +115,12 @@ def study_mapping(study: StudyRecord[str]) -> dict[str, Any]:
         "arms": {
             arm.name: {"configs": list(arm.configs)}
             | ({"baseline": arm.baseline} if arm.baseline else {})
-            | ({"point": _point_mapping(arm.point)} if arm.point else {})
+            | ({"point": point_mapping(arm.point)} if arm.point else {})
             for arm in study.arms
         },
         "report": dict(study.report),
         "files": dict(study.files),
     }
-
-
-def _point_mapping(point: Point) -> dict[str, Any]:
-    baseline = {"baseline": point.baseline} if point.baseline else {}
-    return {"arm": point.arm, **baseline, "values": dict(point.values)}
 
 
 def parse_seeds(value: Any, where: str) -> tuple[int, ...]:
@@ -215,74 +184,9 @@ def _stages(value: Any, where: str) -> tuple[Stage[str], ...]:
     stages = []
     for name, entry in _entries(value, STAGE_KEYS, where, "prepare", "prepare stage").items():
         command = entry.get("command", "fit")
-        _check_choice(command, COMMANDS, f"{where}: prepare stage {name!r}: unknown command {command!r}")
+        check_choice(command, COMMANDS, f"{where}: prepare stage {name!r}: unknown command {command!r}")
         stages.append(Stage(name, tuple(entry.get("configs", ())), command))
     return tuple(stages)
-
-
-def _arms(entries: Mapping[str, Mapping[str, Any]], where: str) -> tuple[Arm[str], ...]:
-    """Read the arms; one with `values` becomes an arm for each of its points."""
-    _check_baselines(entries, where)
-    points: dict[str, list[Point]] = {}
-    for name, entry in entries.items():
-        if "values" in entry:
-            place = f"{where}: arm {name!r}"
-            grid = read_grid(check_mapping(entry["values"], f"{place}: values"), f"{place}: values")
-            points[name] = points_of(name, entry.get("baseline"), grid, place)
-    arms = []
-    for name, entry in entries.items():
-        configs, baseline = tuple(entry.get("configs", ())), entry.get("baseline")
-        _check_pair(name, baseline, points, f"{where}: arm {name!r}: baseline {baseline!r}")
-        if name not in points:
-            arms.append(Arm(name, configs, baseline, _recorded_point(entry, f"{where}: arm {name!r}: point")))
-        for point in points.get(name, ()):
-            arms.append(Arm(point.name, configs, _equal_name(point, baseline, points), point))
-    return tuple(arms)
-
-
-def _recorded_point(entry: Mapping[str, Any], where: str) -> Point | None:
-    """Return what a record says of the point that an arm is."""
-    if "point" not in entry:
-        return None
-    said = check_mapping(entry["point"], where)
-    check_keys(said, POINT_KEYS, where)
-    values = check_mapping(said.get("values"), f"{where}: values")
-    grid = read_grid({key: [each] for key, each in values.items()}, f"{where}: values")
-    return Point(str(said.get("arm")), said.get("baseline"), {key: each for key, (each,) in grid.items()})
-
-
-def _check_baselines(entries: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    alone = [name for name, entry in entries.items() if entry.get("baseline") is None]
-    for name, entry in entries.items():
-        if (baseline := entry.get("baseline")) is None:
-            continue
-        others = [other for other in entries if other != name]
-        got = f"{where}: arm {name!r}: baseline {baseline!r}"
-        _check_choice(baseline, others, f"{got} is not another arm", "none, because there is no other arm")
-        if baseline not in alone:
-            names = f": {', '.join(alone)}" if alone else ""
-            raise RecordError(f"{got} has a baseline itself; expected an arm without one{names}")
-
-
-def _check_pair(name: str, other: str | None, points: Mapping[str, Sequence[Point]], got: str) -> None:
-    """Refuse a pair of arms in which the second has a grid over a setting that the first leaves alone."""
-    if other not in points:
-        return
-    own = points[name][0].values if name in points else {}
-    for key in points[other][0].values:
-        if key not in own:
-            raise RecordError(
-                f"{got} has values for {key} and {name!r} has none, so no points of the two are equal; give {name!r} "
-                "the same values"
-            )
-
-
-def _equal_name(point: Point, other: str | None, points: Mapping[str, Sequence[Point]]) -> str | None:
-    """Return what `other` runs under at the point's values: itself, one of its points, or nothing."""
-    if other is None or other not in points:
-        return other
-    shared = {key: point.values[key] for key in points[other][0].values}
-    return next((equal.name for equal in points[other] if equal.agrees(shared)), None)
 
 
 def _tuning_seeds(value: Any, seeds: Sequence[int], arms: Sequence[Arm[str]], where: str) -> tuple[int, ...]:
@@ -317,28 +221,9 @@ def _report(value: Any, prepare: tuple[Stage[str], ...], arms: list[str], where:
     runs = [f"{PREPARE_FOLDER}/{stage.name}" for stage in prepare if stage.command == "fit"]
     if pairs is not None:
         wrong = f"{where}: pair_accuracy {pairs!r} is not a prepared run"
-        _check_choice(pairs, runs, wrong, "none, because no prepare stage trains anything")
+        check_choice(pairs, runs, wrong, "none, because no prepare stage trains anything")
     _check_contrasts(settings.get("contrasts") or [], arms, where)
     return dict(settings)
-
-
-def _with_points(report: dict[str, Any], arms: Sequence[Arm[str]], where: str) -> dict[str, Any]:
-    """Return the settings with the points of arms in place of the arms: those of a contrast with equal values."""
-    points: dict[str, list[Point]] = {}
-    for arm in arms:
-        if arm.point is not None:
-            points.setdefault(arm.written, []).append(arm.point)
-    if not points or not report.get("contrasts"):
-        return report
-    contrasts = []
-    for one, other in report["contrasts"]:
-        _check_pair(one, other, points, f"{where}: contrast {[one, other]!r}: {other!r}")
-        if one not in points:
-            contrasts.append([one, other])
-        contrasts += [
-            [point.name, equal] for point in points.get(one, ()) if (equal := _equal_name(point, other, points))
-        ]
-    return report | {"contrasts": contrasts}
 
 
 def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
@@ -351,48 +236,3 @@ def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
             if name not in arms:
                 got = f"{where}: contrast {pair!r}: {name!r} is no arm{close_matches(str(name), arms)}"
                 raise RecordError(f"{got}; expected of {', '.join(arms)}")
-
-
-def check_mapping(value: Any, where: str) -> dict[str, Any]:
-    """Return `value` if it is a mapping with string keys; `where` begins the error message."""
-    if not isinstance(value, dict):
-        raise RecordError(f"{where} is {kind(value)}, expected a mapping of keys to values")
-    for key in value:
-        if not isinstance(key, str):
-            raise RecordError(f"{where}: key {key!r} is {kind(key)}, expected text; put it in quotes")
-    return value
-
-
-def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuse keys that nobody would read; `where` begins the error message."""
-    for key in mapping:
-        _check_choice(key, known, f"{where}: unknown key {key!r}")
-
-
-def _check_choice(got: Any, options: Sequence[str], wrong: str, none: str = "") -> None:
-    """Refuse `got` if it is none of the options: `wrong` begins the message, `none` is expected without options."""
-    if got not in options:
-        expected = f"one of {', '.join(options)}" if options else none
-        raise RecordError(f"{wrong}{close_matches(str(got), options)}; expected {expected}")
-
-
-def close_matches(got: str, options: Iterable[str]) -> str:
-    """Return a `(did you mean ...?)` clause, or nothing when no option resembles `got`.
-
-    >>> close_matches("gprovi", ["grpo", "grpovi", "sft"])
-    " (did you mean 'grpovi' or 'grpo'?)"
-    """
-    matches = difflib.get_close_matches(got, list(options), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(repr(match) for match in matches)}?)" if matches else ""
-
-
-def kind(value: Any) -> str:
-    """Return what a parsed YAML value is, in the words of somebody who writes YAML.
-
-    >>> kind(None), kind([1]), kind(True)
-    ('empty', 'a list', 'true/false')
-    """
-    if value is None:
-        return "empty"
-    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-    return names.get(type(value), f"a {type(value).__name__}")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.paths import check_output
+from grpovi_lightning.run_record.checking import close_matches
 from grpovi_lightning.run_record.choice import Choice, outdated, read_choice
 from grpovi_lightning.run_record.layout import REPORT_FOLDER
 from grpovi_lightning.run_record.status import State, read_status
-from grpovi_lightning.run_record.study import close_matches
 from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 from grpovi_lightning.study.process import Run
 from grpovi_lightning.study.record import check_folder
