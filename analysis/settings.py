@@ -197,7 +197,8 @@ def _with_choice(settings: Settings, study: StudyRecord[str], folder: Path) -> S
         choice = read_choice(folder)
     except RecordError as error:
         raise ReportError(str(error)) from None
-    if choice is None or (why := outdated(study, choice)):
+    why = None if choice is None else outdated(study, choice)
+    if choice is None or why:
         reason = "No point has been chosen yet" if choice is None else f"{CHOICE_FILE} is not of this study ({why})"
         note = f"{reason}, so all points are compared on the tuning seeds, and nothing is judged."
         return replace(settings, notes=(note,))

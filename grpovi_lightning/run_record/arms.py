@@ -85,7 +85,7 @@ def _check_baselines(entries: Mapping[str, Mapping[str, Any]], where: str) -> No
 
 def _check_pair(name: str, other: str | None, points: Mapping[str, Sequence[Point]], got: str) -> None:
     """Refuse a pair of arms in which the second has a grid over a setting that the first leaves alone."""
-    if other not in points:
+    if other is None or other not in points:
         return
     own = points[name][0].values if name in points else {}
     for key in points[other][0].values:
