@@ -169,6 +169,8 @@ def _compare(arguments: list[str]) -> int:
         "--dry-run", action="store_true", help="check the study and print its runs and about how long they take"
     )
     given = parser.parse_args(arguments)
+    # Each point is built once to be checked; that its seed was set says nothing.
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     services = Services(preflight=check_command, settings=setting_names, choose=_choose, report=_print_report)
     settings = {"seeds": given.seeds, "jobs": given.jobs, "output": given.output}
     if given.dry_run:
