@@ -11,14 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.curves import Curve, Curves, beside, common_span, curves_of
-from analysis.style import FAINT, INK, RC, ArmStyle
+from analysis.style import FAINT, INK, PALETTE, RC, ArmStyle
+from analysis.tuning import Sensitivity
 from grpovi_lightning import metric_keys
+from grpovi_lightning.run_record.sweeps import Point, text_of
 
 SIZE = (5.2, 3.4)
 """Inches."""
 
 LONG_NAME = 24
 """Characters of an arm's name above which two names do not fit beside each other."""
+
+LEGEND_ROWS = 4
+"""Rows of a legend that fit into a figure of `SIZE`; each further one makes it higher."""
 
 BAND = (
     "Bold: mean over seeds, where all seeds of the arm were measured. Band: from the lowest to the highest seed. "
@@ -162,6 +167,91 @@ def kl_figure(metric: str, curves: Curves, kl: Curves, styles: Mapping[str, ArmS
     return _with_legend(figure, axes)
 
 
+@matplotlib.rc_context(RC)
+def sensitivity_figure(sensitivity: Sensitivity) -> Figure:
+    """Draw the area over the grid, a panel an arm: mean over seeds, the seeds as dots, a ring around what was chosen.
+
+    The setting with the most values lies along the axis; of the others, each combination has a line.
+    """
+    arms = sensitivity.arms
+    columns = min(2, len(arms))
+    rows = -(-len(arms) // columns)
+    figure = Figure(figsize=(3.9 * columns, 0.9 + 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    colours: dict[str, str] = {}
+    for axes, (arm, points) in zip(panels, arms.items(), strict=False):
+        _draw_grid(axes, arm, points, sensitivity, colours)
+    for axes in panels[len(arms) :]:
+        axes.set_visible(False)
+    figure.supylabel(f"mean {sensitivity.metric}\nover the run", fontsize=9.0, color=INK)
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower left", ncols=4, labelcolor=INK, fontsize=8.5
+    )
+    return figure
+
+
+def _draw_grid(
+    axes: Axes, arm: str, points: Mapping[str, Point], sensitivity: Sensitivity, colours: dict[str, str]
+) -> None:
+    of_key = {key: dict.fromkeys(text_of(point.values[key]) for point in points.values()) for key in _keys(points)}
+    along = max(of_key, key=lambda key: len(of_key[key]))
+    ticks = list(of_key[along])
+    lines: dict[str, list[tuple[int, str]]] = {}
+    for name, point in points.items():
+        others = Point(arm, None, {key: value for key, value in point.values.items() if key != along})
+        lines.setdefault(others.label or "all points", []).append((ticks.index(text_of(point.values[along])), name))
+    best = [point.label for name, point in points.items() if name in sensitivity.chosen]
+    axes.set_title(arm + (f"\nbest: {best[0]}" if best else ""), pad=6)
+    axes.grid(True, axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.4, len(ticks) - 0.6)
+    axes.set_xlabel(along.rpartition(".")[2])
+    for label, placed in lines.items():
+        colour = colours.setdefault(label, PALETTE[len(colours) % len(PALETTE)])
+        measured = [(x, name) for x, name in placed if sensitivity.scores[name].problem is None]
+        if measured:
+            means = [sensitivity.scores[name].mean for _, name in measured]
+            axes.plot(
+                [x for x, _ in measured], means, color=colour, linewidth=1.6, marker="o", markersize=4.5, label=label
+            )
+        for x, name in placed:
+            score = sensitivity.scores[name]
+            if score.problem is not None:
+                axes.plot(
+                    x,
+                    0.04,
+                    marker="x",
+                    color=colour,
+                    linestyle="",
+                    label="cannot be chosen",
+                    clip_on=False,
+                    transform=axes.get_xaxis_transform(),
+                )
+                continue
+            areas = list(score.areas.values())
+            axes.plot([x] * len(areas), areas, color=colour, linestyle="", marker="o", markersize=2.2, alpha=0.55)
+            if name in sensitivity.chosen:
+                axes.plot(
+                    x,
+                    score.mean,
+                    marker="o",
+                    markersize=11,
+                    markerfacecolor="none",
+                    markeredgecolor=INK,
+                    markeredgewidth=1.2,
+                    linestyle="",
+                    label="best point",
+                )
+
+
+def _keys(points: Mapping[str, Point]) -> list[str]:
+    return list(next(iter(points.values())).values)
+
+
 def _draw_arm(axes: Axes, arm: str, seeds: Sequence[Curve], style: ArmStyle) -> None:
     if not seeds:
         return
@@ -199,5 +289,8 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     _, labels = axes.get_legend_handles_labels()
     if labels:
         columns = 1 if max(len(label) for label in labels) > LONG_NAME else 2
+        # A legend of many arms has room of its own, instead of the curves'.
+        further = max(0, -(-len(labels) // columns) - LEGEND_ROWS)
+        figure.set_figheight(SIZE[1] + 0.17 * further)
         figure.legend(loc="outside lower left", ncols=columns, labelcolor=INK, fontsize=8.5, handlelength=3.2)
     return figure

@@ -1,12 +1,14 @@
 """The report of a study: one page that needs nothing else, its pictures, and the table as CSV."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analysis import figures, wording
 from analysis.curves import beside, curves_of
@@ -20,11 +22,13 @@ from analysis.diagnostics import (
 )
 from analysis.efficiency import Comparison, table_of
 from analysis.online import WINDOW_STEPS, against_labels, agreement_names, online_table
+from analysis.settings import Settings
 from analysis.statistics import Bootstrap
 from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
 from analysis.tables import rows_where
+from analysis.tuned import sentences_of
 from grpovi_lightning import metric_keys
 from grpovi_lightning.run_record.layout import REPORT_FOLDER
 
@@ -59,6 +63,8 @@ def write_report(
     and the quantities that `analysis.online.OnlineArm` describes, each with its bootstrap interval (`_low`, `_high`)
     and the number of seeds that measured it (`_seeds`); empty where there is none.
 
+    Where points were chosen on tuning seeds, also `report/tuned.csv`, as `analysis.TunedComparison.table` describes it.
+
     The same runs give the same bytes. Nothing is written before everything has been computed.
 
     Args:
@@ -89,6 +95,8 @@ def write_analysis(analysis: Analysis) -> Path:
     table_of(analysis.comparisons).to_csv(folder / "efficiency.csv", index=False, lineterminator="\n")
     if analysis.online:
         online_table(analysis.online).to_csv(folder / "online.csv", index=False, lineterminator="\n")
+    if analysis.tuned:
+        analysis.tuned.table().to_csv(folder / "tuned.csv", index=False, lineterminator="\n")
     index = folder / "index.html"
     index.write_text(page, encoding="utf-8")
     return index
@@ -106,11 +114,11 @@ def adjustments_of(analysis: Analysis) -> dict[str, str]:
 
 
 def draw(analysis: Analysis) -> dict[str, list[Picture]]:
-    """Draw all pictures, by section: `learning`, `paired`, `kl`, `online`; none for what no run logged."""
+    """Draw all pictures, by section: `learning`, `paired`, `kl`, `online`, `grids`; none for what no run logged."""
     styles = styles_of(analysis)
     metric = analysis.settings.metric
     if not analysis.curves:
-        return {"learning": [], "paired": [], "kl": [], "online": []}
+        return {"learning": [], "paired": [], "kl": [], "online": [], "grids": draw_grids(analysis)}
     targets = {
         comparison.arm: comparison.target.value
         for comparison in analysis.comparisons
@@ -136,7 +144,17 @@ def draw(analysis: Analysis) -> dict[str, list[Picture]]:
     if kl:
         figure = figures.kl_figure(metric, analysis.curves, kl, styles)
         pictures.append(Picture("reward_against_kl", "Reward against KL", to_svg(figure, "reward_against_kl")))
-    return {"learning": learning, "paired": paired, "kl": pictures, "online": draw_online(analysis)}
+    pictures_of = {"learning": learning, "paired": paired, "kl": pictures, "online": draw_online(analysis)}
+    return pictures_of | {"grids": draw_grids(analysis)}
+
+
+def draw_grids(analysis: Analysis) -> list[Picture]:
+    """Draw the area of every point, where arms have `values` and a point could be measured."""
+    found = analysis.sensitivity
+    if found is None or all(score.problem is not None for score in found.scores.values()):
+        return []
+    svg = to_svg(figures.sensitivity_figure(found), "sensitivity")
+    return [Picture("sensitivity", "Area under the curve at every point of the grids, a panel an arm", svg)]
 
 
 def draw_online(analysis: Analysis) -> list[Picture]:
@@ -171,6 +189,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         "t_interval": lambda value: wording.interval(value.t_low, value.t_high, signed=True),
         "whole": lambda value: wording.MISSING if value is None or value is pd.NA else str(value),
         "amount": wording.amount,
+        "breakable": breakable,
         "change": wording.change,
         "percent": wording.percent,
         "reached": lambda row: wording.reached(row.n_reached, len(row.seeds), row.target.value),
@@ -203,11 +222,29 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         first_rollouts=rollouts_by_seed(status),
         differences=differences(analysis),
         environment=environment(analysis.path, status),
-        runs=status.to_dict("records"),
+        runs=[
+            *(run | {"use": "yes"} for run in status.to_dict("records")),
+            *(run | {"use": tuning_use(run, analysis.settings)} for run in analysis.tuning.to_dict("records")),
+        ],
+        n_compared=len(status),
+        sensitivity=analysis.sensitivity,
+        tuned=analysis.tuned,
+        tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
         warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
     )
+
+
+def breakable(name: str) -> Markup:
+    """Let the name of a point break between its values rather than within one."""
+    return Markup(re.sub(r"([@,])", r"\1<wbr>", str(escape(name))))
+
+
+def tuning_use(run: Mapping[Any, Any], settings: Settings) -> str:
+    """Say what a run that judges nothing is for."""
+    of_grid = not pd.isna(run["seed"]) and run["seed"] in settings.grid_seeds
+    return "for the choice of points" if of_grid else "no: its point was not chosen"
 
 
 def differences(analysis: Analysis) -> list[tuple[Comparison, list[tuple[str, str, str]] | None]]:

@@ -1,6 +1,7 @@
 """Which runs count, and for every other one the reason why not."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -16,11 +17,28 @@ def status_of(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_planned_runs(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Add a row for every arm and seed that study.yaml plans and that has no run directory."""
+    """Return the runs that are compared, with a row for every one that study.yaml plans and that is not there.
+
+    Runs that chose a point on tuning seeds judge nothing and are left out; `runs_of_grid` has them.
+    """
+    if settings.choice is not None:
+        judged, tuning = set(settings.arms), settings.grid_seeds
+        points = status["arm"].isin(list(settings.points))
+        status = rows_where(status, ~points | (status["arm"].isin(list(judged)) & ~status["seed"].isin(tuning)))
+    return _with_missing(status, settings.planned)
+
+
+def runs_of_grid(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Return the runs of all points on the seeds that every point runs on, with a row for every missing one."""
+    wanted = status["arm"].isin(list(settings.points)) & status["seed"].isin(settings.grid_seeds)
+    return _with_missing(rows_where(status, wanted), dict.fromkeys(settings.points, settings.grid_seeds))
+
+
+def _with_missing(status: pd.DataFrame, planned: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     present = {(str(arm), seed) for arm, seed in zip(status["arm"], status["seed"], strict=True) if not pd.isna(seed)}
-    missing = [(arm, seed) for arm in settings.arms for seed in settings.seeds if (arm, seed) not in present]
+    missing = [(arm, seed) for arm, seeds in planned.items() for seed in seeds if (arm, seed) not in present]
     if not missing:
-        return status
+        return status.reset_index(drop=True)
     rows = [
         {"arm": arm, "seed": seed, "run": run_folder(arm, seed), "state": "missing"}
         | {"problem": f"planned in {STUDY_FILE}, but there is no such run"}

@@ -9,8 +9,10 @@ import yaml
 
 from analysis.errors import ReportError
 from grpovi_lightning import metric_keys
-from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError
-from grpovi_lightning.run_record.study import parse_study
+from grpovi_lightning.run_record.choice import Choice, judged, judged_arms, outdated, read_choice
+from grpovi_lightning.run_record.layout import CHOICE_FILE, STUDY_FILE, RecordError
+from grpovi_lightning.run_record.study import StudyRecord, parse_study
+from grpovi_lightning.run_record.sweeps import Point
 
 DEFAULT_TARGET_FRACTION = 0.9
 
@@ -34,6 +36,9 @@ class Settings:
         arms: Order of the arms; arms that are not named here follow by name.
         seeds: Seeds that study.yaml plans for every arm; empty for bare runs.
         contrasts: (arm, other arm) that get a verdict besides the arms with baselines.
+        study: What study.yaml says; None for bare runs.
+        choice: The choice of points on tuning seeds, where there is one. `arms` and `baselines` are then those that are
+            judged: the best point of each arm, and the point that has the settings of its baseline's best one.
         notes: Sentences for the report about how the settings came about.
     """
 
@@ -47,6 +52,8 @@ class Settings:
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     contrasts: tuple[tuple[str, str], ...] = ()
+    study: StudyRecord[str] | None = field(default=None, repr=False)
+    choice: Choice | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,6 +68,22 @@ class Settings:
                     f"arm {arm} is compared with {baseline}, which is itself compared with {self.baselines[baseline]}; "
                     "a baseline must stand alone"
                 )
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """Name of a point -> the point, for all arms of the study with `values`."""
+        return {arm.name: arm.point for arm in self.study.arms if arm.point} if self.study else {}
+
+    @property
+    def grid_seeds(self) -> tuple[int, ...]:
+        """The seeds on which every point runs."""
+        return (self.study.tuning_seeds or self.study.seeds) if self.study else ()
+
+    @property
+    def planned(self) -> dict[str, tuple[int, ...]]:
+        """Arm -> the seeds on which it is compared."""
+        tuning = self.points if self.choice is None else {}
+        return {arm: self.grid_seeds if arm in tuning else self.seeds for arm in self.arms}
 
     def order(self, arms: set[str]) -> list[str]:
         """Return `arms` in the order of the report."""
@@ -100,6 +123,8 @@ def read_settings(
         settings = replace(settings, metric=metric, metric_origin="it was asked for")
     if baseline is not None:
         arms = {str(arm) for arm in status["arm"]} | set(settings.arms)
+        if settings.choice is not None:
+            arms -= set(settings.points) - set(settings.arms)
         if baseline not in arms:
             raise ReportError(f"baseline {baseline!r} is no arm; the arms are {', '.join(sorted(arms))}")
         baselines = dict.fromkeys(sorted(arms - {baseline}), baseline)
@@ -151,7 +176,7 @@ def _from_study(file: Path, runs: pd.DataFrame) -> Settings:
     metric, origin = default_metric(runs)
     if "metric" in study.report:
         metric, origin = study.report["metric"], f"named in {STUDY_FILE}"
-    return Settings(
+    settings = Settings(
         name=study.name or file.parent.name,
         metric=metric,
         metric_origin=origin,
@@ -161,4 +186,36 @@ def _from_study(file: Path, runs: pd.DataFrame) -> Settings:
         arms=tuple(arm.name for arm in study.arms),
         seeds=study.seeds,
         contrasts=tuple((one, other) for one, other in study.report.get("contrasts") or ()),
+        study=study,
+    )
+    return _with_choice(settings, study, file.parent) if study.tuning_seeds else settings
+
+
+def _with_choice(settings: Settings, study: StudyRecord[str], folder: Path) -> Settings:
+    """Return what is judged instead of all points, or all points with a note where nothing has been chosen yet."""
+    try:
+        choice = read_choice(folder)
+    except RecordError as error:
+        raise ReportError(str(error)) from None
+    why = None if choice is None else outdated(study, choice)
+    if choice is None or why:
+        reason = "No point has been chosen yet" if choice is None else f"{CHOICE_FILE} is not of this study ({why})"
+        note = f"{reason}, so all points are compared on the tuning seeds, and nothing is judged."
+        return replace(settings, notes=(note,))
+    found = {each.arm: each for each in judged(study, choice)}
+    baselines = {
+        point: found[each.baseline].best
+        for each in found.values()
+        if each.baseline is not None
+        for point in (each.best, each.equal)
+        if point is not None
+    }
+    written = {arm.name: arm.written for arm in study.arms}
+    contrasts = dict.fromkeys((written[one], written[other]) for one, other in settings.contrasts)
+    return replace(
+        settings,
+        arms=tuple(judged_arms(study, choice)),
+        baselines=baselines,
+        contrasts=tuple((found[one].best, found[other].best) for one, other in contrasts),
+        choice=choice,
     )

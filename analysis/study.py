@@ -15,6 +15,9 @@ from analysis.reward_kl import EqualKL, at_equal_kl
 from analysis.selection import included, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
 from analysis.statistics import Bootstrap
+from analysis.tables import rows_where
+from analysis.tuned import TunedComparison, tuned_of
+from analysis.tuning import Sensitivity, sensitivity_of
 from analysis.verdict import Verdict, verdict_of
 from grpovi_lightning import metric_keys
 
@@ -32,6 +35,9 @@ class Analysis:
         equal_kl: The comparisons at equal KL, in the order of the verdicts, where there are any.
         pair_accuracy: Of the reward model, where the settings name its run.
         online: One an arm, in order, where a reward model learned during training; else empty.
+        sensitivity: The points of grids, where arms have `values`.
+        tuned: Each arm at its own best point, where points were chosen on tuning seeds.
+        tuning: One row a run that judges nothing: of tuning seeds, and of points that were not chosen.
         logged: Whether any run has a scalar.
     """
 
@@ -45,6 +51,9 @@ class Analysis:
     equal_kl: list[EqualKL]
     pair_accuracy: PairAccuracy | None
     online: list[OnlineArm]
+    sensitivity: Sensitivity | None
+    tuned: TunedComparison | None
+    tuning: pd.DataFrame
     logged: bool
 
     @property
@@ -64,9 +73,13 @@ def analyse(
     """Load a study and compute everything its report says; see `write_report` for the arguments and errors."""
     bootstrap = bootstrap or Bootstrap()
     path = Path(study_dir)
-    all_runs, status = load_study(path)
-    settings = read_settings(path, all_runs, status, metric=metric, baseline=baseline, target=target)
-    status = with_reasons(with_planned_runs(status, settings), all_runs, settings.metric)
+    all_runs, every_status = load_study(path)
+    settings = read_settings(path, all_runs, every_status, metric=metric, baseline=baseline, target=target)
+    status = with_reasons(with_planned_runs(every_status, settings), all_runs, settings.metric)
+    sensitivity = sensitivity_of(all_runs, every_status, settings)
+    tuned = None
+    if settings.choice is not None and sensitivity is not None:
+        tuned = tuned_of(all_runs, status, settings, sensitivity, bootstrap)
     comparisons = compare(all_runs, status, settings, bootstrap)
     runs = included(all_runs, status)
     curves = curves_of(runs, settings.metric)
@@ -88,5 +101,10 @@ def analyse(
         equal_kl=[equal for equal in equal_kl.values() if equal is not None],
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
         online=online_arms(runs, settings.metric, comparisons, bootstrap),
+        sensitivity=sensitivity,
+        tuned=tuned,
+        tuning=with_reasons(
+            rows_where(every_status, ~every_status["run"].isin(status["run"])), all_runs, settings.metric
+        ),
         logged=not all_runs.empty,
     )

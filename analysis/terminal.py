@@ -15,6 +15,7 @@ from analysis.report import write_analysis
 from analysis.statistics import Estimate
 from analysis.study import Analysis, analyse
 from analysis.tables import rows_where
+from analysis.tuned import sentences_of
 from analysis.wording import amount, change, interval, number, reached
 
 PRINTED_WIDTH = 100
@@ -53,9 +54,13 @@ def terminal_report(analysis: Analysis) -> Group:
     if analysis.online:
         parts.append(online_terminal_table(analysis.online))
     parts += [Text(note, style="yellow") for note in settings.notes]
+    for question, sentences in sentences_of(analysis.tuned) if analysis.tuned else ():
+        parts.append(Text(f"\n{question}", style="bold"))
+        parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in sentences]
     for verdict in analysis.verdicts:
         parts.append(Text(f"\n{verdict.headline}", style="bold"))
-        parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in verdict.sentences]
+        if analysis.tuned is None:  # else its sentences say the same of the arms
+            parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in verdict.sentences]
     excluded = rows_where(analysis.status, analysis.status["reason"].notna())
     if len(excluded):
         parts.append(Text(f"\nNot counted: {len(excluded)} of {len(analysis.status)} runs", style="bold"))

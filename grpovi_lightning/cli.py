@@ -15,7 +15,7 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   validate evaluate on the held-out table; the arguments are those of fit, with --ckpt_path FILE
   test     evaluate on the test table, likewise
   task     write the embedded task: grpovi task --output DIR [--seed N ...]
-  compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR]
+  compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR] [--dry-run]
   report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM]
   sample   sample completions of a policy and score them, without training:
                                grpovi sample --config A.yaml --output DIR [--preferences REWARD]
@@ -101,6 +101,18 @@ def check_command(arguments: list[str]) -> None:
         build("sample", arguments[1:])
 
 
+def setting_names(arguments: list[str]) -> list[str]:
+    """Return the dotted names of all settings that the command line `fit ...` of an arm resolves to.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    _quiet()
+    from grpovi_lightning.run import RunCLI
+
+    return list(RunCLI(arguments[1:]).config.keys(branches=True))
+
+
 def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
     _quiet()
     from grpovi_lightning.allocator import keep_large_blocks
@@ -169,22 +181,37 @@ def _relabel(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    from grpovi_lightning.study import compare
+    from grpovi_lightning.study import Services, compare, dry_run
 
     parser = _Parser(prog="grpovi compare", description="Runs the arms of a study for every seed, then reports.")
     parser.add_argument("study", type=Path, help="the study's YAML file")
     parser.add_argument("--seeds", type=_seeds, default=None, help="seeds instead of the study's, such as 1,2,3")
     parser.add_argument("--jobs", type=int, default=None, help="runs at a time; default: one for each core")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="where the study's folder is made")
-    given = parser.parse_args(arguments)
-    return compare(
-        given.study,
-        seeds=given.seeds,
-        jobs=given.jobs,
-        output=given.output,
-        preflight=check_command,
-        report=_print_report,
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the study and print its runs and about how long they take"
     )
+    given = parser.parse_args(arguments)
+    # Each point is built once to be checked; that its seed was set says nothing.
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    services = Services(preflight=check_command, settings=setting_names, choose=_choose, report=_print_report)
+    settings = {"seeds": given.seeds, "jobs": given.jobs, "output": given.output}
+    if given.dry_run:
+        print("\n".join(dry_run(given.study, services, **settings)))
+        return 0
+    return compare(given.study, services, **settings)
+
+
+def _choose(folder: Path) -> Any:
+    """Choose the best point of each arm of a study by its tuning runs; return the `Choice`."""
+    from analysis import ReportError
+    from analysis.tuning import choose_points
+    from grpovi_lightning.errors import UserError
+
+    try:
+        return choose_points(folder)
+    except ReportError as error:
+        raise UserError(str(error)) from error
 
 
 def _report(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import yaml
 
 from grpovi_lightning.cli import check_command
 from grpovi_lightning.study import load_study
-from grpovi_lightning.study.plan import plan_arms, plan_prepare
+from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted(ROOT.glob("*/study.yaml"))
@@ -16,7 +16,8 @@ STUDIES = sorted(ROOT.glob("*/study.yaml"))
 @pytest.mark.parametrize("study_file", STUDIES, ids=lambda path: path.parent.name)
 def test_every_stage_and_arm_of_a_study_is_a_valid_configuration(study_file, tmp_path):
     study, folder = load_study(study_file), tmp_path / "study"
-    for run in plan_prepare(study, folder) + plan_arms(study, folder):
+    runs = plan_prepare(study, folder) + plan_tuning(study, folder) + plan_arms(study, folder)
+    for run in {(run.owner, run.seed is None): run for run in runs}.values():
         if run.command != "task":
             check_command(list(run.arguments))
     assert not list(tmp_path.iterdir())
@@ -95,3 +96,16 @@ def test_arms_of_the_network_study_differ_in_the_optimizer_and_in_what_it_trains
         for scope in ("head", "whole")
         for name in ("adamw", "sgd", "one-pass")
     }
+
+
+def test_the_tuned_study_gives_each_arm_the_same_grid_and_judges_on_other_seeds_than_it_chooses_on():
+    study = load_study(ROOT / "tuned" / "study.yaml")
+    grids = {}
+    for arm in study.arms:
+        grids.setdefault(arm.written, []).append(dict(arm.point.values))
+    assert list(grids) == ["grpo-group", "grpovi-group", "grpo-none", "grpovi-none"]
+    assert all(grid == grids["grpo-group"] for grid in grids.values()) and len(grids["grpo-group"]) == 3 * 2
+    assert (len(study.tuning_seeds), len(study.seeds)) == (3, 10) and not set(study.tuning_seeds) & set(study.seeds)
+    paired = {arm.written: arm.written_baseline for arm in study.arms if arm.baseline}
+    assert paired == {"grpovi-group": "grpo-group", "grpovi-none": "grpo-none"}
+    assert all(arm.baseline.partition("@")[2] == arm.name.partition("@")[2] for arm in study.arms if arm.baseline)

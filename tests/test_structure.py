@@ -31,7 +31,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 PUBLIC = {
-    "analysis": ["efficiency_table", "load_runs"],
+    "analysis": ["TunedComparison", "efficiency_table", "load_runs", "tuned_comparison"],
     "grpovi_lightning.adjustment": ["IdentityAdjustment", "VarianceIncrease", "increase_variance"],
     "grpovi_lightning.adjustment.reference": ["enumeration_search", "one_pass_search"],
     "grpovi_lightning.advantages": ["Advantage", "GroupAdvantage", "LeaveOneOutAdvantage"],

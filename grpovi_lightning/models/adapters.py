@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grpovi_lightning.errors import UserError, at_least_one
-from grpovi_lightning.run_record.study import close_matches
+from grpovi_lightning.run_record.checking import close_matches
 
 TRAINED = "default"
 """The adapter that is trained, under the name that peft gives it."""

@@ -10,6 +10,7 @@ from typing import Any
 STATUS_FILE = "status.json"
 STUDY_FILE = "study.yaml"
 CONFIG_FILE = "config.yaml"
+CHOICE_FILE = "choice.json"
 LOG_FILE = "process.log"
 PREPARE_FOLDER = "prepare"
 ARMS_FOLDER = "arms"

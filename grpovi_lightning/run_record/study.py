@@ -1,25 +1,24 @@
 """What a study file may say, whether a person wrote it or `grpovi compare` with the contents of its config files."""
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from grpovi_lightning.run_record.arms import ARM_KEYS, Arm, Config, point_mapping, read_arms, with_points
+from grpovi_lightning.run_record.checking import check_choice, check_keys, check_mapping, close_matches, kind
 from grpovi_lightning.run_record.layout import PREPARE_FOLDER, SCHEMA, RecordError, check_schema
 
 COMMANDS = ("fit", "task", "sample", "relabel")
-STUDY_KEYS = ("name", "seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
+STUDY_KEYS = ("name", "seeds", "tuning_seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
 STAGE_KEYS = ("configs", "command")
-ARM_KEYS = ("configs", "baseline")
 REPORT_KEYS = ("metric", "target_fraction", "pair_accuracy", "contrasts")
 MAX_SEED = 2**32 - 1
 """The largest seed that Lightning's `seed_everything` takes."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+_POINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}@[A-Za-z0-9_][A-Za-z0-9._,=+-]{1,198}")
 
-Config = TypeVar("Config")
-"""What stands for a config file: its name in study.yaml, or the opened file where a study is run."""
 Other = TypeVar("Other")
 
 
@@ -33,22 +32,14 @@ class Stage(Generic[Config]):
 
 
 @dataclass(frozen=True)
-class Arm(Generic[Config]):
-    """One of the things compared; it runs once a seed."""
-
-    name: str
-    configs: tuple[Config, ...]
-    baseline: str | None = None
-    """The arm that the report pairs this one with."""
-
-
-@dataclass(frozen=True)
 class StudyRecord(Generic[Config]):
     """A study = prepare stages, in order and once, then arms x seeds."""
 
     name: str = ""
     """Empty where the file names none."""
     seeds: tuple[int, ...] = ()
+    tuning_seeds: tuple[int, ...] = ()
+    """Seeds on which each arm's best point is chosen, none of `seeds`; empty where nothing is chosen."""
     prepare: tuple[Stage[Config], ...] = ()
     arms: tuple[Arm[Config], ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -77,13 +68,17 @@ def parse_study(content: Any, where: str, *, resolved: bool) -> StudyRecord[str]
         check_schema(content, where)
     check_keys(content, (*STUDY_KEYS, "schema", "files") if resolved else STUDY_KEYS, where)
     prepare = _stages(content.get("prepare"), where)
-    arms = _arms(content.get("arms"), where)
+    entries = _entries(content.get("arms"), (*ARM_KEYS, "point") if resolved else ARM_KEYS, where, "arms", "arm")
+    arms = read_arms(entries, where)
+    seeds = parse_seeds(content.get("seeds"), f"{where}: seeds")
+    report = _report(content.get("report"), prepare, list(entries), f"{where}: report")
     return StudyRecord(
         name=_folder_name(content["name"], f"{where}: name") if "name" in content else "",
-        seeds=parse_seeds(content.get("seeds"), f"{where}: seeds"),
+        seeds=seeds,
+        tuning_seeds=_tuning_seeds(content.get("tuning_seeds"), seeds, arms, where),
         prepare=prepare,
         arms=arms,
-        report=_report(content.get("report"), prepare, arms, f"{where}: report"),
+        report=with_points(report, arms, f"{where}: report"),
         threads_per_run=_threads(content, "threads_per_run", where),
         threads_per_stage=_threads(content, "threads_per_stage", where),
         files=check_mapping(content.get("files") or {}, f"{where}: files"),
@@ -99,12 +94,12 @@ def with_configs(
         study: stays as it is.
         turn: from the config files of a stage or arm, and its name in messages, to what stands for them.
     """
-    stages = [
+    stages = tuple(
         Stage(each.name, turn(each.configs, f"prepare stage {each.name!r}"), each.command) for each in study.prepare
-    ]
-    arms = [Arm(each.name, turn(each.configs, f"arm {each.name!r}"), each.baseline) for each in study.arms]
-    threads = (study.threads_per_run, study.threads_per_stage)
-    return StudyRecord(study.name, study.seeds, tuple(stages), tuple(arms), study.report, *threads, study.files)
+    )
+    turned = {each.written: turn(each.configs, f"arm {each.written!r}") for each in study.arms}
+    arms = tuple(Arm(each.name, turned[each.written], each.baseline, each.point) for each in study.arms)
+    return replace(study, prepare=stages, arms=arms)  # type: ignore[arg-type]  replace() cannot change the parameter
 
 
 def study_mapping(study: StudyRecord[str]) -> dict[str, Any]:
@@ -113,11 +108,14 @@ def study_mapping(study: StudyRecord[str]) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": study.name,
         "seeds": list(study.seeds),
+        **({"tuning_seeds": list(study.tuning_seeds)} if study.tuning_seeds else {}),
         "threads_per_run": study.threads_per_run,
         "threads_per_stage": study.threads_per_stage,
         "prepare": {stage.name: {"command": stage.command, "configs": list(stage.configs)} for stage in study.prepare},
         "arms": {
-            arm.name: {"configs": list(arm.configs)} | ({"baseline": arm.baseline} if arm.baseline else {})
+            arm.name: {"configs": list(arm.configs)}
+            | ({"baseline": arm.baseline} if arm.baseline else {})
+            | ({"point": point_mapping(arm.point)} if arm.point else {})
             for arm in study.arms
         },
         "report": dict(study.report),
@@ -149,10 +147,10 @@ def parse_seeds(value: Any, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _folder_name(value: Any, where: str) -> str:
+def _folder_name(value: Any, where: str, *, of_point: bool = False) -> str:
     if not isinstance(value, str):
         raise RecordError(f"{where} is {kind(value)} ({value!r}), expected text; put it in quotes")
-    if not _FOLDER_NAME.fullmatch(value):
+    if not (_POINT_NAME if of_point else _FOLDER_NAME).fullmatch(value):
         raise RecordError(
             f"{where} {value!r} cannot name a folder; expected at most 100 letters, digits and . _ - , "
             "beginning with a letter or digit and not ending with a dot"
@@ -165,7 +163,8 @@ def _entries(value: Any, known: Sequence[str], where: str, section: str, noun: s
     entries = check_mapping({} if value is None else value, f"{where}: {section}")
     folded: dict[str, str] = {}
     for name, entry in entries.items():
-        place = f"{where}: {noun} {_folder_name(name, f'{where}: {noun}')!r}"
+        of_point = isinstance(entry, dict) and "point" in entry and "point" in known
+        place = f"{where}: {noun} {_folder_name(name, f'{where}: {noun}', of_point=of_point)!r}"
         check_keys(check_mapping(entry, place), known, place)
         configs = entry.get("configs", [])
         if not isinstance(configs, list):
@@ -185,24 +184,21 @@ def _stages(value: Any, where: str) -> tuple[Stage[str], ...]:
     stages = []
     for name, entry in _entries(value, STAGE_KEYS, where, "prepare", "prepare stage").items():
         command = entry.get("command", "fit")
-        _check_choice(command, COMMANDS, f"{where}: prepare stage {name!r}: unknown command {command!r}")
+        check_choice(command, COMMANDS, f"{where}: prepare stage {name!r}: unknown command {command!r}")
         stages.append(Stage(name, tuple(entry.get("configs", ())), command))
     return tuple(stages)
 
 
-def _arms(value: Any, where: str) -> tuple[Arm[str], ...]:
-    entries = _entries(value, ARM_KEYS, where, "arms", "arm")
-    alone = [name for name, entry in entries.items() if entry.get("baseline") is None]
-    for name, entry in entries.items():
-        if (baseline := entry.get("baseline")) is None:
-            continue
-        others = [other for other in entries if other != name]
-        got = f"{where}: arm {name!r}: baseline {baseline!r}"
-        _check_choice(baseline, others, f"{got} is not another arm", "none, because there is no other arm")
-        if baseline not in alone:
-            names = f": {', '.join(alone)}" if alone else ""
-            raise RecordError(f"{got} has a baseline itself; expected an arm without one{names}")
-    return tuple(Arm(name, tuple(entry.get("configs", ())), entry.get("baseline")) for name, entry in entries.items())
+def _tuning_seeds(value: Any, seeds: Sequence[int], arms: Sequence[Arm[str]], where: str) -> tuple[int, ...]:
+    tuning = parse_seeds(value, f"{where}: tuning_seeds")
+    if both := sorted(set(tuning) & set(seeds)):
+        raise RecordError(
+            f"{where}: seed {both[0]} is among tuning_seeds and among seeds; choose points on other seeds than those "
+            "that judge them"
+        )
+    if tuning and all(arm.point is None for arm in arms):
+        raise RecordError(f"{where}: tuning_seeds are given and no arm has `values`, so there is nothing to choose")
+    return tuning
 
 
 def _threads(content: Mapping[str, Any], key: str, where: str) -> int:
@@ -212,7 +208,7 @@ def _threads(content: Mapping[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _report(value: Any, prepare: tuple[Stage[str], ...], arms: tuple[Arm[str], ...], where: str) -> dict[str, Any]:
+def _report(value: Any, prepare: tuple[Stage[str], ...], arms: list[str], where: str) -> dict[str, Any]:
     settings = check_mapping({} if value is None else value, where)
     check_keys(settings, REPORT_KEYS, where)
     metric = settings.get("metric", "")
@@ -225,8 +221,8 @@ def _report(value: Any, prepare: tuple[Stage[str], ...], arms: tuple[Arm[str], .
     runs = [f"{PREPARE_FOLDER}/{stage.name}" for stage in prepare if stage.command == "fit"]
     if pairs is not None:
         wrong = f"{where}: pair_accuracy {pairs!r} is not a prepared run"
-        _check_choice(pairs, runs, wrong, "none, because no prepare stage trains anything")
-    _check_contrasts(settings.get("contrasts") or [], [arm.name for arm in arms], where)
+        check_choice(pairs, runs, wrong, "none, because no prepare stage trains anything")
+    _check_contrasts(settings.get("contrasts") or [], arms, where)
     return dict(settings)
 
 
@@ -240,48 +236,3 @@ def _check_contrasts(value: Any, arms: list[str], where: str) -> None:
             if name not in arms:
                 got = f"{where}: contrast {pair!r}: {name!r} is no arm{close_matches(str(name), arms)}"
                 raise RecordError(f"{got}; expected of {', '.join(arms)}")
-
-
-def check_mapping(value: Any, where: str) -> dict[str, Any]:
-    """Return `value` if it is a mapping with string keys; `where` begins the error message."""
-    if not isinstance(value, dict):
-        raise RecordError(f"{where} is {kind(value)}, expected a mapping of keys to values")
-    for key in value:
-        if not isinstance(key, str):
-            raise RecordError(f"{where}: key {key!r} is {kind(key)}, expected text; put it in quotes")
-    return value
-
-
-def check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Refuse keys that nobody would read; `where` begins the error message."""
-    for key in mapping:
-        _check_choice(key, known, f"{where}: unknown key {key!r}")
-
-
-def _check_choice(got: Any, options: Sequence[str], wrong: str, none: str = "") -> None:
-    """Refuse `got` if it is none of the options: `wrong` begins the message, `none` is expected without options."""
-    if got not in options:
-        expected = f"one of {', '.join(options)}" if options else none
-        raise RecordError(f"{wrong}{close_matches(str(got), options)}; expected {expected}")
-
-
-def close_matches(got: str, options: Iterable[str]) -> str:
-    """Return a `(did you mean ...?)` clause, or nothing when no option resembles `got`.
-
-    >>> close_matches("gprovi", ["grpo", "grpovi", "sft"])
-    " (did you mean 'grpovi' or 'grpo'?)"
-    """
-    matches = difflib.get_close_matches(got, list(options), n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(repr(match) for match in matches)}?)" if matches else ""
-
-
-def kind(value: Any) -> str:
-    """Return what a parsed YAML value is, in the words of somebody who writes YAML.
-
-    >>> kind(None), kind([1]), kind(True)
-    ('empty', 'a list', 'true/false')
-    """
-    if value is None:
-        return "empty"
-    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-    return names.get(type(value), f"a {type(value).__name__}")

@@ -8,17 +8,19 @@ from pathlib import Path
 from rich.console import Console
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.paths import check_output
-from grpovi_lightning.run_record.layout import REPORT_FOLDER, RecordError
-from grpovi_lightning.run_record.status import State, read_status
+from grpovi_lightning.run_record.choice import Choice, outdated, read_choice, write_choice
+from grpovi_lightning.run_record.layout import CHOICE_FILE, RecordError
+from grpovi_lightning.run_record.status import State
+from grpovi_lightning.study.checking import Services, checked, is_finished, kept_choice
 from grpovi_lightning.study.fairness import check_first_rollouts
+from grpovi_lightning.study.forecast import forecast
 from grpovi_lightning.study.interruption import Interruption
-from grpovi_lightning.study.plan import plan_arms, plan_prepare
+from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 from grpovi_lightning.study.process import Run
 from grpovi_lightning.study.progress import RunProgress, make_display, states
 from grpovi_lightning.study.record import check_folder, locked, write_record
 from grpovi_lightning.study.runner import Runner, Settings
-from grpovi_lightning.study.specification import Study, load_study
+from grpovi_lightning.study.specification import Study
 
 LAUNCHER = (sys.executable, "-m", "grpovi_lightning.cli")
 PATIENCE_SECONDS = 30.0
@@ -26,9 +28,8 @@ PATIENCE_SECONDS = 30.0
 
 def compare(
     study_file: str | Path,
+    services: Services,
     *,
-    preflight: Callable[[list[str]], None],
-    report: Callable[[Path], None],
     seeds: str | Sequence[int] | None = None,
     jobs: int | None = None,
     output: str | Path = "runs",
@@ -37,12 +38,12 @@ def compare(
 ) -> int:
     """Run a study, or what is left of it, and write its report. Must be called in the main thread.
 
+    With tuning seeds, all points of the grids run on those first. Then the best point of each arm is chosen and
+    written down, and what is judged runs on the seeds. A choice that was written stays.
+
     Args:
         study_file: path of `study.yaml`.
-        preflight: called with the command line of each stage and arm that is to train or to sample, before anything
-            runs; raises `UserError` for a configuration that cannot work. What the prepare stages
-            make does not exist yet at that time.
-        report: called with the study's folder after the last run, also when runs failed.
+        services: what checks, chooses and reports.
         seeds: seeds to run instead of the file's. The folder keeps those it already has.
         jobs: how many runs at a time; None: the machine's cores divided by the threads of a run.
         output: the study goes into `<output>/<name>`.
@@ -57,28 +58,50 @@ def compare(
         UserError: when the study cannot run as written; then nothing was written.
     """
     try:
-        study = load_study(study_file, seeds=seeds)
+        study, folder = checked(study_file, services, seeds, output)
         settings = Settings(tuple(launcher), _job_count(jobs, study.threads_per_run), patience)
-        folder = Path(output) / study.name
-        for run in plan_prepare(study, folder) + plan_arms(study, folder):
-            check_output(run.folder, "--output")
-        check_output(folder / REPORT_FOLDER, "--output")
-        check_folder(folder, study)
-        _check_configurations(study, folder, preflight)
         with locked(folder):
             # Checked again: another compare may have made the folder since.
             recorded = check_folder(folder, study)
             write_record(folder, recorded)
-            status = _run(study, folder, settings)
+            choice = kept_choice(folder, study)
+            if study.tuning_seeds and choice is None:
+                status = _run(plan_prepare(study, folder), plan_tuning(study, folder), settings)
+                if status is not None:
+                    return status
+                choice = _choose(study, folder, services)
+                if choice is None:
+                    return 1
+            status = _run(plan_prepare(study, folder), plan_arms(study, folder, choice), settings)
             if status is not None:
                 return status
-            return _conclude(study, recorded, folder, report)
+            return _conclude(study, recorded, folder, choice, services.report)
     except RecordError as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
         # Outside of `_run`, where signals are counted instead, no process lives.
         _complain("stopped; no run was going on; run the same command again to go on")
         return 130
+
+
+def dry_run(
+    study_file: str | Path,
+    services: Services,
+    *,
+    seeds: str | Sequence[int] | None = None,
+    jobs: int | None = None,
+    output: str | Path = "runs",
+) -> list[str]:
+    """Check a study as `compare` does, and return what that would run, line by line; nothing is written.
+
+    Raises:
+        UserError: when the study cannot run as written.
+    """
+    try:
+        study, folder = checked(study_file, services, seeds, output)
+        return forecast(study, folder, kept_choice(folder, study), _job_count(jobs, study.threads_per_run))
+    except RecordError as error:
+        raise UserError(str(error)) from error
 
 
 def _job_count(jobs: int | None, threads: int) -> int:
@@ -91,29 +114,28 @@ def _job_count(jobs: int | None, threads: int) -> int:
     return jobs
 
 
-def _check_configurations(study: Study, folder: Path, preflight: Callable[[list[str]], None]) -> None:
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for kind, runs in (("prepare stage", plan_prepare(study, folder)), ("arm", plan_arms(study, folder))):
-        for run in runs:
-            groups.setdefault((kind, run.owner), []).append(run)
-    for (kind, name), runs in groups.items():
-        if runs[0].command == "task" or all(_is_finished(run) for run in runs):
-            continue
-        try:
-            preflight(list(runs[0].arguments))
-        except UserError as error:
-            raise UserError(f"{kind} {name!r}: {error}") from error
+def _choose(study: Study, folder: Path, services: Services) -> Choice | None:
+    """Choose, write the choice down and say it; None, with the report written, where an arm has nothing to choose."""
+    try:
+        choice = services.choose(folder)
+    except RecordError as error:
+        services.report(folder)
+        _complain(str(error))
+        return None
+    if (earlier := read_choice(folder)) is not None:
+        _say(f"the choice is made anew: {outdated(study, earlier)}")
+    write_choice(folder, choice)
+    for name, score in choice.scores.items():
+        if score.problem is not None:
+            _complain(f"{name} cannot be chosen: {score.problem}")
+    for name in choice.chosen.values():
+        _say(f"chosen on the tuning seeds: {name}, mean {choice.metric} over the run {choice.scores[name].mean:.4g}")
+    return choice
 
 
-def _is_finished(run: Run) -> bool:
-    status = read_status(run.folder)
-    return status is not None and status.state == State.FINISHED
-
-
-def _run(study: Study, folder: Path, settings: Settings) -> int | None:
-    """Run the prepare stages and the arms; return the exit status when there is nothing to conclude after that."""
-    stages = [RunProgress(run) for run in plan_prepare(study, folder)]
-    arms = [RunProgress(run) for run in plan_arms(study, folder)]
+def _run(prepare: Sequence[Run], of_arms: Sequence[Run], settings: Settings) -> int | None:
+    """Run the prepare stages and runs of arms; return the exit status when there is nothing to conclude after that."""
+    stages, arms = [RunProgress(run) for run in prepare], [RunProgress(run) for run in of_arms]
     runs = stages + arms
     with Interruption() as interruption:
         with make_display(runs, settings.jobs, Console()) as display:
@@ -140,19 +162,25 @@ def _run(study: Study, folder: Path, settings: Settings) -> int | None:
     return None
 
 
-def _conclude(study: Study, recorded: Study, folder: Path, report: Callable[[Path], None]) -> int:
-    errors, notes = check_first_rollouts(plan_arms(recorded, folder))
+def _conclude(
+    study: Study, recorded: Study, folder: Path, choice: Choice | None, report: Callable[[Path], None]
+) -> int:
+    errors, notes = check_first_rollouts(plan_tuning(recorded, folder) + plan_arms(recorded, folder, choice))
     for error in errors:
         _complain(error)
     for note in notes:
-        Console().print(note, markup=False, highlight=False, soft_wrap=True)
-    unfinished = [run for run in plan_arms(study, folder) if not _is_finished(run)]
+        _say(note)
+    tuning, arms = plan_tuning(study, folder), plan_arms(study, folder, choice)
+    unfinished, untuned = ([run for run in runs if not is_finished(run)] for runs in (arms, tuning))
     report(folder)
     if unfinished:
+        _complain(f"{len(unfinished)} of {len(arms)} runs did not finish; the same command tries again")
+    if untuned:
         _complain(
-            f"{len(unfinished)} of {len(plan_arms(study, folder))} runs did not finish; the same command tries again"
+            f"{len(untuned)} of {len(tuning)} tuning runs did not finish; to try them again and choose anew, remove "
+            f"{folder / CHOICE_FILE} and run the same command"
         )
-    return 1 if errors or unfinished else 0
+    return 1 if errors or unfinished or untuned else 0
 
 
 def _failure(progress: RunProgress) -> str:
@@ -161,5 +189,11 @@ def _failure(progress: RunProgress) -> str:
     return f"{progress.run.label} {progress.state}{where}{reason} (all it said: {progress.run.log})"
 
 
+def _say(message: str) -> None:
+    """Print a line that is no error."""
+    Console().print(message, markup=False, highlight=False, soft_wrap=True)
+
+
 def _complain(message: str) -> None:
+    """Print a line as an error."""
     print(f"grpovi: error: {message}", file=sys.stderr, flush=True)

@@ -10,22 +10,26 @@ from grpovi_lightning.study.process import Run
 def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """Compare the hashes of the step-0 completions over the arms of each seed.
 
+    Points of a grid must agree with the points that have equal values. Others may differ: a value can change what is
+    sampled, such as a temperature. Then a note says so.
+
     Args:
         runs: all arms x seeds of a study. Runs that have no status yet are left out, and so are runs that ended
             before their first rollout.
 
     Returns:
         Errors, one line a seed whose arms differ; and notes, one line a seed where nothing could be compared although
-        several arms finished.
+        several arms finished, or whose points differ by their values.
     """
-    begun = []
+    begun: dict[tuple[str, ...], list[tuple[int, str, str | None]]] = {}
     for run in runs:
         status = read_status(run.folder)
         # A run that finished has sampled whatever it samples; one that did not may have ended before.
         if run.seed is not None and status and (status.first_rollout is not None or status.state == State.FINISHED):
-            begun.append((run.seed, run.owner, status.first_rollout))
+            values = () if run.point is None else tuple(sorted(run.point.arguments))
+            begun.setdefault(values, []).append((run.seed, run.owner, status.first_rollout))
     errors, notes = [], []
-    for check in first_rollouts(begun):
+    for check in [check for equal in begun.values() for check in first_rollouts(equal)]:
         if check.differs or (check.hashes and check.unknown):
             found = [f"{arm} {digest[:12]}" for arm, digest in check.hashes.items()]
             found += [f"{arm} none" for arm in check.unknown]
@@ -36,4 +40,11 @@ def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
             )
         elif len(check.unknown) > 1:
             notes.append(f"seed {check.seed}: no arm recorded a rollout of step 0, so there was nothing to compare")
+    if not errors and len(begun) > 1:
+        notes += [
+            f"seed {check.seed}: points of different values begin with different completions, so only points of equal "
+            "values are paired"
+            for check in first_rollouts(run for equal in begun.values() for run in equal)
+            if check.differs
+        ]
     return errors, notes

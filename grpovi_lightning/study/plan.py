@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from grpovi_lightning.run_record.choice import Choice, judged_arms
 from grpovi_lightning.run_record.layout import PREPARE_FOLDER, run_folder
 from grpovi_lightning.study.process import Run
-from grpovi_lightning.study.specification import ConfigFile, Study
+from grpovi_lightning.study.specification import Arm, ConfigFile, Study
 
 LOCKS = ".locks"
 
@@ -21,17 +22,30 @@ def plan_prepare(study: Study, folder: Path) -> list[Run]:
     return runs
 
 
-def plan_arms(study: Study, folder: Path) -> list[Run]:
-    """Plan arms x seeds; `folder` is the study's output folder."""
-    runs = []
+def plan_tuning(study: Study, folder: Path) -> list[Run]:
+    """Plan points x tuning seeds, on which the best point of each arm is chosen."""
+    points = [arm for arm in study.arms if arm.point is not None]
+    return [_plan_arm(study, arm, seed, folder) for seed in study.tuning_seeds for arm in points]
+
+
+def plan_arms(study: Study, folder: Path, choice: Choice | None = None) -> list[Run]:
+    """Plan arms x seeds; `folder` is the study's output folder.
+
+    With tuning seeds, only the points that are judged are among them; none before there is a choice.
+    """
+    names = set(judged_arms(study, choice))
     # Seed by seed, so that a study stopped halfway holds whole pairs.
-    for seed in study.seeds:
-        for arm in study.arms:
-            target = folder / run_folder(arm.name, seed)
-            arguments = (*_arguments("fit", arm.configs, folder, target), "--seed_everything", str(seed))
-            lock = folder / LOCKS / f"arm-{arm.name}-seed_{seed}"
-            runs.append(Run(arm.name, target, arguments, arm.configs, lock, seed=seed, threads=study.threads_per_run))
-    return runs
+    return [_plan_arm(study, arm, seed, folder) for seed in study.seeds for arm in study.arms if arm.name in names]
+
+
+def _plan_arm(study: Study, arm: Arm, seed: int, folder: Path) -> Run:
+    target = folder / run_folder(arm.name, seed)
+    values = () if arm.point is None else arm.point.arguments
+    arguments = (*_arguments("fit", arm.configs, folder, target), *values, "--seed_everything", str(seed))
+    lock = folder / LOCKS / f"arm-{arm.name}-seed_{seed}"
+    return Run(
+        arm.name, target, arguments, arm.configs, lock, seed=seed, threads=study.threads_per_run, point=arm.point
+    )
 
 
 def _arguments(command: str, configs: tuple[ConfigFile, ...], folder: Path, target: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, MODEL_FOLDER, is_whole_checkpoint
+from grpovi_lightning.run_record.sweeps import Point
 from grpovi_lightning.study.specification import ConfigFile
 
 TERMINATE_SECONDS = 5.0
@@ -52,6 +53,8 @@ class Run:
     """None for a prepare stage."""
     threads: int = 1
     """CPU threads that its numerical libraries may use."""
+    point: Point | None = None
+    """The point of a grid that it runs, for an arm with `values`."""
 
     @property
     def label(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.study import kind
+from grpovi_lightning.run_record.checking import kind
 
 
 class _NoDuplicates(yaml.SafeLoader):

@@ -10,7 +10,8 @@ import yaml
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError, replace_file
-from grpovi_lightning.run_record.study import StudyRecord, parse_study, study_mapping, with_configs
+from grpovi_lightning.run_record.study import Arm, StudyRecord, parse_study, study_mapping, with_configs
+from grpovi_lightning.run_record.sweeps import text_of
 from grpovi_lightning.study.reading import first_difference, read_mapping
 from grpovi_lightning.study.specification import ConfigFile, Study
 
@@ -29,7 +30,8 @@ def check_folder(folder: Path, study: Study) -> Study:
     """Check that the study may go into `folder`; nothing is written.
 
     What was recorded may not change, because runs were made with it. Seeds and arms may be added, a subset of
-    the recorded seeds may be asked for, and report settings and baselines may change: no run depends on them.
+    the recorded seeds may be asked for, and report settings and baselines may change: no run depends on them. So may
+    tuning seeds and values be added; the points are then chosen anew.
 
     Args:
         folder: the study's output folder, which need not exist.
@@ -61,7 +63,13 @@ def check_folder(folder: Path, study: Study) -> Study:
     difference = _difference(recorded, resolve(study))
     if difference:
         raise UserError(f"{folder} holds a different study: {difference}; {remedy}")
-    return replace(study, seeds=(*recorded.seeds, *(seed for seed in study.seeds if seed not in recorded.seeds)))
+    seeds = (*recorded.seeds, *(seed for seed in study.seeds if seed not in recorded.seeds))
+    if both := sorted(set(seeds) & {*study.tuning_seeds, *recorded.tuning_seeds}):
+        raise UserError(
+            f"{folder}: seed {both[0]} is to choose points and to judge them, one of the two in earlier runs there; "
+            f"take another seed, or {remedy}"
+        )
+    return replace(study, seeds=seeds)
 
 
 def write_record(folder: Path, study: Study) -> None:
@@ -119,13 +127,21 @@ def _difference(there: StudyRecord[str], here: StudyRecord[str]) -> str | None:
             return f"prepare stage {old.name!r}: command is {new.command!r} now and {old.command!r} there"
         if difference := _configs_difference(there, old.configs, here, new.configs):
             return f"prepare stage {old.name!r}: {difference}"
+    if set(there.tuning_seeds) - set(here.tuning_seeds):
+        return f"tuning_seeds are {list(here.tuning_seeds)} now and {list(there.tuning_seeds)} there"
     arms = {arm.name: arm for arm in here.arms}
     for arm in there.arms:
         if arm.name not in arms:
             return f"arm {arm.name!r} is there and not in the study now"
+        if difference := first_difference(_values(arm), _values(arms[arm.name])):
+            return f"arm {arm.name!r}: values: {difference}"
         if difference := _configs_difference(there, arm.configs, here, arms[arm.name].configs):
             return f"arm {arm.name!r}: {difference}"
     return None
+
+
+def _values(arm: Arm[str]) -> dict[str, str]:
+    return {} if arm.point is None else {key: text_of(value) for key, value in arm.point.values.items()}
 
 
 def _configs_difference(

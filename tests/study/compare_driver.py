@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.study import compare
+from grpovi_lightning.study import Services, compare
 
 
 def write_report(folder: Path) -> None:
@@ -12,17 +13,23 @@ def write_report(folder: Path) -> None:
     (folder / "report" / "index.html").write_text("report")
 
 
+def choose_nothing(folder: Path) -> Any:
+    raise AssertionError("these studies have no tuning seeds")
+
+
 def main() -> int:
     study_file, output, jobs, patience = sys.argv[1:]
     launcher = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
+    services = Services(
+        preflight=lambda arguments: None, settings=lambda arguments: [], choose=choose_nothing, report=write_report
+    )
     return compare(
         study_file,
+        services,
         output=output,
         jobs=int(jobs),
         patience=float(patience),
         launcher=launcher,
-        preflight=lambda arguments: None,
-        report=write_report,
     )
 
 

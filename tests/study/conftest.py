@@ -5,13 +5,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from grpovi_lightning.study import compare
+from grpovi_lightning.run_record.choice import Choice, Score, choose
+from grpovi_lightning.run_record.layout import run_folder
+from grpovi_lightning.run_record.status import read_status
+from grpovi_lightning.run_record.study import parse_study
+from grpovi_lightning.study import Services, compare
 
 HERE = Path(__file__).parent
 
@@ -27,6 +32,7 @@ class Bench:
         self.study_file = root / "study.yaml"
         self.preflighted: list[list[str]] = []
         self.reported: list[Path] = []
+        self.scores: dict[str, float] = {}
 
     def write(self, **changes: Any) -> Path:
         study = {
@@ -49,14 +55,29 @@ class Bench:
         (self.root / name).write_text(yaml.safe_dump(content))
 
     def compare(self, **options: Any) -> int:
+        names = [field.name for field in fields(Services)]
+        services = replace(self.services, **{name: options.pop(name) for name in names if name in options})
         defaults: dict[str, Any] = {
             "output": self.output,
             "jobs": 2,
-            "preflight": self.preflighted.append,
-            "report": self.reported.append,
             "launcher": [sys.executable, str(HERE / "stand_in.py")],
         }
-        return compare(self.study_file, **defaults | options)
+        return compare(self.study_file, services, **defaults | options)
+
+    @property
+    def services(self) -> Services:
+        return Services(self.preflighted.append, lambda _: [], self.choose, self.reported.append)
+
+    def choose(self, folder: Path) -> Choice:
+        """Choose by the scores that a test gave to points; a run that did not finish cannot be chosen."""
+        study = parse_study(yaml.safe_load((folder / "study.yaml").read_text()), "study.yaml", resolved=True)
+        scores = {}
+        for arm in [arm for arm in study.arms if arm.point is not None]:
+            areas = {seed: self.scores.get(arm.name, 0.0) for seed in study.tuning_seeds}
+            states = {seed: read_status(folder / run_folder(arm.name, seed)) for seed in study.tuning_seeds}
+            bad = [seed for seed, status in states.items() if status is None or status.state != "finished"]
+            scores[arm.name] = Score(areas, f"seed {bad[0]} did not finish" if bad else None)
+        return choose(study, "reward", (0.0, 3.0), scores)
 
     def start(self, jobs: int = 2, patience: float = 10.0) -> subprocess.Popen[str]:
         """`compare` in a process of its own."""

@@ -37,10 +37,12 @@ def main():
     parser.add_argument("--trainer.default_root_dir", dest="root")
     parser.add_argument("--seed_everything", type=int)
     parser.add_argument("--ckpt_path")
-    arguments = parser.parse_args()
+    arguments, values = parser.parse_known_args()
     config = {}
     for name in arguments.config:
         config |= yaml.safe_load(Path(name).read_text())
+    for key, value in zip(values[::2], values[1::2], strict=True):
+        config[key.removeprefix("--")] = yaml.safe_load(value)
     folder = Path(arguments.root or arguments.output)
     run = f"{folder.parent.name}/{folder.name}"
     journal(event="start", run=run, arguments=sys.argv[1:], threads=os.environ.get("OMP_NUM_THREADS"))

@@ -61,7 +61,10 @@ def test_text_that_is_no_study_is_refused(bench, text, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": [1]}, "unknown key 'seed' (did you mean 'seeds'?); expected one of name, seeds, prepare, arms"),
+        (
+            {"seed": [1]},
+            "unknown key 'seed' (did you mean 'seeds'?); expected one of name, seeds, tuning_seeds",
+        ),
         ({"name": None}, "no name; add `name: ...`"),
         ({"name": "../up"}, "name '../up' cannot name a folder"),
         ({"name": "a."}, "name 'a.' cannot name a folder"),
