@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 every_page = pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
-SCRIPTS = "adjustment", "against_trl", "one_pass", "one_pass_embedded", "one_pass_settings", "profile_step"
+SCRIPTS = "adjustment", "against_trl", "calibration", "one_pass", "one_pass_embedded", "one_pass_settings", "profile_step"
 
 
 def blocks(page, language):
