@@ -13,7 +13,7 @@ class Speedup:
     """Baseline's steps to the target / arm's steps to it, paired by seed; above 1 the arm is sooner.
 
     A seed on which one of the two runs did not reach the target is never left out: leaving it out would favour the
-    arm that failed. With such a seed the ratio of steps is not known. What is tested is the ratio of *restricted* steps:
+    arm that failed. With such a seed the ratio of steps is not known. Tested is the ratio of *restricted* steps:
     a run that did not arrive counts as if it had arrived where the shorter run of its seed ends (as the restricted mean
     survival time does in medicine). It is known with every seed, and where the arms do not differ it scatters about 1
     evenly, however many runs do not arrive. Where only one of the two arms has such runs it also bounds the ratio.

@@ -105,7 +105,7 @@ def estimate_median(values: Sequence[float]) -> Estimate:
 
 @functools.cache
 def _rank(n: int) -> int:
-    """Return the largest k with a chance of at most `LEVEL` / 2 that fewer than k of `n` values lie below the median."""
+    """Return the largest k such that fewer than k of `n` values lie below the median at most in `LEVEL` / 2 of cases."""
     return int(stats.binom.ppf(LEVEL / 2, n, 0.5))
 
 

@@ -144,7 +144,8 @@ def _censored(comparison: Comparison, claim: Claim, goal: str) -> list[str]:
     return [
         f"{goal[0].upper()}{goal[1:]} was not reached{within} by {speedup.arm_missed} of {count(n, 'seed')} of {arm} "
         f"and by {speedup.baseline_missed} of {n} of {baseline}, so the ratio of steps is not known.",
-        f"Counting a run that did not arrive as if it had arrived where the shorter run of its seed ends, {arm} took {took}",
+        f"Counting a run that did not arrive as if it had arrived where the shorter run of its seed ends, {arm} took "
+        f"{took}",
     ]
 
 
@@ -192,8 +193,9 @@ def _needed(area: Claim) -> list[str]:
         return []
     needed = seeds_needed(area.estimate.point / spread, area.level)
     seeds = "more than 1,000" if needed is None else f"about {needed:,}"
+    visible = number(detectable(n, area.level) * spread)
     return [
-        f"At the spread seen here {n} seeds see a difference in area of {number(detectable(n, area.level) * spread)} four "
+        f"At the spread seen here {n} seeds see a difference in area of {visible} four "
         f"times in five; for one of the size seen here that takes {seeds} seeds."
     ]
 

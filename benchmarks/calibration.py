@@ -50,7 +50,7 @@ CLAIMS = {"Mixed": "mixed", "faster": "faster", "slower": "slower", "higher": "h
 
 
 def spreads(noise: Noise, n_seeds: int = 1_000) -> dict[str, float]:
-    """Return the standard deviations over seeds that `RECORDED_SPREADS` has, of simulated runs that reach the target."""
+    """Return the standard deviations of `RECORDED_SPREADS`, of simulated runs that reach the target."""
     curves = simulate(noise, STEPS, n_seeds, 1.0, np.random.default_rng(0)).curves()
     target = target_of(list(curves[BASELINE].values()), SETTINGS).value
     steps, finals, areas = (

@@ -1,4 +1,4 @@
-"""Held-out reward curves for calibration.py: their noise, estimated from recorded runs, and studies simulated with it."""
+"""Reward curves for calibration.py: their noise, estimated from recorded runs, and studies simulated with it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def _fit(curve: Curve, typical: float) -> tuple[float, float, float]:
 def _components(values: np.ndarray) -> tuple[float, float]:
     """Return the standard deviations between seeds and within them of [arms, seeds]; a negative variance is 0."""
     centred = values - values.mean(axis=1, keepdims=True)
-    n_arms, n_seeds = values.shape
+    n_arms = len(values)
     covariances = np.cov(centred)  # over seeds, between arms
     shared = (covariances.sum() - np.trace(covariances)) / (n_arms * (n_arms - 1))
     total = np.trace(covariances) / n_arms

@@ -11,6 +11,7 @@ from rich.console import Console
 from scipy import stats
 
 from analysis.style import DASHES, FAINT, PALETTE, RC
+from analysis.tables import groups, rows_where
 
 STUDY_COLUMNS = ["speedup", "seeds", "study", "said", "missed", "quantity", "truth", "values", "low", "high"]
 """One row a study and quantity: `missed` is the share of runs that did not reach the target, `values` what the report
@@ -50,7 +51,7 @@ def coverage_table(studies: pd.DataFrame) -> pd.DataFrame:
         `missed` (share of runs that did not reach the target), and for each of `INTERVALS` the share of studies.
     """
     rows = []
-    for (speedup, seeds, quantity), of in studies.groupby(["speedup", "seeds", "quantity"], sort=False):
+    for (speedup, seeds, quantity), of in groups(studies, "speedup", "seeds", "quantity"):
         values = np.array(of["values"].tolist())
         known = np.isfinite(values).all(axis=1)
         row = {"speedup": speedup, "seeds": seeds, "quantity": quantity}
@@ -75,7 +76,7 @@ def said_table(studies: pd.DataFrame) -> pd.DataFrame:
 def print_tables(console: Console, coverage: pd.DataFrame, said: pd.DataFrame) -> None:
     """Print both tables, in percent, a rule between speed-ups."""
     for quantity, title in QUANTITIES.items():
-        of = coverage[coverage["quantity"] == quantity]
+        of = rows_where(coverage, coverage["quantity"] == quantity)
         columns = ["speed-up", "seeds", "known", "missed", *INTERVALS]
         title = f"Coverage of 95 % intervals, {title}, % of the studies in which it is known"
         print_table(console, title, columns, _lines(of, ["known", "missed", *INTERVALS]))
@@ -85,7 +86,7 @@ def print_tables(console: Console, coverage: pd.DataFrame, said: pd.DataFrame) -
 
 def _lines(table: pd.DataFrame, shares: list[str]) -> list[list[str] | None]:
     lines: list[list[str] | None] = []
-    for (speedup,), of in table.groupby(["speedup"], sort=False):
+    for (speedup,), of in groups(table, "speedup"):
         lines += [None] if lines else []
         for _, row in of.iterrows():
             texts = ["" if np.isnan(row[share]) else f"{100 * row[share]:.1f}" for share in shares]

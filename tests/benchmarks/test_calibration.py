@@ -73,7 +73,7 @@ def test_coverage_and_claims_are_shares_of_the_studies_of_a_cell(results):
     ]
     studies = pd.DataFrame(rows, columns=results.STUDY_COLUMNS)
     coverage = results.coverage_table(studies)
-    assert coverage["quantity"].tolist() == ["steps", "area"]
+    assert coverage["quantity"].tolist() == ["area", "steps"]
     assert coverage[["known", "missed"]].to_numpy().tolist() == [[0.75, 0.25]] * 2
     assert coverage["verdict"].tolist() == pytest.approx([1 / 3, 1 / 3])
     assert coverage["percentile"].tolist() == pytest.approx([1 / 3, 1 / 3]), "from three values it is their range"
@@ -88,7 +88,7 @@ def test_a_small_run_writes_a_row_a_cell_and_quantity_and_the_picture(small, run
     (file,) = tmp_path.glob("runs/benchmarks/calibration_*.csv")
     table = pd.read_csv(file)
     assert table[["speedup", "seeds", "quantity"]].to_numpy().tolist() == [
-        [speedup, 4, quantity] for speedup in (1.0, 2.0) for quantity in ("steps", "area")
+        [speedup, 4, quantity] for speedup in (1.0, 2.0) for quantity in ("area", "steps")
     ]
     assert "evaluation_sd" in printed and "What headlines say" in printed
     assert Image.open(file.with_suffix(".png")).size == (1352, 468)
