@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -105,7 +106,7 @@ def estimate_median(values: Sequence[float]) -> Estimate:
 
 @functools.cache
 def _rank(n: int) -> int:
-    """Return the largest k such that fewer than k of `n` values lie below the median at most in `LEVEL` / 2 of cases."""
+    """Return the largest k so that fewer than k of `n` values lie below the median in `LEVEL` / 2 of cases at most."""
     return int(stats.binom.ppf(LEVEL / 2, n, 0.5))
 
 
@@ -164,7 +165,7 @@ def detectable(n: int, level: float = LEVEL) -> float:
     largest = 1.0
     while power_of(largest, n, level) < POWER:
         largest *= 2
-    return float(optimize.brentq(lambda effect: power_of(effect, n, level) - POWER, 0.0, largest))
+    return cast(float, optimize.brentq(lambda effect: power_of(effect, n, level) - POWER, 0.0, largest))
 
 
 @dataclass(frozen=True)

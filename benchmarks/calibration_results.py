@@ -26,8 +26,9 @@ Ends = tuple[np.ndarray, np.ndarray]
 
 def resampled(values: np.ndarray, method: str) -> Ends:
     """Return scipy's bootstrap intervals of the means of `values`, [studies, seeds]; `method` as there."""
+    random = {"random_state": np.random.default_rng(0)}  # named so up to scipy 1.14, and still known by that name
     found = stats.bootstrap(
-        (values,), np.mean, axis=1, n_resamples=499, method=method, random_state=np.random.default_rng(0), batch=100
+        (values,), np.mean, axis=1, n_resamples=499, method=method, batch=100, **random
     ).confidence_interval
     return found.low, found.high
 
@@ -69,7 +70,7 @@ def said_table(studies: pd.DataFrame) -> pd.DataFrame:
     """Return for each cell the share of studies whose headline makes each of `CLAIMS`, and `any` of them."""
     headlines = studies.drop_duplicates(["speedup", "seeds", "study"])
     shares = headlines.groupby(["speedup", "seeds"], sort=False)["said"].value_counts(normalize=True).unstack()
-    shares = shares.reindex(columns=list(CLAIMS)).fillna(0.0)
+    shares = shares.reindex(list(CLAIMS), axis=1).fillna(0.0)
     return shares.assign(any=shares.sum(axis=1)).reset_index()
 
 
