@@ -7,12 +7,10 @@ from analysis.efficiency import efficiency_table
 from analysis.errors import ReportError
 from analysis.loading import load_runs, load_status
 from analysis.report import write_report
-from analysis.statistics import Bootstrap
 from analysis.terminal import print_report, terminal_table
 from analysis.tuned import TunedComparison, tuned_comparison
 
 __all__ = [
-    "Bootstrap",
     "ReportError",
     "TunedComparison",
     "efficiency_table",

@@ -1,5 +1,6 @@
 """One metric of one run as a curve over steps: reading off, crossing a target, area."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
 
-from analysis.tables import groups, rows_where
+from analysis.tables import rows_where
 from grpovi_lightning import metric_keys
 
 FINAL_EVALUATIONS = 3
@@ -117,9 +118,12 @@ def curves_of(runs: pd.DataFrame, metric: str) -> dict[str, dict[int, Curve]]:
     wanted = (runs["metric"] == metric) & np.isfinite(runs["value"]) & runs["seed"].notna()
     rows = rows_where(runs, wanted).sort_values(["arm", "seed", "step"])
     curves: dict[str, dict[int, Curve]] = {}
-    for (arm, seed), group in groups(rows, "arm", "seed"):
-        curve = Curve(group["step"].to_numpy(dtype=np.float64), group["value"].to_numpy(dtype=np.float64))
-        curves.setdefault(str(arm), {})[int(seed)] = curve
+    arms, seeds = rows["arm"].to_numpy(dtype=object), rows["seed"].to_numpy(dtype=np.int64)
+    steps, values = (rows[name].to_numpy(dtype=np.float64) for name in ("step", "value"))
+    starts = np.flatnonzero((arms[1:] != arms[:-1]) | (seeds[1:] != seeds[:-1])) + 1
+    for first, last in itertools.pairwise([0, *starts.tolist(), len(rows)]):
+        if first < last:
+            curves.setdefault(str(arms[first]), {})[int(seeds[first])] = Curve(steps[first:last], values[first:last])
     return curves
 
 

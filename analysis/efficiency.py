@@ -10,17 +10,18 @@ import pandas as pd
 from analysis.curves import Curve, Curves, beside, common_span, curves_of
 from analysis.errors import ReportError
 from analysis.loading import load_status
+from analysis.pairing import Pairing, pairing_of
 from analysis.selection import included, status_of, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
 from analysis.speedup import Speedup, speedup_of
-from analysis.statistics import Bootstrap, Estimate, estimate_mean, estimate_median
+from analysis.statistics import Estimate, estimate_mean, estimate_median
 from grpovi_lightning import metric_keys
 
 COLUMNS = [
     *("arm", "baseline", "metric", "n_seeds", "n_excluded", "target", "n_reached"),
     *("steps_to_target", "steps_low", "steps_high", "tokens_to_target", "seconds_to_target"),
     *("speedup", "speedup_low", "speedup_high", "final", "final_low", "final_high", "auc", "auc_low", "auc_high"),
-    *("paired_diff", "paired_low", "paired_high"),
+    *("paired_diff", "paired_low", "paired_high", "variance_ratio"),
 ]
 
 
@@ -67,6 +68,7 @@ class Comparison:
         auc: Mean over seeds of the mean height of the curve over `span`.
         paired: Mean over paired seeds of (arm's auc - baseline's auc).
         last_steps: Distinct last steps of the runs of the pair; more than one means that they are not equally long.
+        pairing: What pairing by seed did to the variance of the difference in area; None where that cannot be known.
     """
 
     arm: str
@@ -89,6 +91,7 @@ class Comparison:
     auc: Estimate
     paired: Estimate
     last_steps: tuple[float, ...] = ()
+    pairing: Pairing | None = None
 
     def row(self) -> dict[str, object]:
         """Return the row of the efficiency table; what is infinite or undefined is NaN."""
@@ -103,6 +106,7 @@ class Comparison:
         ):
             numbers |= {name: estimate.point, f"{ends}_low": estimate.low, f"{ends}_high": estimate.high}
         numbers = {name: value if math.isfinite(value) else math.nan for name, value in numbers.items()}
+        numbers["variance_ratio"] = math.nan if self.pairing is None else self.pairing.ratio
         names = {"arm": self.arm, "baseline": self.baseline or "", "metric": self.metric}
         return {**names, "n_seeds": len(self.seeds), "n_excluded": self.n_excluded, **numbers}
 
@@ -115,7 +119,6 @@ def efficiency_table(
     target_fraction: float | None = None,
     target: float | None = None,
     status: pd.DataFrame | None = None,
-    bootstrap: Bootstrap | None = None,
 ) -> pd.DataFrame:
     """Tabulate for each arm: steps, tokens and seconds to a target, final value, area, and paired differences.
 
@@ -129,7 +132,10 @@ def efficiency_table(
     - **final**: per seed the mean of the last 3 evaluations (never the first one); then the mean over seeds.
     - **auc**: per seed the trapezoid area over the step range that all runs of the pair cover, divided by that range.
     - **paired_diff**: mean over seeds present in both arms of (arm's auc - baseline's auc).
-    - **_low, _high**: 95 % percentile bootstrap over seeds (`Bootstrap`); NaN for one seed.
+    - **variance_ratio**: variance of the paired differences / that of differences between runs with seeds of their own,
+      which is the sum of the variances of the two arms. Below 1 the pairing helped; NaN for fewer than three seeds.
+    - **_low, _high**: 95 % interval over seeds: Student's t, of a ratio on its logarithms, of the median steps the sign
+      test's. NaN for one seed, of the median for fewer than six.
 
     Args:
         runs: As from `load_runs`.
@@ -139,7 +145,6 @@ def efficiency_table(
         target: An explicit target in units of the metric, instead.
         status: As from `load_status`. None reads the status of the folder that `runs` were loaded from
             (`runs.attrs["path"]`); for a table without that note, every run that logged finite values counts.
-        bootstrap: The intervals; None is `Bootstrap()`.
 
     Returns:
         The columns `COLUMNS`, one row an arm in the order of the study. `baseline` is "" for an arm that stands alone.
@@ -160,7 +165,7 @@ def efficiency_table(
     if target_fraction is not None:
         settings = replace(settings, target_fraction=target_fraction)
     status = with_reasons(with_planned_runs(status, settings), runs, settings.metric)
-    return table_of(compare(runs, status, settings, bootstrap or Bootstrap()))
+    return table_of(compare(runs, status, settings))
 
 
 def table_of(comparisons: list[Comparison]) -> pd.DataFrame:
@@ -172,7 +177,6 @@ def compare(
     runs: pd.DataFrame,
     status: pd.DataFrame,
     settings: Settings,
-    bootstrap: Bootstrap,
     pairs: Sequence[tuple[str, str | None]] | None = None,
 ) -> list[Comparison]:
     """Compare arms with their baselines.
@@ -181,7 +185,6 @@ def compare(
         runs: As from `load_runs`.
         status: As from `with_reasons`: only runs without a reason count.
         settings: Arms, baselines and metric.
-        bootstrap: The intervals.
         pairs: (arm, baseline or None); None: every arm with its own baseline, in the order of the settings.
     """
     if pairs is None:
@@ -191,7 +194,7 @@ def compare(
     curves = curves_of(usable, settings.metric)
     tokens = curves_of(usable, beside(settings.metric, metric_keys.NUM_TOKENS))
     seconds = curves_of(usable, beside(settings.metric, metric_keys.TRAIN_SECONDS))
-    return [_compare(arm, baseline, curves, (tokens, seconds), status, settings, bootstrap) for arm, baseline in pairs]
+    return [_compare(arm, baseline, curves, (tokens, seconds), status, settings) for arm, baseline in pairs]
 
 
 def _compare(
@@ -201,16 +204,17 @@ def _compare(
     costs: tuple[Curves, Curves],
     status: pd.DataFrame,
     settings: Settings,
-    bootstrap: Bootstrap,
 ) -> Comparison:
     own, other = curves.get(arm, {}), curves.get(baseline or arm, {})
     paired_seeds = tuple(sorted(set(own) & set(other))) if baseline else ()
-    target = target_of(list(other.values()), settings, bootstrap)
+    target = target_of(list(other.values()), settings)
     span = common_span([*own.values(), *other.values()])
     auc = {seed: curve.mean_over(*span) for seed, curve in own.items()} if span[0] < span[1] else {}
     crossings = (
         {} if math.isnan(target.value) else {seed: curve.first_crossing(target.value) for seed, curve in own.items()}
     )
+    both = [seed for seed in paired_seeds if seed in auc]
+    baseline_auc = [other[seed].mean_over(*span) for seed in both]
     return Comparison(
         arm=arm,
         baseline=baseline,
@@ -221,19 +225,18 @@ def _compare(
         paired_seeds=paired_seeds,
         target=target,
         span=span,
-        steps=estimate_median(list(crossings.values()), bootstrap),
+        steps=estimate_median(list(crossings.values())),
         tokens=_cost_to_target(crossings, costs[0].get(arm, {})),
         seconds=_cost_to_target(crossings, costs[1].get(arm, {})),
         run_tokens=_cost_of_run(own, costs[0].get(arm, {})),
         run_seconds=_cost_of_run(own, costs[1].get(arm, {})),
         n_reached=sum(math.isfinite(step) for step in crossings.values()),
-        speedup=speedup_of([(own[seed], other[seed]) for seed in paired_seeds], target.value, bootstrap),
-        final=estimate_mean([curve.final for curve in own.values()], bootstrap),
-        auc=estimate_mean(list(auc.values()), bootstrap),
-        paired=estimate_mean(
-            [auc[seed] - other[seed].mean_over(*span) for seed in paired_seeds if seed in auc], bootstrap
-        ),
+        speedup=speedup_of([(own[seed], other[seed]) for seed in paired_seeds], target.value),
+        final=estimate_mean([curve.final for curve in own.values()]),
+        auc=estimate_mean(list(auc.values())),
+        paired=estimate_mean([auc[seed] - theirs for seed, theirs in zip(both, baseline_auc, strict=True)]),
         last_steps=tuple(sorted({float(curve.steps[-1]) for curve in [*own.values(), *other.values()]})),
+        pairing=pairing_of([auc[seed] for seed in both], baseline_auc),
     )
 
 
@@ -241,11 +244,11 @@ def _excluded(status: pd.DataFrame, arm: str) -> int:
     return int(np.sum((status["arm"] == arm) & status["reason"].notna()))
 
 
-def target_of(baseline: list[Curve], settings: Settings, bootstrap: Bootstrap) -> Target:
+def target_of(baseline: list[Curve], settings: Settings) -> Target:
     """Return the target that the curves of a baseline set."""
     firsts, finals = [curve.first for curve in baseline], [curve.final for curve in baseline]
     first, final = (float(np.mean(values)) if values else math.nan for values in (firsts, finals))
-    rise = estimate_mean([curve.final - curve.first for curve in baseline], bootstrap)
+    rise = estimate_mean([curve.final - curve.first for curve in baseline])
     if settings.target is not None:
         return Target(settings.target, first, final, True, rise)
     value = first + settings.target_fraction * (final - first) if final > first else math.nan

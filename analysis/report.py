@@ -23,7 +23,6 @@ from analysis.diagnostics import (
 from analysis.efficiency import Comparison, table_of
 from analysis.online import WINDOW_STEPS, against_labels, agreement_names, online_table
 from analysis.settings import Settings
-from analysis.statistics import Bootstrap
 from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
@@ -55,12 +54,11 @@ def write_report(
     metric: str | None = None,
     baseline: str | None = None,
     target: float | None = None,
-    bootstrap: Bootstrap | None = None,
 ) -> Path:
     """Write `report/index.html`, `report/efficiency.csv` and `report/*.svg` below the study.
 
     Where a reward model learned during training, also `report/online.csv`: one row an arm, `arm`, `n_seeds`, `observed`
-    and the quantities that `analysis.online.OnlineArm` describes, each with its bootstrap interval (`_low`, `_high`)
+    and the quantities that `analysis.online.OnlineArm` describes, each with its 95 % interval (`_low`, `_high`)
     and the number of seeds that measured it (`_seeds`); empty where there is none.
 
     Where points were chosen on tuning seeds, also `report/tuned.csv`, as `analysis.TunedComparison.table` describes it.
@@ -72,7 +70,6 @@ def write_report(
         metric: The tag to compare, instead of study.yaml's or the default; higher is better.
         baseline: The arm that all others are compared with, instead of what study.yaml says.
         target: The value to reach, in units of the metric, instead of a share of the baseline's rise.
-        bootstrap: The intervals; None is `Bootstrap()`.
 
     Returns:
         The path of `index.html`.
@@ -81,7 +78,7 @@ def write_report(
         ReportError: The folder is missing or holds no runs, study.yaml cannot be used, or the metric or the
             baseline does not exist.
     """
-    return write_analysis(analyse(study_dir, metric=metric, baseline=baseline, target=target, bootstrap=bootstrap))
+    return write_analysis(analyse(study_dir, metric=metric, baseline=baseline, target=target))
 
 
 def write_analysis(analysis: Analysis) -> Path:
@@ -186,7 +183,6 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         "signed": lambda value: wording.number(value, signed=True),
         "interval": lambda value: wording.interval(value.low, value.high),
         "signed_interval": lambda value: wording.interval(value.low, value.high, signed=True),
-        "t_interval": lambda value: wording.interval(value.t_low, value.t_high, signed=True),
         "whole": lambda value: wording.MISSING if value is None or value is pd.NA else str(value),
         "amount": wording.amount,
         "breakable": breakable,
@@ -232,6 +228,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
         warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
+        n_tested=analysis.n_tested,
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.curves import Curve, Curves
-from analysis.statistics import Bootstrap, Estimate, estimate_mean
+from analysis.statistics import Estimate, estimate_mean
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def value_at_kl(metric: Curve, kl: Curve, level: float) -> float:
     return metric.at(kl.first_crossing(level))
 
 
-def at_equal_kl(
-    arm: str, baseline: str, seeds: Sequence[int], metric: Curves, kl: Curves, bootstrap: Bootstrap
-) -> EqualKL | None:
+def at_equal_kl(arm: str, baseline: str, seeds: Sequence[int], metric: Curves, kl: Curves) -> EqualKL | None:
     """Compare an arm with its baseline at equal KL, on the paired `seeds`.
 
     Returns:
@@ -61,4 +59,4 @@ def at_equal_kl(
     if not levels:
         return None
     mean_level = float(np.mean(list(levels.values())))
-    return EqualKL(arm, baseline, tuple(levels), mean_level, estimate_mean(differences, bootstrap))
+    return EqualKL(arm, baseline, tuple(levels), mean_level, estimate_mean(differences))

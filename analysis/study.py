@@ -14,11 +14,10 @@ from analysis.online import OnlineArm, online_arms
 from analysis.reward_kl import EqualKL, at_equal_kl
 from analysis.selection import included, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
-from analysis.statistics import Bootstrap
 from analysis.tables import rows_where
 from analysis.tuned import TunedComparison, tuned_of
 from analysis.tuning import Sensitivity, sensitivity_of
-from analysis.verdict import Verdict, verdict_of
+from analysis.verdict import Verdict, verdicts_of
 from grpovi_lightning import metric_keys
 
 
@@ -61,6 +60,11 @@ class Analysis:
         """Names of all arms, in order."""
         return [comparison.arm for comparison in self.comparisons]
 
+    @property
+    def n_tested(self) -> int:
+        """Differences that the verdicts were corrected for."""
+        return self.verdicts[0].n_tested if self.verdicts else 0
+
 
 def analyse(
     study_dir: str | Path,
@@ -68,10 +72,8 @@ def analyse(
     metric: str | None = None,
     baseline: str | None = None,
     target: float | None = None,
-    bootstrap: Bootstrap | None = None,
 ) -> Analysis:
     """Load a study and compute everything its report says; see `write_report` for the arguments and errors."""
-    bootstrap = bootstrap or Bootstrap()
     path = Path(study_dir)
     all_runs, every_status = load_study(path)
     settings = read_settings(path, all_runs, every_status, metric=metric, baseline=baseline, target=target)
@@ -79,15 +81,15 @@ def analyse(
     sensitivity = sensitivity_of(all_runs, every_status, settings)
     tuned = None
     if settings.choice is not None and sensitivity is not None:
-        tuned = tuned_of(all_runs, status, settings, sensitivity, bootstrap)
-    comparisons = compare(all_runs, status, settings, bootstrap)
+        tuned = tuned_of(all_runs, status, settings, sensitivity)
+    comparisons = compare(all_runs, status, settings)
     runs = included(all_runs, status)
     curves = curves_of(runs, settings.metric)
     kl = curves_of(runs, beside(settings.metric, metric_keys.KL))
-    contrasts = compare(all_runs, status, settings, bootstrap, settings.contrasts)
+    contrasts = compare(all_runs, status, settings, settings.contrasts)
     paired = [each for each in comparisons + contrasts if each.baseline is not None]
     equal_kl = {
-        (each.arm, each.baseline): at_equal_kl(each.arm, str(each.baseline), each.paired_seeds, curves, kl, bootstrap)
+        (each.arm, each.baseline): at_equal_kl(each.arm, str(each.baseline), each.paired_seeds, curves, kl)
         for each in paired
     }
     return Analysis(
@@ -97,10 +99,10 @@ def analyse(
         status=status,
         curves=curves,
         comparisons=comparisons,
-        verdicts=[verdict_of(each, equal_kl[each.arm, each.baseline]) for each in paired],
+        verdicts=verdicts_of([(each, equal_kl[each.arm, each.baseline]) for each in paired]),
         equal_kl=[equal for equal in equal_kl.values() if equal is not None],
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
-        online=online_arms(runs, settings.metric, comparisons, bootstrap),
+        online=online_arms(runs, settings.metric, comparisons),
         sensitivity=sensitivity,
         tuned=tuned,
         tuning=with_reasons(

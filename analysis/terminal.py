@@ -75,9 +75,9 @@ def terminal_table(comparisons: list[Comparison]) -> Table:
     """Return the efficiency table with an interval under every number; readable in 100 columns."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("arm\nagainst", overflow="fold", min_width=12)
-    headings = ("reached\nof seeds", "steps to\ntarget", "speedup", "final", "area: paired\ndifference")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table.add_column("reached\nof seeds", justify="right")
+    for heading in ("steps to\ntarget", "speedup", "final", "area: paired\ndifference"):
+        table.add_column(heading, justify="right", min_width=10)  # of the widest number, which is not to be cut
     for comparison in comparisons:
         baseline = f"\n{comparison.baseline}" if comparison.baseline else ""
         excluded = f"\n{comparison.n_excluded} excluded" if comparison.n_excluded else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.claims import Claim, corrected
 from analysis.curves import beside, curves_of
 from analysis.efficiency import Comparison, compare
 from analysis.errors import ReportError
@@ -14,7 +15,7 @@ from analysis.loading import load_study
 from analysis.reward_kl import EqualKL, at_equal_kl
 from analysis.selection import included, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
-from analysis.statistics import NO_ESTIMATE, Bootstrap, Estimate
+from analysis.statistics import NO_ESTIMATE, Estimate
 from analysis.tuning import Sensitivity, sensitivity_of
 from analysis.wording import count, number, spread
 from grpovi_lightning import metric_keys
@@ -99,20 +100,17 @@ class TunedComparison:
             `arm`, `baseline`, `point`, `tuning_score`, `n_seeds`; `auc` of the best point on the judging seeds;
             `own_diff`: that minus the best point of the baseline; `equal_point` and `equal_diff`: the same at the
             settings of the baseline's best point; `kl` and `kl_diff`: the best points at equal KL (nats a token).
-            Each estimate with `_low`, `_high` (95 % bootstrap) and `_t_low`, `_t_high` (Student's t) behind its name.
+            Each estimate with the ends of its 95 % interval, Student's t, in `_low` and `_high` behind its name.
         """
         return pd.DataFrame([arm.row() for arm in self.arms])
 
 
-def tuned_comparison(
-    study_dir: str | Path, *, metric: str | None = None, bootstrap: Bootstrap | None = None
-) -> TunedComparison:
+def tuned_comparison(study_dir: str | Path, *, metric: str | None = None) -> TunedComparison:
     """Compare each arm at its own best point, at equal settings and at equal KL.
 
     Args:
         study_dir: A study with `tuning_seeds`, whose points have been chosen by `grpovi compare`.
         metric: The tag that judges, instead of study.yaml's; the choice stays as it was made.
-        bootstrap: The intervals; None is `Bootstrap()`.
 
     Raises:
         ReportError: The folder holds no such study, or nothing has been chosen in it yet.
@@ -125,12 +123,10 @@ def tuned_comparison(
     if settings.choice is None:
         raise ReportError(f"{study_dir}: {settings.notes[0]} `grpovi compare` goes on")
     counted = with_reasons(with_planned_runs(status, settings), runs, settings.metric)
-    return tuned_of(runs, counted, settings, found, bootstrap or Bootstrap())
+    return tuned_of(runs, counted, settings, found)
 
 
-def tuned_of(
-    runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, sensitivity: Sensitivity, bootstrap: Bootstrap
-) -> TunedComparison:
+def tuned_of(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, sensitivity: Sensitivity) -> TunedComparison:
     """Compute the comparison.
 
     Args:
@@ -138,7 +134,6 @@ def tuned_of(
         status: As from `with_reasons`, of the runs that are judged.
         settings: Of a study with a choice.
         sensitivity: Of its points.
-        bootstrap: The intervals.
     """
     study, choice = settings.study, settings.choice
     assert study is not None and choice is not None, "nothing was chosen"
@@ -147,7 +142,7 @@ def tuned_of(
     for each in arms.values():
         theirs = None if each.baseline is None else arms[each.baseline].best
         pairs += [(name, theirs) for name in dict.fromkeys((each.best, each.equal)) if name is not None]
-    comparisons = {each.arm: each for each in compare(runs, status, settings, bootstrap, pairs)}
+    comparisons = {each.arm: each for each in compare(runs, status, settings, pairs)}
     counted = included(runs, status)
     metric, kl = (curves_of(counted, key) for key in (settings.metric, beside(settings.metric, metric_keys.KL)))
 
@@ -167,7 +162,7 @@ def tuned_of(
             equal=equal,
             equal_kl=None
             if own.baseline is None
-            else at_equal_kl(each.best, own.baseline, own.paired_seeds, metric, kl, bootstrap),
+            else at_equal_kl(each.best, own.baseline, own.paired_seeds, metric, kl),
             edges=() if point is None else tuple(sensitivity.edges(each.best)),
         )
 
@@ -181,47 +176,75 @@ def tuned_of(
     )
 
 
+@dataclass(frozen=True)
+class _Claims:
+    """What may be said of one arm: between the best points, at equal settings where those differ, and at equal KL."""
+
+    own: Claim
+    equal: Claim | None
+    at_kl: Claim | None
+
+
 def sentences_of(tuned: TunedComparison) -> list[tuple[str, list[str]]]:
-    """Say in plain words what each arm with a baseline reached: (question, sentences)."""
+    """Say in plain words what each arm with a baseline reached: (question, sentences).
+
+    Differences between best points and at equal settings are tested as one family over all arms, those at equal KL as
+    another, each corrected by Holm's method.
+    """
     arms = {each.arm: each for each in tuned.arms}
+    compared = [each for each in tuned.arms if each.baseline is not None]
     return [
-        (f"Is {each.arm} better than {each.baseline}, each at its best?", _sentences(each, arms[each.baseline]))
-        for each in tuned.arms
-        if each.baseline is not None
+        (
+            f"Is {each.arm} better than {each.baseline}, each at its best?",
+            _sentences(each, arms[str(each.baseline)], claims),
+        )
+        for each, claims in zip(compared, _claims(compared), strict=True)
     ]
 
 
-def _sentences(arm: TunedArm, baseline: TunedArm) -> list[str]:
+def _claims(arms: Sequence[TunedArm]) -> list[_Claims]:
+    equal = [None if each.equal is None or each.same else (each.equal.paired, 0) for each in arms]
+    at_kl = [None if each.equal_kl is None else (each.equal_kl.difference, 0) for each in arms]
+    own = [(each.own.paired, 0) for each in arms]
+    settings = iter(corrected([*own, *(each for each in equal if each is not None)]))
+    penalties = iter(corrected([each for each in at_kl if each is not None]))
+    best = [next(settings) for _ in arms]
+    return [
+        _Claims(claim, None if one is None else next(settings), None if two is None else next(penalties))
+        for claim, one, two in zip(best, equal, at_kl, strict=True)
+    ]
+
+
+def _sentences(arm: TunedArm, baseline: TunedArm, claims: _Claims) -> list[str]:
     if not arm.own.paired_seeds:
         return [f"No seed counts in the best point of {arm.arm} and in that of {baseline.arm}, so nothing is judged."]
-    own, equal = arm.own.paired, None if arm.equal is None else arm.equal.paired
     n = count(len(arm.own.paired_seeds), "seed")
     said = [
         f"Each at its own best, the mean {arm.own.metric} over the run of {_named(arm)} minus that of "
-        f"{_named(baseline)}, over {n}: {_difference(own)}."
+        f"{_named(baseline)}, over {n}: {_difference(claims.own)}."
     ]
     if arm.same:
         said.append("Both have the same settings there, so this is the comparison at equal settings, too.")
-    elif equal is None:
+    elif claims.equal is None:
         said.append(f"At equal settings nothing is compared: {arm.arm} has no usable point like {_named(baseline)}.")
     else:
-        said.append(f"At equal settings, those of {_named(baseline)}: {_difference(equal)}.")
-    at_kl = None if arm.equal_kl is None else arm.equal_kl.difference
-    if arm.equal_kl is None:
+        said.append(f"At equal settings, those of {_named(baseline)}: {_difference(claims.equal)}.")
+    if arm.equal_kl is None or claims.at_kl is None:
         said.append("At equal KL nothing is compared: KL was not logged in both, or did not rise.")
     else:
         level = number(arm.equal_kl.kl)
-        difference = _difference(arm.equal_kl.difference)
+        difference = _difference(claims.at_kl)
         said.append(f"At equal KL ({level} nats a token), {arm.own.metric} of the two best points: {difference}.")
-    said += _conclusion(own, None if arm.same else equal, at_kl)
+    said += _conclusion(claims)
     for each in (arm, baseline):
         said += [f"The best point of {each.arm} has {edge}: there may be a better one beyond." for edge in each.edges]
     return said
 
 
-def _conclusion(own: Estimate, equal: Estimate | None, at_kl: Estimate | None) -> list[str]:
+def _conclusion(claims: _Claims) -> list[str]:
     """Draw what follows from the three differences; without a difference nothing follows."""
-    ours, theirs, same_kl = (_direction(estimate) for estimate in (own, equal, at_kl))
+    ours = claims.own.direction
+    theirs, same_kl = (0 if claim is None else claim.direction for claim in (claims.equal, claims.at_kl))
     said = []
     if theirs and ours != theirs:
         effect, penalty = ("gain", "weaker") if theirs > 0 else ("loss", "stronger")
@@ -230,7 +253,7 @@ def _conclusion(own: Estimate, equal: Estimate | None, at_kl: Estimate | None) -
             f"The {effect} at equal settings {there} between the best points, so it cannot be told from a step of "
             f"another size or a {penalty} penalty."
         )
-    if ours and at_kl is not None:
+    if ours and claims.at_kl is not None:
         effect, penalty = ("gain", "weaker") if ours > 0 else ("loss", "stronger")
         if same_kl == ours:
             said.append(f"The {effect} between the best points is there at equal KL as well.")
@@ -239,18 +262,11 @@ def _conclusion(own: Estimate, equal: Estimate | None, at_kl: Estimate | None) -
     return said
 
 
-def _direction(estimate: Estimate | None) -> int:
-    """+1 or -1 where both intervals lie above or below 0, else 0."""
-    if estimate is None or math.isnan(estimate.point) or not estimate.excludes(0.0):
-        return 0
-    return 1 if estimate.point > 0 else -1
-
-
-def _difference(estimate: Estimate) -> str:
-    if math.isnan(estimate.point):
+def _difference(claim: Claim) -> str:
+    if math.isnan(claim.estimate.point):
         return "not known, because the runs share no range of steps"
-    text = f"{number(estimate.point, signed=True)} ({spread(estimate, signed=True)})"
-    return text if _direction(estimate) else f"{text}; no difference can be seen"
+    text = f"{number(claim.estimate.point, signed=True)} ({spread(claim.estimate, signed=True)})"
+    return text if claim.direction else f"{text}; no difference can be seen"
 
 
 def _named(arm: TunedArm) -> str:
@@ -258,10 +274,4 @@ def _named(arm: TunedArm) -> str:
 
 
 def _columns(name: str, estimate: Estimate) -> Mapping[str, float]:
-    ends: Sequence[tuple[str, float]] = (
-        ("low", estimate.low),
-        ("high", estimate.high),
-        ("t_low", estimate.t_low),
-        ("t_high", estimate.t_high),
-    )
-    return {name: estimate.point, **{f"{name}_{end}": value for end, value in ends}}
+    return {name: estimate.point, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -1,15 +1,19 @@
 """What the numbers say, in plain words that read the same with the two arms exchanged.
 
-A difference is called only where the bootstrap interval *and* the t interval exclude "no difference". With three
-seeds the bootstrap interval of a mean is the range of the seeds, so it excludes 0 by chance one time in four.
+A difference is called only where `analysis.claims` lets it be claimed: by Student's t over the paired seeds, corrected
+for all differences that the report tests. docs/statistics.md shows how often that is right.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from analysis.claims import Claim, Claims, claims_of
 from analysis.efficiency import Comparison
 from analysis.reward_kl import EqualKL
-from analysis.statistics import Estimate, seeds_needed
+from analysis.statistics import Estimate, detectable, seeds_needed
 from analysis.wording import count, interval, number, spread
 
 
@@ -21,6 +25,8 @@ class Verdict:
     baseline: str
     headline: str
     sentences: tuple[str, ...]
+    n_tested: int
+    """Differences, of all verdicts of the report, that this one is corrected for."""
 
     @property
     def question(self) -> str:
@@ -28,68 +34,61 @@ class Verdict:
         return f"Is {self.arm} faster than {self.baseline}?"
 
 
-def verdict_of(comparison: Comparison, equal_kl: EqualKL | None) -> Verdict:
-    """Write the verdict of an arm against its baseline.
+def verdicts_of(pairs: Sequence[tuple[Comparison, EqualKL | None]]) -> list[Verdict]:
+    """Write the verdicts of a report, corrected for each other.
 
     Args:
-        comparison: Must have a baseline.
-        equal_kl: The same pair at equal KL, if KL was logged.
+        pairs: Comparisons with a baseline, each with the same pair at equal KL, if KL was logged.
     """
+    claims = claims_of(pairs)
+    return [_verdict(comparison, equal, own) for (comparison, equal), own in zip(pairs, claims, strict=True)]
+
+
+def _verdict(comparison: Comparison, equal_kl: EqualKL | None, claims: Claims) -> Verdict:
     assert comparison.baseline is not None, "an arm that stands alone has no verdict"
     headline = f"No verdict on {comparison.arm} against {comparison.baseline}: no seed counts in both arms."
     sentences: list[str] = []
     if comparison.paired_seeds:
-        headline = _headline(comparison)
-        sentences = [*_steps(comparison), _area(comparison), *_equal_kl(comparison, equal_kl)]
-        sentences += [*_needed(comparison), *_caveats(comparison)]
-    return Verdict(comparison.arm, comparison.baseline, headline, (*sentences, *_uncounted(comparison)))
+        headline = _headline(comparison, claims)
+        sentences = [*_steps(comparison, claims.steps), _area(comparison, claims.area)]
+        sentences += [
+            *_equal_kl(comparison, equal_kl, claims),
+            *_needed(claims.area),
+            *_bought(comparison),
+            *_caveats(comparison),
+        ]
+    return Verdict(
+        comparison.arm, comparison.baseline, headline, (*sentences, *_uncounted(comparison)), claims.area.n_tested
+    )
 
 
-def _direction(estimate: Estimate, neutral: float) -> int:
-    """+1 or -1 where both intervals lie above or below `neutral`, else 0."""
-    if math.isnan(estimate.point) or not estimate.excludes(neutral):
-        return 0
-    return 1 if estimate.point > neutral else -1
-
-
-def _one_sided(comparison: Comparison) -> int:
-    """+1 where on every paired seed only the arm reached the target, -1 where only the baseline did, else 0."""
-    n = len(comparison.paired_seeds)
-    if comparison.speedup.already_there or n < 2:
-        return 0
-    return 1 if comparison.speedup.only_arm == n else -1 if comparison.speedup.only_baseline == n else 0
-
-
-def _headline(comparison: Comparison) -> str:
+def _headline(comparison: Comparison, claims: Claims) -> str:
     arm, baseline = comparison.arm, comparison.baseline
     n = len(comparison.paired_seeds)
     if n == 1:
         return f"{arm} against {baseline}: one seed only, so nothing can be said about other seeds."
     lost = comparison.n_excluded + comparison.baseline_excluded
     seeds = f", on the {n} seeds that count in both" if lost else ""
-    steps = _direction(comparison.speedup.estimate, 1.0)
-    area = _direction(comparison.paired, 0.0)
+    steps, area, speedup = claims.steps.direction, claims.area.direction, comparison.speedup
     if steps * area < 0:
         soon, high = ("sooner", "lower") if steps > 0 else ("later", "higher")
         return f"Mixed: {arm} reached the target {soon} than {baseline}, but its reward over the run was {high}{seeds}."
     if steps:
-        return f"{arm} is {'faster' if steps > 0 else 'slower'} than {baseline}{seeds}."
-    sided = _one_sided(comparison)
-    if sided:
-        one, two = (arm, baseline) if sided > 0 else (baseline, arm)
-        speed = "faster" if sided > 0 else "slower"
-        return f"{arm} is {speed} than {baseline}: on all {n} seeds only {one} reached the target, {two} did not."
+        claim = f"{arm} is {'faster' if steps > 0 else 'slower'} than {baseline}"
+        if n in (speedup.only_arm, speedup.only_baseline):
+            one, two = (arm, baseline) if speedup.only_arm == n else (baseline, arm)
+            return f"{claim}: on all {n} seeds only {one} reached the target, {two} did not."
+        return f"{claim}{seeds}."
     if area:
         return f"{arm}'s reward over the run is {'higher' if area > 0 else 'lower'} than {baseline}'s{seeds}."
-    speedup = comparison.speedup
     if speedup.only_arm != speedup.only_baseline:
-        missed = f"{arm} missed the target on {speedup.only_baseline + speedup.neither} of {n} seeds, "
-        missed += f"{baseline} on {speedup.only_arm + speedup.neither}"
+        missed = f"{arm} missed the target on {speedup.arm_missed} of {n} seeds, "
+        missed += f"{baseline} on {speedup.baseline_missed}"
         return f"No difference between {arm} and {baseline} is certain with {n} seeds, but {missed}."
     return f"No difference between {arm} and {baseline} can be seen with {n} seeds."
 
 
-def _steps(comparison: Comparison) -> list[str]:
+def _steps(comparison: Comparison, claim: Claim) -> list[str]:
     arm, baseline, target, speedup = comparison.arm, comparison.baseline, comparison.target, comparison.speedup
     if math.isnan(target.value):
         return [
@@ -104,71 +103,71 @@ def _steps(comparison: Comparison) -> list[str]:
         ]
     ratio = _inverse(speedup.estimate)
     if math.isnan(ratio.point):
-        return _censored(comparison, goal)
+        return _censored(comparison, claim, goal)
     if len(comparison.paired_seeds) == 1:
         return [f"{arm} took {number(ratio.point)} times the steps of {baseline} to {goal} on the one seed."]
-    direction = _direction(speedup.estimate, 1.0)
-    if direction:
-        when = "sooner" if direction > 0 else "later"
+    if claim.direction:
+        when = "sooner" if claim.direction > 0 else "later"
         return [
             f"{arm} reached {goal} {when} than {baseline}: {number(ratio.point)} times the steps ({spread(ratio)})."
         ]
     return [
         f"No difference in the steps to {goal} can be seen: {arm} took {number(ratio.point)} times the steps of "
-        f"{baseline}; {_why_not(ratio, 1)}"
+        f"{baseline}; {_why_not(ratio, claim)}"
     ]
 
 
-def _why_not(estimate: Estimate, neutral: int, *, signed: bool = False) -> str:
-    low, high = estimate.low, estimate.high
-    ends = interval(low, high, signed=signed)
-    if low <= neutral <= high:
-        return f"the 95 % interval ({ends}) contains {neutral}."
-    t_ends = interval(estimate.t_low, estimate.t_high, signed=signed)
+def _why_not(estimate: Estimate, claim: Claim, *, signed: bool = False) -> str:
+    """Say why nothing is claimed; `estimate` is that of the claim, or its inverse."""
+    ends = interval(estimate.low, estimate.high, signed=signed)
+    if not estimate.excludes(claim.neutral):
+        return f"the 95 % interval ({ends}) contains {claim.neutral}."
     return (
-        f"the bootstrap interval ({ends}) lies on one side of {neutral}, but from {len(estimate.values)} seeds it is "
-        f"too narrow to rely on, and the t interval ({t_ends}) contains {neutral}."
+        f"the 95 % interval ({ends}) lies on one side of {claim.neutral}, but this report tests {claim.n_tested} "
+        f"differences, and corrected for that (Holm) p is {number(claim.p)}."
     )
 
 
-def _censored(comparison: Comparison, goal: str) -> list[str]:
+def _censored(comparison: Comparison, claim: Claim, goal: str) -> list[str]:
     arm, baseline, speedup = comparison.arm, comparison.baseline, comparison.speedup
     n = len(comparison.paired_seeds)
-    arm_missed = speedup.only_baseline + speedup.neither
-    baseline_missed = speedup.only_arm + speedup.neither
-    sentences = [
-        f"{goal[0].upper()}{goal[1:]} was not reached by {arm_missed} of {count(n, 'seed')} of {arm} and by "
-        f"{baseline_missed} of {n} of {baseline}, so the ratio of steps is not known."
+    ratio = _inverse(speedup.restricted)
+    bound = "at least " if not speedup.baseline_missed else "at most " if not speedup.arm_missed else ""
+    took = f"{bound}{number(ratio.point)} times the steps of {baseline}"
+    if n > 1 and claim.direction:
+        took = f"{took}, {'sooner' if claim.direction > 0 else 'later'} ({spread(ratio)})."
+    elif n > 1:
+        took = f"{took}; no difference can be seen: {_why_not(ratio, claim)}"
+    else:
+        took = f"{took} on the one seed."
+    within = " within the steps of the shorter run" if len(comparison.last_steps) > 1 else ""
+    return [
+        f"{goal[0].upper()}{goal[1:]} was not reached{within} by {speedup.arm_missed} of {count(n, 'seed')} of {arm} "
+        f"and by {speedup.baseline_missed} of {n} of {baseline}, so the ratio of steps is not known.",
+        f"Counting a run that did not arrive as if it had arrived where the shorter run of its seed ends, {arm} took "
+        f"{took}",
     ]
-    for bound, words in ((speedup.at_most, "at least"), (speedup.at_least, "at most")):
-        if not math.isnan(bound):
-            sentences.append(
-                f"Counting a run that did not arrive as if it had arrived at its last step, {arm} took {words} "
-                f"{number(1 / bound)} times the steps of {baseline} on these seeds."
-            )
-    return sentences
 
 
-def _area(comparison: Comparison) -> str:
+def _area(comparison: Comparison, claim: Claim) -> str:
     arm, baseline, paired = comparison.arm, comparison.baseline, comparison.paired
     if math.isnan(paired.point):
         return f"The runs of {arm} and {baseline} share no range of steps, so their areas cannot be compared."
     subject = f"{arm}'s mean {comparison.metric} over the run"
     if len(comparison.paired_seeds) == 1:
         return f"{subject} minus {baseline}'s was {number(paired.point, signed=True)} on the one seed."
-    direction = _direction(paired, 0.0)
-    if direction:
-        where = "higher" if direction > 0 else "lower"
+    if claim.direction:
+        where = "higher" if claim.direction > 0 else "lower"
         by = f"{number(abs(paired.point))} (difference: {spread(paired, signed=True)})"
         return f"{subject} was {where} than {baseline}'s by {by}."
     return (
         f"{subject} minus {baseline}'s was {number(paired.point, signed=True)}; no difference can be seen: "
-        f"{_why_not(paired, 0, signed=True)}"
+        f"{_why_not(paired, claim, signed=True)}"
     )
 
 
-def _equal_kl(comparison: Comparison, equal: EqualKL | None) -> list[str]:
-    if equal is None:
+def _equal_kl(comparison: Comparison, equal: EqualKL | None, claims: Claims) -> list[str]:
+    if equal is None or claims.at_kl is None:
         return ["Reward at equal KL cannot be given: KL was not logged in both arms, or did not rise."]
     difference = f"{number(equal.difference.point, signed=True)} ({spread(equal.difference, signed=True)})"
     text = (
@@ -177,8 +176,7 @@ def _equal_kl(comparison: Comparison, equal: EqualKL | None) -> list[str]:
     )
     if len(equal.seeds) < len(comparison.paired_seeds):
         text += f" Only {count(len(equal.seeds), 'seed')} of {len(comparison.paired_seeds)} could be used for this."
-    overall = _direction(comparison.speedup.estimate, 1.0) or _direction(comparison.paired, 0.0)
-    at_kl = _direction(equal.difference, 0.0)
+    overall, at_kl = claims.overall, claims.at_kl.direction
     if not overall:
         return [text]
     if at_kl == overall:
@@ -188,14 +186,31 @@ def _equal_kl(comparison: Comparison, equal: EqualKL | None) -> list[str]:
     return [text, f"At equal KL {finding}, so the {effect} cannot be told from a {penalty} effective KL penalty."]
 
 
-def _needed(comparison: Comparison) -> list[str]:
-    paired = comparison.paired
-    n = len(paired.values)
-    if n < 2 or paired.point == 0 or _direction(paired, 0.0):
+def _needed(area: Claim) -> list[str]:
+    n = len(area.estimate.values)
+    spread = float(np.std(area.estimate.values, ddof=1)) if n > 1 else 0.0
+    if not spread or area.direction:
         return []
-    needed = seeds_needed(paired.values)
-    seeds = "more than 1,000" if needed is None else f"about {max(needed, n + 1):,}"
-    return [f"At the spread seen here, {seeds} seeds would be needed to see a difference in area of this size."]
+    needed = seeds_needed(area.estimate.point / spread, area.level)
+    seeds = "more than 1,000" if needed is None else f"about {needed:,}"
+    visible = number(detectable(n, area.level) * spread)
+    return [
+        f"At the spread seen here {n} seeds see a difference in area of {visible} four "
+        f"times in five; for one of the size seen here that takes {seeds} seeds."
+    ]
+
+
+def _bought(comparison: Comparison) -> list[str]:
+    pairing = comparison.pairing
+    if pairing is None:
+        return []
+    ends = interval(pairing.low, pairing.high, signed=True)
+    certainty = f", 95 % interval {ends}" if ends else ""
+    return [
+        f"Pairing by seed: the difference in area has {number(pairing.ratio)} times the variance that it would have "
+        f"between runs with seeds of their own (the arms' correlation over {len(comparison.paired.values)} seeds is "
+        f"{number(pairing.correlation, signed=True)}{certainty})."
+    ]
 
 
 def _caveats(comparison: Comparison) -> list[str]:
@@ -230,5 +245,4 @@ def _uncounted(comparison: Comparison) -> tuple[str, ...]:
 def _inverse(estimate: Estimate) -> Estimate:
     """Turn baseline's steps / arm's steps into arm's / baseline's: the way people speak of steps."""
     values = tuple(1 / value for value in estimate.values)
-    point, low, high = 1 / estimate.point, 1 / estimate.high, 1 / estimate.low
-    return Estimate(point, low, high, values, t_low=1 / estimate.t_high, t_high=1 / estimate.t_low)
+    return Estimate(1 / estimate.point, 1 / estimate.high, 1 / estimate.low, values, estimate.p)

@@ -59,12 +59,9 @@ def change(first: float, last: float) -> str:
 
 
 def spread(estimate: Estimate, *, signed: bool = False) -> str:
-    """Write `95 % bootstrap interval a to b, t interval c to d`, or that there is none."""
-    bootstrap = interval(estimate.low, estimate.high, signed=signed)
-    if not bootstrap:
-        return "no interval from one seed"
-    student = interval(estimate.t_low, estimate.t_high, signed=signed)
-    return f"95 % bootstrap interval {bootstrap}" + (f", t interval {student}" if student else "")
+    """Write `95 % interval a to b`, or that there is none."""
+    ends = interval(estimate.low, estimate.high, signed=signed)
+    return f"95 % interval {ends}" if ends else "no interval from one seed"
 
 
 def reached(n_reached: int, n_seeds: int, target: float) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from reporting import label_axes, print_table
 from rich.console import Console
 
-from analysis.statistics import Bootstrap, Estimate, estimate_mean
+from analysis.statistics import Estimate, estimate_mean
 from analysis.style import DASHES, FAINT, PALETTE, RC
 
 PASSIVE, ACTIVE, DEPLOYMENT = "passive", "active", "deployment"
@@ -42,7 +42,6 @@ class Results:
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.wide = frame.pivot_table("value", list(Cell._fields), "seed", sort=False)
-        self.bootstrap = Bootstrap()
 
     def cells(self, setting: str, metric: str, at: int | None = None) -> list[Cell]:
         """Return the cells of a metric, at one number of labels (default: the last), with those of the truth."""
@@ -55,18 +54,18 @@ class Results:
         return sorted({labels for s, _, _, _, labels, m in self.wide.index if (s, m) == (setting, metric) and labels})
 
     def mean(self, cell: Cell) -> Estimate:
-        """Return the mean over the seeds with its intervals."""
-        return estimate_mean(self.wide.loc[cell].tolist(), self.bootstrap)
+        """Return the mean over the seeds with its interval."""
+        return estimate_mean(self.wide.loc[cell].tolist())
 
     def difference(self, cell: Cell, baseline: Cell) -> Estimate:
-        """Return the mean over the seeds of a value minus the baseline's, with intervals."""
+        """Return the mean over the seeds of a value minus the baseline's, with its interval."""
         found = self.wide.loc[cell] - self.wide.loc[baseline]
         assert found.notna().all(), f"{cell} and {baseline} were not measured with the same seeds"
-        return estimate_mean(found.tolist(), self.bootstrap)
+        return estimate_mean(found.tolist())
 
 
 def verdict(difference: Estimate, *, lower_is_better: bool) -> str:
-    """Return better or worse where the bootstrap's and Student's interval both exclude 0."""
+    """Return better or worse where Student's interval excludes 0."""
     if not difference.excludes(0.0):
         return UNSEEN
     return BETTER if (difference.point < 0.0) == lower_is_better else WORSE
@@ -87,12 +86,11 @@ def print_differences(
         line = [head, cell.method, f"{results.mean(cell).point:,.{digits}f}"]
         if cell.method not in (baseline, TRUTH):
             found = results.difference(cell, cell._replace(method=baseline))
-            ends = (found.low, found.high), (found.t_low, found.t_high)
-            line += [f"{found.point:+,.{digits}f}", *(f"{low:+,.{digits}f}, {high:+,.{digits}f}" for low, high in ends)]
+            line += [f"{found.point:+,.{digits}f}", f"{found.low:+,.{digits}f}, {found.high:+,.{digits}f}"]
             line.append(verdict(found, lower_is_better=lower_is_better))
         rows.append(line)
         before = cell
-    columns = ("", "", "mean", "change", "bootstrap", "t", "")
+    columns = ("", "", "mean", "change", "interval", "")
     print_table(console, f"{title}; change: from {baseline}", columns, rows)
 
 
@@ -115,14 +113,14 @@ def print_tables(console: Console, results: Results) -> None:
     title = f"Deployment: regret of the pair in {deployment[-1].labels:,} rounds"
     print_differences(console, title, results, deployment, BOTH_GREEDY, lower_is_better=True)
     console.print(
-        f"Means over {results.wide.shape[1]} seeds; 95 % intervals of the mean paired difference, by bootstrap and "
-        f"Student's t. Where one of them contains 0: {UNSEEN}. Without a true difference one line in twenty shows one."
+        f"Means over {results.wide.shape[1]} seeds; 95 % intervals of the mean paired difference, by Student's "
+        f"t. Where it contains 0: {UNSEEN}. Without a true difference one line in twenty shows one."
     )
 
 
 @matplotlib.rc_context(RC)
 def settings_figure(results: Results) -> Figure:
-    """Draw a panel for the passive and the active setting, two for deployment; bars are bootstrap intervals."""
+    """Draw a panel for the passive and the active setting, two for deployment; bars are 95 % intervals."""
     figure = Figure(figsize=(10.4, 8.8), layout="constrained")
     grid = figure.subplots(2, 2)
     label_axes(grid[0, 0], "Passive: what pessimism adds, one pass", "beta", "true reward minus the greedy policy's")

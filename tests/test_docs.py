@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 every_page = pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
-SCRIPTS = "adjustment", "against_trl", "one_pass", "one_pass_embedded", "one_pass_settings", "profile_step"
+ONE_PASS = "one_pass", "one_pass_embedded", "one_pass_settings"
+SCRIPTS = "adjustment", "against_trl", "calibration", *ONE_PASS, "profile_step"
 
 
 def blocks(page, language):

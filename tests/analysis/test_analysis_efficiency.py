@@ -1,6 +1,8 @@
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -19,19 +21,27 @@ from synthetic_runs import (
     write_study_yaml,
 )
 
-from analysis import Bootstrap, ReportError, efficiency_table, load_runs, load_status
-from analysis.efficiency import COLUMNS
+from analysis import ReportError, efficiency_table, load_runs, load_status
+from analysis.efficiency import COLUMNS, compare
+from analysis.selection import status_of
+from analysis.settings import Settings
 
 COLUMNS_OF_THE_DESIGN = (
     "arm, baseline, metric, n_seeds, n_excluded, target, n_reached, steps_to_target, steps_low, steps_high, "
     "tokens_to_target, seconds_to_target, speedup, speedup_low, speedup_high, final, final_low, final_high, auc, "
-    "auc_low, auc_high, paired_diff, paired_low, paired_high"
+    "auc_low, auc_high, paired_diff, paired_low, paired_high, variance_ratio"
 )
 
 # A ramp that reaches 1 at step `at` crosses 0.9 at 0.9 * at, and its mean height over 100 steps is 1 - at / 200.
 GRPO = {1: ramp(50), 2: ramp(40), 3: ramp(80)}
 GRPOVI = {1: ramp(90), 2: ramp(80), 3: ramp(60)}
 PAIR = {"grpovi": "grpo"}
+
+
+def t_ends(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The ends of scipy's t interval under the names of their columns."""
+    found = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return {f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def row(table: pd.DataFrame, arm: str) -> pd.Series:
@@ -51,20 +61,22 @@ def test_ramps_with_known_crossings_give_the_numbers_worked_out_by_hand(tmp_path
     assert table["arm"].tolist() == ["grpo", "grpovi"]
     assert (grpo["baseline"], grpovi["baseline"]) == ("", "grpo")
     assert grpo["target"] == grpovi["target"] == pytest.approx(0.9)  # 0 + 0.9 * (1 - 0)
-    expected_grpo = {"steps_to_target": 45, "steps_low": 36, "steps_high": 72, "tokens_to_target": 4500}
+    expected_grpo = {"steps_to_target": 45, "tokens_to_target": 4500}
     expected_grpo |= {
         "seconds_to_target": 90,
         "auc": (0.75 + 0.8 + 0.6) / 3,
-        "auc_low": 0.6,
-        "auc_high": 0.8,
+        **t_ends("auc", [0.75, 0.8, 0.6]),
         "final": 1,
     }
     assert grpo[list(expected_grpo)].to_dict() == pytest.approx(expected_grpo, rel=1e-5)
     assert grpo[["speedup", "speedup_low", "paired_diff", "paired_high"]].isna().all()
-    expected = {"steps_to_target": 72, "steps_low": 54, "steps_high": 81, "tokens_to_target": 7200}
+    assert grpo[["steps_low", "steps_high"]].isna().all(), "three seeds"
+    expected = {"steps_to_target": 72, "tokens_to_target": 7200}
     expected |= {"seconds_to_target": 144, "final": (1 + 1 + (8 / 9 + 2) / 3) / 3}
-    expected |= {"speedup": (45 / 81 * 36 / 72 * 72 / 54) ** (1 / 3), "speedup_low": 36 / 72, "speedup_high": 72 / 54}
-    expected |= {"auc": (0.55 + 0.6 + 0.7) / 3, "paired_diff": -0.1, "paired_low": -0.2, "paired_high": 0.1}
+    expected |= {"speedup": (45 / 81 * 36 / 72 * 72 / 54) ** (1 / 3)}
+    logs = t_ends("speedup", np.log([45 / 81, 36 / 72, 72 / 54]))
+    expected |= {name: math.exp(end) for name, end in logs.items()}
+    expected |= {"auc": (0.55 + 0.6 + 0.7) / 3, "paired_diff": -0.1, **t_ends("paired", [-0.2, -0.2, 0.1])}
     assert grpovi[list(expected)].to_dict() == pytest.approx(expected, rel=1e-5)
     assert (grpovi["n_seeds"], grpovi["n_excluded"], grpovi["n_reached"]) == (3, 0, 3)
 
@@ -74,11 +86,10 @@ def test_a_seed_that_did_not_reach_the_target_counts_as_infinite_and_is_not_drop
     grpovi = row(efficiency_table(frame(arms), baselines=PAIR), "grpovi")
     assert (grpovi["n_seeds"], grpovi["n_reached"]) == (3, 1)
     assert grpovi[["steps_to_target", "tokens_to_target", "speedup", "speedup_low", "speedup_high"]].isna().all()
-    assert grpovi["steps_low"] == pytest.approx(45)  # the luckiest resample is the one seed that reached it
-    two_of_three = arms | {"grpovi": {1: ramp(50), 2: ramp(60), 3: line(0, 0.5)}}
-    grpovi = row(efficiency_table(frame(two_of_three), baselines=PAIR), "grpovi")
-    assert grpovi["steps_to_target"] == pytest.approx(54) and math.isnan(grpovi["steps_high"])
-    assert math.isnan(grpovi["speedup"])
+    six = {seed: ramp(10 * seed) for seed in range(1, 6)} | {6: line(0, 0.5)}
+    table = efficiency_table(frame({"grpo": GRPO, "grpovi": six}), baselines=PAIR)
+    assert row(table, "grpovi")["steps_to_target"] == pytest.approx((27 + 36) / 2)
+    assert row(table, "grpovi")["steps_low"] == pytest.approx(9) and math.isnan(row(table, "grpovi")["steps_high"])
 
 
 def test_a_baseline_that_did_not_rise_sets_no_target():
@@ -172,21 +183,20 @@ def test_without_further_words_bare_runs_are_compared_with_plain_grpo(tmp_path: 
     assert row(efficiency_table(load_runs(tmp_path)), "grpovi")["speedup"] == pytest.approx(0.5)
 
 
-def test_more_than_five_seeds_agree_with_scipys_bootstrap_of_the_paired_differences():
-    grpo = {seed: ramp(20 + 10 * (seed % 4)) for seed in range(9)}
-    grpovi = {seed: ramp(30 + 10 * (seed * seed % 5)) for seed in range(9)}
-    grpovi_row = row(efficiency_table(frame({"grpo": grpo, "grpovi": grpovi}), baselines=PAIR), "grpovi")
-    at = {
-        "grpo": [20 + 10 * (seed % 4) for seed in range(9)],
-        "grpovi": [30 + 10 * (seed * seed % 5) for seed in range(9)],
-    }
-    differences = [(b - a) / 200 for a, b in zip(at["grpovi"], at["grpo"], strict=True)]
-    reference = stats.bootstrap(
-        (differences,), lambda x, axis: x.mean(axis=axis), n_resamples=100_000, method="percentile", random_state=1
-    ).confidence_interval
-    assert grpovi_row["paired_diff"] == pytest.approx(sum(differences) / 9)
-    assert grpovi_row["paired_low"] == pytest.approx(reference.low, abs=2e-3)
-    assert grpovi_row["paired_high"] == pytest.approx(reference.high, abs=2e-3)
+def test_the_restricted_steps_of_a_pair_end_where_its_shorter_run_does():
+    short, long = range(0, 61, 10), STEPS
+    # The arm ends at step 60, on seed 2 before it arrives. The baseline crosses at 72, 72 and 45.
+    arm = {1: ramp(50, short), 2: line(0, 0.5, short), 3: ramp(60, short)}
+    baseline = {seed: ramp(end, long) for seed, end in ((1, 80), (2, 80), (3, 50))}
+    runs = frame({"grpo": baseline, "grpovi": arm})
+    (found,) = (
+        one
+        for one in compare(runs, status_of(runs).assign(reason=None), Settings("s", GOLD, "n", PAIR, target=0.9))
+        if one.baseline
+    )
+    assert found.speedup.restricted.values == pytest.approx((60 / 45, 60 / 60, 45 / 54))
+    assert (found.speedup.only_arm, found.speedup.neither, found.speedup.only_baseline) == (1, 1, 0)
+    assert math.isnan(found.speedup.estimate.point)
 
 
 CURVE = st.lists(st.floats(-1, 1, width=32), min_size=len(STEPS) - 1, max_size=len(STEPS) - 1).map(
@@ -233,7 +243,7 @@ def test_the_order_of_the_rows_does_not_matter(grpo: dict, grpovi: dict, random)
 @settings(deadline=None, max_examples=25)
 @given(SEEDS, SEEDS)
 def test_every_interval_contains_its_mean(grpo: dict, grpovi: dict):
-    table = efficiency_table(frame({"grpo": grpo, "grpovi": grpovi}), baselines=PAIR, bootstrap=Bootstrap(seed=5))
+    table = efficiency_table(frame({"grpo": grpo, "grpovi": grpovi}), baselines=PAIR)
     for name, mean in (("final", "final"), ("auc", "auc"), ("paired", "paired_diff"), ("speedup", "speedup")):
         known = table[table[f"{name}_low"].notna()]
         assert (known[f"{name}_low"] <= known[mean] + 1e-12).all()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy import stats
 from synthetic_runs import GOLD, line, ramp, run_folder, write_run, write_study, write_study_yaml
 
 from analysis import print_report, write_report
@@ -19,7 +20,7 @@ from analysis.study import analyse
 from analysis.style import arm_styles
 
 ROUNDS = range(0, 90, 10)
-DASH = "\N{EN DASH}"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 PAIR = {"learned": "frozen"}
 
 
@@ -92,7 +93,9 @@ def test_the_csv_holds_the_numbers_worked_out_by_hand(table: pd.DataFrame):
     # Seed 1: medians 2 of (8, 1, 2) and 8 of (4, 9, 8), ratio 4. Seed 2: 1 and 1. Geometric mean of 4 and 1: 2.
     expected |= {"seconds_early": 1.5, "seconds_late": 4.5, "seconds_ratio": 2, "bytes_first": 1000, "bytes_last": 3000}
     assert learned[list(QUANTITIES)].to_dict() == pytest.approx(expected)
-    ends = {"pair_accuracy": (0.5, 0.75), "seconds_ratio": (1, 4), "agreement_last": (0.75, 1), "final": (2, 4)}
+    seeds = {"pair_accuracy": (0.5, 0.75), "agreement_last": (0.75, 1), "final": (2, 4)}
+    ends = {name: stats.ttest_1samp(values, 0).confidence_interval(0.95) for name, values in seeds.items()}
+    ends["seconds_ratio"] = np.exp(stats.ttest_1samp(np.log([4, 1]), 0).confidence_interval(0.95))
     for name, interval in ends.items():
         assert (learned[f"{name}_low"], learned[f"{name}_high"]) == pytest.approx(interval), name
     assert (learned["n_seeds"], learned["observed"]) == (2, "gold")
@@ -106,19 +109,19 @@ def test_an_arm_that_was_frozen_used_no_label_and_has_empty_cells_beside_its_agr
     measured = {"labels", "agreement_first", "agreement_last", "final"}
     assert frozen[[name for name in QUANTITIES if name not in measured]].isna().all()
     agreement_cell = "0.750 → 0.250|last: 0.250 to 0.250"
-    assert cells(page)["frozen"] == ["0", DASH, DASH, agreement_cell, DASH, DASH, DASH, "1.50|1.00 to 2.00"]
+    assert cells(page)["frozen"] == ["0", DASH, DASH, agreement_cell, DASH, DASH, DASH, f"1.50|{MINUS}4.85 to 7.85"]
 
 
 def test_the_page_shows_the_table_and_says_how_many_seeds_have_a_number(page: str, table: pd.DataFrame):
     assert cells(page)["learned"] == [
         "36|3 unanswered",
-        "0.625|0.500 to 0.750",
+        f"0.625|{MINUS}0.963 to 2.21",
         "0.500|0.500 to 0.500",
-        "0.500 → 0.875|last: 0.750 to 1.00",
-        "1.50 → 4.50|2.00 times: 1.00 to 4.00",
+        f"0.500 → 0.875|last: {MINUS}0.713 to 2.46",
+        "1.50 → 4.50|2.00 times: 0.000299 to 13,365",
         "1.00 → 3.00",
         "0.375|1 of 2 seeds",
-        "3.00|2.00 to 4.00",
+        f"3.00|{MINUS}9.71 to 15.7",
     ]
     assert table.loc["learned", "regret_seeds"] == 1, "the regret of seed 2 is NaN throughout"
     assert math.isnan(table.loc["learned", "regret_low"])

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -8,113 +9,141 @@ from scipy import stats
 
 from analysis.statistics import (
     Bootstrap,
+    detectable,
     estimate_mean,
     estimate_median,
     estimate_ratio,
+    holm,
     mean,
-    median,
+    power_of,
     seeds_needed,
-    t_interval,
 )
 
 SAMPLES = st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=8)
+P_VALUES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=7)
 
 
-@pytest.mark.parametrize("n", [7, 12, 30])
-@pytest.mark.parametrize(("ours", "theirs"), [(mean, np.mean), (median, np.median)])
-def test_intervals_agree_with_scipys_percentile_bootstrap(n: int, ours, theirs):
-    values = np.random.default_rng(n).normal(size=n)
-    low, high = Bootstrap().interval(values.tolist(), ours)
-    reference = stats.bootstrap(
-        (values,), theirs, n_resamples=200_000, method="percentile", random_state=np.random.default_rng(1), batch=10_000
-    ).confidence_interval
-    tolerance = 0.03 if ours is mean else 0.12  # the bootstrap distribution of a median is coarse
-    assert (low, high) == pytest.approx((reference.low, reference.high), abs=tolerance)
+def test_interval_and_p_value_of_a_mean_agree_with_scipys_t_test():
+    values = [0.11, 0.19, -0.05, 0.14]
+    reference, found = stats.ttest_1samp(values, 0.0), estimate_mean(values)
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert (found.point, found.p) == pytest.approx((0.0975, reference.pvalue))
+    assert found.excludes(0.0) == (reference.pvalue < 0.05) and found.excludes(-0.2)
 
 
-def test_with_five_seeds_all_3125_resamples_give_the_exact_quantiles():
-    values = [0.3, -1.2, 0.8, 2.5, 0.1]
-    means = sorted(
-        (a + b + c + d + e) / 5 for a in values for b in values for c in values for d in values for e in values
-    )
-    assert len(means) == 3125
-    # 2.5 % of 3125 is 78.1: the 79th from below has at least that much at or below it.
-    assert Bootstrap().interval(values, mean) == pytest.approx((means[78], means[-79]))
+def test_interval_and_p_value_of_a_ratio_are_those_of_its_logarithm():
+    ratios = [1.4, 0.9, 2.0, 1.7]
+    reference, found = stats.ttest_1samp(np.log(ratios), 0.0), estimate_ratio(ratios)
+    assert (found.low, found.high) == pytest.approx(tuple(np.exp(reference.confidence_interval(0.95))))
+    assert (found.point, found.p) == pytest.approx((stats.gmean(ratios), reference.pvalue))
 
 
-def test_with_three_seeds_the_interval_of_a_mean_is_their_range():
-    assert Bootstrap().interval([1.0, 4.0, 2.0], mean) == (1.0, 4.0)
+def test_one_seed_has_a_number_and_nothing_else_and_none_has_nothing():
+    found = estimate_mean([0.7])
+    assert found.point == 0.7 and all(math.isnan(number) for number in (found.low, found.high, found.p))
+    assert not found.excludes(0.0)
+    assert all(math.isnan(make([]).point) for make in (estimate_mean, estimate_ratio, estimate_median))
 
 
-def test_one_seed_has_no_interval():
-    estimate = estimate_mean([0.7], Bootstrap())
-    assert estimate.point == 0.7
-    assert all(math.isnan(end) for end in (estimate.low, estimate.high, estimate.t_low, estimate.t_high))
-
-
-def test_the_median_counts_what_was_not_reached_as_infinite():
-    estimate = estimate_median([40.0, math.inf, 60.0], Bootstrap())
-    assert (estimate.point, estimate.low, estimate.high) == (60.0, 40.0, math.inf)
-    assert estimate_median([40.0, math.inf, math.inf], Bootstrap()).point == math.inf
+def test_without_spread_a_difference_is_certain_and_no_difference_is_none():
+    assert (estimate_mean([2.0, 2.0]).p, estimate_mean([0.0, 0.0]).p, estimate_ratio([1.0, 1.0]).p) == (0.0, 1.0, 1.0)
 
 
 @settings(deadline=None)
 @given(SAMPLES)
-def test_the_interval_contains_the_mean_and_lies_within_the_seeds(values: list[float]):
-    low, high = Bootstrap().interval(values, mean)
-    slack = 1e-9 * (1 + max(map(abs, values)))
-    assert min(values) - slack <= low <= np.mean(values) + slack
-    assert np.mean(values) - slack <= high <= max(values) + slack
-
-
-@settings(deadline=None)
-@given(SAMPLES)
-def test_the_interval_of_the_negatives_is_the_mirror_image(values: list[float]):
-    low, high = Bootstrap().interval(values, mean)
-    mirrored = Bootstrap().interval([-value for value in values], mean)
-    assert mirrored == pytest.approx((-high, -low), abs=1e-9)
+def test_of_the_negatives_interval_is_the_mirror_image_and_p_the_same(values: list[float]):
+    one, other = estimate_mean(values), estimate_mean([-value for value in values])
+    assert (other.low, other.high, other.p) == (-one.high, -one.low, one.p)
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=7))
 def test_the_geometric_mean_of_reciprocals_is_the_reciprocal(ratios: list[float]):
-    one = estimate_ratio(ratios, Bootstrap())
-    other = estimate_ratio([1 / ratio for ratio in ratios], Bootstrap())
-    assert other.point == pytest.approx(1 / one.point)
-    assert (other.low, other.high) == pytest.approx((1 / one.high, 1 / one.low))
-    assert one.point == pytest.approx(stats.gmean(ratios))
+    one, other = estimate_ratio(ratios), estimate_ratio([1 / ratio for ratio in ratios])
+    assert (other.point, other.low, other.high) == pytest.approx((1 / one.point, 1 / one.high, 1 / one.low))
+    assert other.p == pytest.approx(one.p)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+def test_the_median_counts_what_was_not_reached_as_infinite():
+    assert estimate_median([40.0, math.inf, 60.0]).point == 60.0
+    assert estimate_median([40.0, math.inf, math.inf]).point == math.inf
+    found = estimate_median([4.0, math.inf, 2.0, 1.0, 3.0, 5.0])
+    assert (found.point, found.low, found.high) == (3.5, 1.0, math.inf)
+
+
+@pytest.mark.parametrize("n", range(1, 40))
+def test_the_interval_of_the_median_is_the_narrowest_that_keeps_95_percent(n: int):
+    found = estimate_median([float(value) for value in range(1, n + 1)])
+    # The k-th from below and from above miss the median where fewer than k of n fair coins show heads, or tails.
+    missed = [2 * sum(math.comb(n, heads) for heads in range(k)) / 2**n for k in range(n // 2 + 2)]
+    k = max(k for k in range(n // 2 + 1) if missed[k] <= 0.05)
+    assert k == 0 if n < 6 else k > 0
+    if k:
+        assert (found.low, found.high) == (k, n + 1 - k)
+    else:
+        assert math.isnan(found.low) and math.isnan(found.high)
+
+
+@settings(deadline=None)
+@given(P_VALUES)
+def test_holms_correction_is_the_largest_bonferroni_correction_of_the_sets_that_hold_a_claim(p_values: list[float]):
+    # The closed test: a claim stands at level a where every set of hypotheses with it is rejected by Bonferroni at a.
+    every = range(len(p_values))
+    for i, corrected in enumerate(holm(p_values)):
+        sets = [s for size in range(1, len(p_values) + 1) for s in itertools.combinations(every, size) if i in s]
+        assert corrected == pytest.approx(max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets))
+
+
+def test_what_was_not_tested_is_not_corrected_for():
+    assert holm([0.02, math.nan, 0.04]) == pytest.approx([0.04, math.nan, 0.04], nan_ok=True)
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("effect", "n", "level"), [(0.0, 5, 0.05), (0.8, 5, 0.05), (2.5, 3, 0.025), (0.5, 20, 0.01)])
+def test_power_is_how_often_scipys_t_test_rejects(effect: float, n: int, level: float):
+    samples = np.random.default_rng(0).standard_normal((20_000, n)) + effect
+    rejected = np.mean(stats.ttest_1samp(samples, 0.0, axis=1).pvalue <= level)
+    assert power_of(effect, n, level) == power_of(-effect, n, level) == pytest.approx(rejected, abs=0.01)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 12])
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_the_detectable_effect_needs_the_seeds_that_detect_it(n: int, level: float):
+    effect = detectable(n, level)
+    assert power_of(effect, n, level) == pytest.approx(0.8)
+    assert (seeds_needed(1.001 * effect, level), seeds_needed(0.999 * effect, level)) == (n, n + 1)
+
+
+def test_an_effect_that_a_thousand_seeds_do_not_see_has_no_number_of_seeds():
+    assert seeds_needed(0.0) is None and seeds_needed(0.08) is None
+    assert seeds_needed(0.1) == pytest.approx(787, abs=1)  # (1.96 + 0.84)^2 / 0.1^2, and a little
+
+
+@pytest.mark.parametrize("n", [7, 12, 30])
+def test_the_bootstrap_agrees_with_scipys(n: int):
+    values = np.random.default_rng(n).normal(size=n)
+    reference = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=200_000,
+        method="percentile",
+        random_state=np.random.default_rng(1),
+        batch=10_000,
+    ).confidence_interval
+    assert Bootstrap().interval(values.tolist(), mean) == pytest.approx((reference.low, reference.high), abs=0.03)
+
+
+def test_of_five_values_all_3125_resamples_give_the_exact_quantiles():
+    values = [0.3, -1.2, 0.8, 2.5, 0.1]
+    means = sorted(sum(drawn) / 5 for drawn in itertools.product(values, repeat=5))
+    # 2.5 % of 3125 is 78.1: the 79th from below has at least that much at or below it.
+    assert Bootstrap().interval(values, mean) == pytest.approx((means[78], means[-79]))
+
+
+def test_the_same_seed_gives_the_same_bootstrap_and_another_seed_another():
     values = np.random.default_rng(0).normal(size=9).tolist()
     assert Bootstrap(seed=3).interval(values, mean) == Bootstrap(seed=3).interval(values, mean)
     assert Bootstrap(seed=3).interval(values, mean) != Bootstrap(seed=4).interval(values, mean)
-
-
-def test_the_t_interval_agrees_with_scipys():
-    values = [0.11, 0.19, 0.05, 0.14]
-    reference = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert t_interval(values) == pytest.approx((reference.low, reference.high))
-
-
-def test_a_difference_needs_both_intervals_to_exclude_it():
-    few = estimate_mean([0.1, 0.5, 0.2], Bootstrap())  # all above 0, yet t reaches below
-    assert few.low > 0 > few.t_low
-    assert not few.excludes(0.0)
-    assert estimate_mean([0.30, 0.31, 0.32], Bootstrap()).excludes(0.0)
-
-
-def test_seeds_needed_is_where_the_t_interval_first_excludes_zero():
-    values = [0.1, 0.5, -0.2]
-    n = seeds_needed(values)
-    assert n is not None
-    ratio = np.std(values, ddof=1) / np.mean(values)
-    assert stats.t.ppf(0.975, n - 1) * ratio / math.sqrt(n) < 1 <= stats.t.ppf(0.975, n - 2) * ratio / math.sqrt(n - 1)
-
-
-@pytest.mark.parametrize("values", [[0.3], [1.0, -1.0], [1.0, -0.9999]])
-def test_seeds_needed_is_unknown_without_spread_or_difference(values: list[float]):
-    assert seeds_needed(values) is None
 
 
 def test_values_that_are_not_numbers_are_refused():

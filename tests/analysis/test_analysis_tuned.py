@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import yaml
 from realistic_study import write_realistic_study
+from scipy import stats
 from scipy.integrate import trapezoid
 from synthetic_runs import GOLD, run_folder, write_status
 from tuned_study import BETA, RATE, level, write_grid_study, write_point, write_realistic_tuned_study
 
 from analysis import ReportError, efficiency_table, load_runs, tuned_comparison, write_report
 from analysis.figures import sensitivity_figure
-from analysis.statistics import t_interval
 from analysis.study import analyse
 from analysis.tuned import sentences_of
 from analysis.tuning import choose_points
@@ -115,7 +115,8 @@ def test_each_arm_is_judged_at_its_best_at_equal_settings_and_at_equal_kl_on_see
     assert (grpovi.point, grpovi.own.baseline) == ("grpovi@lr=0.2", "grpo@lr=0.1")
     own = [(0.6 + 0.02 * seed - 0.5 - 0.01 * seed) / 2 for seed in JUDGING]
     assert grpovi.own.paired.values == pytest.approx(own)
-    assert (grpovi.own.paired.t_low, grpovi.own.paired.t_high) == pytest.approx(t_interval(own))
+    half = stats.t.ppf(0.975, 2) * np.std(own, ddof=1) / 3**0.5
+    assert (grpovi.own.paired.low, grpovi.own.paired.high) == pytest.approx((np.mean(own) - half, np.mean(own) + half))
     assert grpovi.equal is not None and grpovi.equal.arm == "grpovi@lr=0.1"
     assert grpovi.equal.paired.point == pytest.approx((0.3 - 0.5) / 2)
     # GRPOVI's KL rises twice as fast, so at the largest KL of GRPO it is half-way up.

@@ -1,8 +1,10 @@
 import math
 import re
+import statistics
 from collections.abc import Mapping
 
 import pytest
+from scipy import stats
 from synthetic_runs import GOLD, frame, line, ramp
 
 from analysis.curves import curves_of
@@ -10,8 +12,8 @@ from analysis.efficiency import compare
 from analysis.reward_kl import at_equal_kl
 from analysis.selection import status_of, with_reasons
 from analysis.settings import Settings
-from analysis.statistics import Bootstrap
-from analysis.verdict import Verdict, verdict_of
+from analysis.statistics import power_of
+from analysis.verdict import Verdict, verdicts_of
 
 Seeds = Mapping[int, Mapping[int, float]]
 
@@ -20,10 +22,11 @@ def verdict(arm: Seeds, baseline: Seeds, names: tuple[str, str] = ("grpovi", "gr
     runs = frame({names[0]: arm, names[1]: baseline})
     settings = Settings("study", GOLD, "named", {names[0]: names[1]}, **changes)
     status = with_reasons(status_of(runs), runs, GOLD)
-    (comparison,) = [one for one in compare(runs, status, settings, Bootstrap()) if one.arm == names[0]]
+    (comparison,) = [one for one in compare(runs, status, settings) if one.arm == names[0]]
     kl = {name: curves_of(runs, GOLD).get(name, {}) for name in names}
-    equal = at_equal_kl(*names, comparison.paired_seeds, curves_of(runs, GOLD), kl, Bootstrap())
-    return verdict_of(comparison, equal)
+    equal = at_equal_kl(*names, comparison.paired_seeds, curves_of(runs, GOLD), kl)
+    (found,) = verdicts_of([(comparison, equal)])
+    return found
 
 
 def ramps(*ends: int) -> dict[int, dict[int, float]]:
@@ -33,7 +36,7 @@ def ramps(*ends: int) -> dict[int, dict[int, float]]:
 def test_the_question_names_both_arms_and_a_cost_that_was_not_logged_is_unknown():
     assert verdict(ramps(60, 80), ramps(30, 40)).question == "Is grpovi faster than grpo?"
     runs = frame({"grpo": ramps(60, 80)})
-    (alone,) = compare(runs, status_of(runs).assign(reason=None), Settings("study", GOLD, "named", {}), Bootstrap())
+    (alone,) = compare(runs, status_of(runs).assign(reason=None), Settings("study", GOLD, "named", {}))
     assert math.isnan(alone.run_tokens) and math.isnan(alone.run_seconds)
 
 
@@ -82,20 +85,40 @@ def test_a_difference_within_the_noise_is_no_difference():
     assert words.headline == "No difference between grpovi and grpo can be seen with 3 seeds."
     assert "no difference can be seen: the 95 % interval" in words.sentences[1]
     assert words.sentences[1].endswith("contains 0.")
-    assert any("seeds would be needed" in sentence for sentence in words.sentences)
+    assert any("of the size seen here that takes" in sentence for sentence in words.sentences)
 
 
 def test_three_seeds_on_one_side_are_not_enough_when_they_scatter():
     words = verdict(ramps(20, 50, 70), ramps(30, 80, 80))
     assert words.headline == "No difference between grpovi and grpo can be seen with 3 seeds."
     (area,) = [sentence for sentence in words.sentences if "over the run" in sentence]
-    assert "lies on one side of 0, but from 3 seeds it is too narrow to rely on, and the t interval" in area
+    assert area.endswith("contains 0.") and "no difference can be seen: the 95 % interval (" in area
+
+
+def test_an_interval_without_0_is_not_enough_where_two_differences_are_tested():
+    ours, theirs = (50, 62, 59, 52, 61), (58, 66, 68, 60, 60)
+    words, reference = verdict(ramps(*ours), ramps(*theirs)), stats.ttest_rel(theirs, ours)
+    assert 0.025 < reference.pvalue < 0.05
+    assert words.headline == "No difference between grpovi and grpo can be seen with 5 seeds."
+    (area,) = [sentence for sentence in words.sentences if "over the run" in sentence]
+    assert "lies on one side of 0, but this report tests 2 differences, and corrected for that (Holm) p is" in area
+
+
+def test_what_the_seeds_could_have_seen_is_said_with_what_the_difference_takes():
+    words = verdict(ramps(40, 70, 50), ramps(60, 80, 80))
+    differences = [(b - a) / 200 for a, b in ((40, 60), (70, 80), (50, 80))]
+    spread = statistics.stdev(differences)
+    (sentence,) = [sentence for sentence in words.sentences if "four times in five" in sentence]
+    (seen,), (needed,) = re.findall(r"of ([\d.]+) four", sentence), re.findall(r"takes about ([\d,]+) seeds", sentence)
+    assert power_of(float(seen) / spread, 3, 0.025) == pytest.approx(0.8, abs=0.01)
+    n, effect = int(needed), statistics.mean(differences) / spread
+    assert power_of(effect, n - 1, 0.025) < 0.8 <= power_of(effect, n, 0.025)
 
 
 def test_identical_arms_show_no_difference():
     words = verdict(ramps(40, 50, 60), ramps(40, 50, 60))
     assert words.headline == "No difference between grpovi and grpo can be seen with 3 seeds."
-    assert not any("would be needed" in sentence for sentence in words.sentences)
+    assert not any("that takes" in sentence for sentence in words.sentences)
 
 
 def test_a_target_missed_by_some_seeds_is_counted_and_bounded():

@@ -145,7 +145,7 @@ def results_of(results, of_method):
     ("shift", "lower_is_better", "expected"),
     [(1.0, False, "better"), (1.0, True, "worse"), (-1.0, True, "better"), (-1.0, False, "worse"), (0.0, True, None)],
 )
-def test_verdicts_are_of_paired_differences_with_both_intervals(results, shift, lower_is_better, expected):
+def test_verdicts_are_of_paired_differences_with_students_interval(results, shift, lower_is_better, expected):
     rng = np.random.default_rng(0)
     base = 100.0 * rng.standard_normal(12)  # unpaired, nothing could be seen
     noise = rng.standard_normal(12)
@@ -155,7 +155,7 @@ def test_verdicts_are_of_paired_differences_with_both_intervals(results, shift, 
     found = measured.difference(cell, cell._replace(method="random"))
     assert found.point == pytest.approx(shift)
     independent = stats.ttest_1samp(shift + 0.5 * noise, 0.0).confidence_interval(0.95)
-    assert (found.t_low, found.t_high) == pytest.approx(independent)
+    assert (found.low, found.high) == pytest.approx(independent)
     assert results.verdict(found, lower_is_better=lower_is_better) == (expected or "no difference")
 
 

@@ -1,0 +1,155 @@
+"""Simulate studies and count how often their reports are right: python benchmarks/calibration.py; see README.md."""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from calibration_curves import ARM, BASELINE, Noise, estimate_noise, simulate
+from calibration_results import STUDY_COLUMNS, calibration_figure, coverage_table, print_tables, said_table
+from command import InputError, run_command
+from reporting import consoles, machine, output_path, print_table, save_picture, write_table
+
+from analysis.curves import curves_of
+from analysis.efficiency import compare, target_of
+from analysis.errors import ReportError
+from analysis.loading import load_study
+from analysis.selection import included, status_of, with_reasons
+from analysis.settings import GOLD_MEAN, Settings
+from analysis.speedup import speedup_of
+from analysis.verdict import verdicts_of
+
+RECORDED = Noise(
+    start=0.26,
+    start_sd=0.008,
+    rise=0.205,
+    rise_shared_sd=0.008,
+    rise_own_sd=0.010,
+    rise_steps=12.5,
+    log_steps_shared_sd=0.18,
+    log_steps_own_sd=0.24,
+    evaluation_sd=0.006,
+)
+"""Chosen so that `spreads` of simulated runs come near those of the 20 recorded runs, `RECORDED_SPREADS`."""
+RECORDED_SPREADS = {"log steps": 0.327, "log ratio of steps": 0.40, "final": 0.0169, "difference in area": 0.0176}
+"""Standard deviations over seeds, pooled over the arms of quickstart (4 seeds) and advantage-scaling (3 seeds)."""
+STEPS = np.arange(0.0, 61.0, 10.0)
+"""When the quickstart evaluates."""
+
+SPEEDUPS = (1.0, 1.25, 1.5, 2.0)
+SEEDS = (3, 5, 10, 20)
+ENDLESS = 5_000
+"""Seeds of the study that stands for endlessly many: what it finds is what intervals should contain."""
+SETTINGS = Settings("simulated", GOLD_MEAN, "simulated")
+CLAIMS = {"Mixed": "mixed", "faster": "faster", "slower": "slower", "higher": "higher", "lower": "lower"}
+
+
+def spreads(noise: Noise, n_seeds: int = 1_000) -> dict[str, float]:
+    """Return the standard deviations of `RECORDED_SPREADS`, of simulated runs that reach the target."""
+    curves = simulate(noise, STEPS, n_seeds, 1.0, np.random.default_rng(0)).curves()
+    target = target_of(list(curves[BASELINE].values()), SETTINGS).value
+    steps, finals, areas = (
+        np.array([[measure(curve) for curve in of.values()] for of in curves.values()])
+        for measure in (
+            lambda curve: curve.first_crossing(target),
+            lambda curve: curve.final,
+            lambda curve: curve.mean_over(STEPS[0], STEPS[-1]),
+        )
+    )
+    logs = np.log(steps[:, np.isfinite(steps).all(axis=0)])
+    found = (logs.std(axis=1).mean(), (logs[0] - logs[1]).std(), finals.std(axis=1).mean(), (areas[0] - areas[1]).std())
+    return dict(zip(RECORDED_SPREADS, map(float, found), strict=True))
+
+
+def endless_study(noise: Noise, speedup: float) -> dict[str, float]:
+    """Return what endlessly many seeds would show, as the report measures it: quantity -> its mean."""
+    study = simulate(noise, STEPS, ENDLESS, speedup, np.random.default_rng(round(100 * speedup)))
+    curves = study.curves()
+    target = target_of(list(curves[BASELINE].values()), SETTINGS).value
+    pairs = [(curves[ARM][seed], curves[BASELINE][seed]) for seed in curves[ARM]]
+    areas = np.array([[curve.mean_over(STEPS[0], STEPS[-1]) for curve in pair] for pair in pairs])
+    ratio = speedup_of(pairs, target).restricted.point
+    return {"steps": math.log(ratio), "area": float((areas[:, 0] - areas[:, 1]).mean())}
+
+
+def studies(noise: Noise, speedup: float, n_studies: int, seed: int) -> list[dict[str, object]]:
+    """Return the table of studies of one speed-up."""
+    truth = endless_study(noise, speedup)
+    return [row for n_seeds in SEEDS for row in _cell(noise, speedup, n_seeds, n_studies, seed, truth)]
+
+
+def _cell(
+    noise: Noise, speedup: float, n_seeds: int, n_studies: int, seed: int, truth: Mapping[str, float]
+) -> Iterator[dict[str, object]]:
+    """Yield two rows of the table of studies for each simulated study, as a report on it alone judges it."""
+    # All studies in one table, as arms of their own: the same numbers, in a third of the time.
+    runs = pd.concat(
+        simulate(
+            noise, STEPS, n_seeds, speedup, np.random.default_rng([seed, number, n_seeds, round(100 * speedup)])
+        ).table(number)
+        for number in range(n_studies)
+    )
+    pairs = [(f"{ARM} {number}", f"{BASELINE} {number}") for number in range(n_studies)]
+    status = status_of(runs).assign(reason=None)
+    for number, found in enumerate(compare(runs, status, SETTINGS, pairs)):
+        (verdict,) = verdicts_of([(found, None)])
+        said = next((claim for word, claim in CLAIMS.items() if word in verdict.headline), "nothing")
+        missed = (found.speedup.arm_missed + found.speedup.baseline_missed) / (2 * n_seeds)
+        cell = {"speedup": speedup, "seeds": n_seeds, "study": number, "said": said, "missed": missed}
+        steps = found.speedup.restricted
+        for quantity, values, ends in (
+            ("steps", np.log(steps.values), np.log([steps.low, steps.high])),
+            ("area", found.paired.values, (found.paired.low, found.paired.high)),
+        ):
+            values = tuple(values) if len(values) else (math.nan,) * n_seeds
+            low, high = ends
+            yield {**cell, "quantity": quantity, "truth": truth[quantity], "values": values, "low": low, "high": high}
+
+
+def recorded_noise(folder: Path) -> Noise:
+    """Return the noise of the runs of a study on disk."""
+    runs, status = load_study(folder)
+    curves = curves_of(included(runs, with_reasons(status, runs, GOLD_MEAN)), GOLD_MEAN)
+    if len(curves) < 2 or len(set.intersection(*(set(of) for of in curves.values()))) < 2:
+        raise InputError(f"{folder}: expected two arms with two seeds in common that logged {GOLD_MEAN}")
+    return estimate_noise(curves)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Simulate, print, write."""
+    out, progress = consoles()
+    noise = RECORDED if arguments.noise_of is None else recorded_noise(arguments.noise_of)
+    out.print(machine(1), *(f"{name}: {value:.4g}" for name, value in asdict(noise).items()), sep="\n")
+    compared = [[name, f"{RECORDED_SPREADS[name]:.3g}", f"{found:.3g}"] for name, found in spreads(noise).items()]
+    print_table(out, "Standard deviations over seeds", ["", "recorded", "simulated"], compared)
+    rows: list[dict[str, object]] = []
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        found = [pool.submit(studies, noise, speedup, arguments.studies, arguments.seed) for speedup in SPEEDUPS]
+        for speedup, future in zip(SPEEDUPS, found, strict=True):
+            rows += future.result()
+            progress.print(f"speed-up {speedup:g}: done")
+    table = pd.DataFrame(rows, columns=STUDY_COLUMNS)
+    coverage, said = coverage_table(table), said_table(table)
+    print_tables(out, coverage, said)
+    path = output_path("calibration")
+    out.print(write_table(coverage.merge(said, on=["speedup", "seeds"]), path))
+    out.print(save_picture(calibration_figure(coverage, said), path))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse arguments and run; return the exit status."""
+    parser = argparse.ArgumentParser(prog="calibration.py", description=__doc__)
+    parser.add_argument("--studies", type=int, default=500, help="simulated studies a cell (500)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (0)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (1); at most one a speed-up")
+    parser.add_argument("--noise-of", type=Path, help="a study whose runs give the noise, instead of the recorded one")
+    return run_command(parser, run, argv, least={"studies": 2, "seed": 0, "jobs": 1}, refused=(ReportError,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
