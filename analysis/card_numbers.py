@@ -117,7 +117,12 @@ def study_part(folder: Path) -> StudyPart | None:
     verdicts = tuple(verdict for verdict in found.verdicts if arm in (verdict.arm, verdict.baseline))
     compared = {arm, *(name for verdict in verdicts for name in (verdict.arm, verdict.baseline))}
     counts = tuple((each.arm, len(each.seeds)) for each in found.comparisons if each.arm in compared)
-    mine = rows_where(found.status, found.status["run"] == place.relative_to(root).as_posix())
-    (reason,) = mine["reason"]
+    run = place.relative_to(root).as_posix()
+    mine = rows_where(found.status, found.status["run"] == run)
+    if len(mine):
+        (reason,) = mine["reason"]
+    else:
+        (reason,) = rows_where(found.tuning, found.tuning["run"] == run)["reason"]
+        reason = reason or "it was run to choose a point, and judges nothing"
     settings = found.settings
     return StudyPart(settings.name, settings.metric, arm, seed, public(reason), counts, verdicts)

@@ -13,6 +13,7 @@ from synthetic_runs import GOLD, run_folder, write_status
 from tuned_study import BETA, RATE, level, write_grid_study, write_point, write_realistic_tuned_study
 
 from analysis import ReportError, efficiency_table, load_runs, tuned_comparison, write_report
+from analysis.card_numbers import study_part
 from analysis.figures import sensitivity_figure
 from analysis.study import analyse
 from analysis.tuned import sentences_of
@@ -199,6 +200,13 @@ def test_before_a_choice_all_points_are_compared_on_the_tuning_seeds_and_the_rep
     assert not (root / "report" / "tuned.csv").exists() and '<section id="grids">' in page
     with pytest.raises(ReportError, match=r"No point has been chosen yet.* `grpovi compare` goes on"):
         tuned_comparison(root)
+
+
+def test_the_card_of_a_run_that_only_tuned_says_that_it_judges_nothing(small: Path):
+    part = study_part(run_folder(small, "grpo@lr=0.2", 8))
+    assert part is not None and "it was run to choose a point, and judges nothing" in vars(part).values()
+    judged = study_part(run_folder(small, "grpovi@lr=0.2", 1))
+    assert judged is not None and len(judged.verdicts) == 1
 
 
 def test_a_choice_of_another_grid_is_not_taken(small: Path):
