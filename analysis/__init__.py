@@ -6,16 +6,19 @@ Opens runs on a machine without torch: of the training package it imports `metri
 from analysis.efficiency import efficiency_table
 from analysis.errors import ReportError
 from analysis.loading import load_runs, load_status
+from analysis.power import Power, print_power
 from analysis.report import write_report
 from analysis.terminal import print_report, terminal_table
 from analysis.tuned import TunedComparison, tuned_comparison
 
 __all__ = [
+    "Power",
     "ReportError",
     "TunedComparison",
     "efficiency_table",
     "load_runs",
     "load_status",
+    "print_power",
     "print_report",
     "terminal_table",
     "tuned_comparison",

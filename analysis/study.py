@@ -30,7 +30,8 @@ class Analysis:
         status: One row a run, with the `reason` where it does not count.
         curves: The compared metric: arm -> seed -> curve.
         comparisons: One an arm, in order.
-        verdicts: One an arm that has a baseline, in order; then those of the contrasts.
+        paired: The comparisons that have a verdict.
+        verdicts: One each of `paired`: of the arms that have a baseline, in order; then of the contrasts.
         equal_kl: The comparisons at equal KL, in the order of the verdicts, where there are any.
         pair_accuracy: Of the reward model, where the settings name its run.
         online: One an arm, in order, where a reward model learned during training; else empty.
@@ -46,6 +47,7 @@ class Analysis:
     status: pd.DataFrame
     curves: Mapping[str, Mapping[int, Curve]]
     comparisons: list[Comparison]
+    paired: list[Comparison]
     verdicts: list[Verdict]
     equal_kl: list[EqualKL]
     pair_accuracy: PairAccuracy | None
@@ -99,6 +101,7 @@ def analyse(
         status=status,
         curves=curves,
         comparisons=comparisons,
+        paired=paired,
         verdicts=verdicts_of([(each, equal_kl[each.arm, each.baseline]) for each in paired]),
         equal_kl=[equal for equal in equal_kl.values() if equal is not None],
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),

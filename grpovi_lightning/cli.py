@@ -1,4 +1,4 @@
-"""The command `grpovi`: fit, validate, test, task, compare, report, sample, teach, relabel, adjust, push."""
+"""The command `grpovi`: fit, validate, test, task, compare, report, power, sample, teach, relabel, adjust, push."""
 
 import argparse
 import logging
@@ -17,6 +17,8 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   task     write the embedded task: grpovi task --output DIR [--seed N ...]
   compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR] [--dry-run]
   report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM]
+  power    say how many seeds a difference takes, from a study or a pilot:
+                               grpovi power DIR [--metric NAME] [--baseline ARM]
   sample   sample completions of a policy and score them, without training:
                                grpovi sample --config A.yaml --output DIR [--preferences REWARD]
   teach    measure which reward will teach a policy fastest, and what GRPOVI can add: the arguments are those of sample
@@ -50,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "task": _task,
         "compare": _compare,
         "report": _report,
+        "power": _power,
         "sample": partial(_sample, "sample"),
         "teach": partial(_sample, "teach"),
         "relabel": _relabel,
@@ -224,6 +227,26 @@ def _report(arguments: list[str]) -> int:
     if not analysis.logged:
         run, reason = analysis.status.iloc[0][["run", "reason"]]
         return _refuse(f"{given.folder}: nothing to compare, because no run has scalars; {run}: {reason}")
+    return 0
+
+
+def _power(arguments: list[str]) -> int:
+    from analysis import ReportError, print_power
+    from grpovi_lightning.errors import UserError
+
+    parser = _Parser(
+        prog="grpovi power",
+        description="How many seeds a difference of a given size takes, and what the seeds of a study, or of a pilot, "
+        "could have seen.",
+    )
+    parser.add_argument("folder", type=Path, help="a study's folder, or a folder of runs")
+    parser.add_argument("--metric", default=None, help="the held-out scalar that is compared")
+    parser.add_argument("--baseline", default=None, help="the arm the others are compared with")
+    given = parser.parse_args(arguments)
+    try:
+        print_power(given.folder, metric=given.metric, baseline=given.baseline)
+    except ReportError as error:
+        raise UserError(str(error)) from error
     return 0
 
 
