@@ -7,7 +7,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 _USAGE = """usage: grpovi COMMAND [arguments]
 
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         "test": partial(_run, "test"),
         "task": _task,
         "compare": _compare,
-        "report": _report,
-        "power": _power,
+        "report": partial(_report, "report"),
+        "power": partial(_report, "power"),
         "sample": partial(_sample, "sample"),
         "teach": partial(_sample, "teach"),
         "relabel": _relabel,
@@ -184,9 +184,11 @@ def _relabel(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
+    from grpovi_lightning.one_line_parser import OneLineParser
+    from grpovi_lightning.report_commands import choose, print_report_of
     from grpovi_lightning.study import Services, compare, dry_run
 
-    parser = _Parser(prog="grpovi compare", description="Runs the arms of a study for every seed, then reports.")
+    parser = OneLineParser(prog="grpovi compare", description="Runs the arms of a study for every seed, then reports.")
     parser.add_argument("study", type=Path, help="the study's YAML file")
     parser.add_argument("--seeds", type=_seeds, default=None, help="seeds instead of the study's, such as 1,2,3")
     parser.add_argument("--jobs", type=int, default=None, help="runs at a time; default: one for each core")
@@ -197,7 +199,7 @@ def _compare(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     # Each point is built once to be checked; that its seed was set says nothing.
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    services = Services(preflight=check_command, settings=setting_names, choose=_choose, report=_print_report)
+    services = Services(preflight=check_command, settings=setting_names, choose=choose, report=print_report_of)
     settings = {"seeds": given.seeds, "jobs": given.jobs, "output": given.output}
     if given.dry_run:
         print("\n".join(dry_run(given.study, services, **settings)))
@@ -205,53 +207,24 @@ def _compare(arguments: list[str]) -> int:
     return compare(given.study, services, **settings)
 
 
-def _choose(folder: Path) -> Any:
-    """Choose the best point of each arm of a study by its tuning runs; return the `Choice`."""
-    from analysis import ReportError
-    from analysis.tuning import choose_points
-    from grpovi_lightning.errors import UserError
+def _report(command: Literal["report", "power"], arguments: list[str]) -> int:
+    from grpovi_lightning import report_commands
 
-    try:
-        return choose_points(folder)
-    except ReportError as error:
-        raise UserError(str(error)) from error
-
-
-def _report(arguments: list[str]) -> int:
-    parser = _Parser(prog="grpovi report", description="Tables and pictures of a study or of any folder of runs.")
-    parser.add_argument("folder", type=Path, help="a study's folder, or a folder of runs")
-    parser.add_argument("--metric", default=None, help="the held-out scalar that is compared")
-    parser.add_argument("--baseline", default=None, help="the arm the others are compared with")
-    given = parser.parse_args(arguments)
-    analysis = _print_report(given.folder, metric=given.metric, baseline=given.baseline)
-    if not analysis.logged:
-        run, reason = analysis.status.iloc[0][["run", "reason"]]
-        return _refuse(f"{given.folder}: nothing to compare, because no run has scalars; {run}: {reason}")
+    {"report": report_commands.report, "power": report_commands.power}[command](arguments)
     return 0
 
 
-def _power(arguments: list[str]) -> int:
-    from analysis import ReportError, print_power
-    from grpovi_lightning.errors import UserError
+def _push(arguments: list[str]) -> int:
+    from grpovi_lightning.publishing_command import push
 
-    parser = _Parser(
-        prog="grpovi power",
-        description="How many seeds a difference of a given size takes, and what the seeds of a study, or of a pilot, "
-        "could have seen.",
-    )
-    parser.add_argument("folder", type=Path, help="a study's folder, or a folder of runs")
-    parser.add_argument("--metric", default=None, help="the held-out scalar that is compared")
-    parser.add_argument("--baseline", default=None, help="the arm the others are compared with")
-    given = parser.parse_args(arguments)
-    try:
-        print_power(given.folder, metric=given.metric, baseline=given.baseline)
-    except ReportError as error:
-        raise UserError(str(error)) from error
+    push(arguments)
     return 0
 
 
 def _adjust(arguments: list[str]) -> int:
-    parser = _Parser(
+    from grpovi_lightning.one_line_parser import OneLineParser
+
+    parser = OneLineParser(
         prog="grpovi adjust",
         description="Increases the reward variance of each group of a table as GRPOVI does, without training. The "
         "table with a further column `adjusted` goes to standard output as CSV, or to a file; a summary goes to "
@@ -284,80 +257,6 @@ def _adjust(arguments: list[str]) -> int:
     status = deliver(content, given.output)
     print(summary, file=sys.stderr)
     return status
-
-
-def _push(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="grpovi push",
-        description="Publishes what a run trained on the Hugging Face hub, with a model card (README.md) that names "
-        "method, base model, data, rewards, settings and results. The card is written into the pushed folder, too.",
-    )
-    parser.add_argument("run", type=Path, help="the folder of a run, alone or in a study")
-    parser.add_argument("repo", help="the repository, user/name; it is made where there is none")
-    parser.add_argument(
-        "--what",
-        choices=["model", "adapter"],
-        default="model",
-        help="model (default): the whole model, adapters merged in; adapter: the adapters alone",
-    )
-    parser.add_argument("--private", action="store_true", help="the repository has to be private")
-    parser.add_argument("--revision", default=None, help="a branch, made where there is none; default: the main one")
-    parser.add_argument("--card_only", action="store_true", help="write the card, without the hub")
-    given = parser.parse_args(arguments)
-    from grpovi_lightning import publishing
-    from grpovi_lightning.errors import UserError
-
-    if given.card_only and given.private:
-        raise UserError("--private has no effect with --card_only, which makes no repository; leave one of them out")
-    target = publishing.Target(given.repo, given.revision, given.private)
-    folder = publishing.trained_folder(given.run, given.what)
-    if not given.card_only:
-        publishing.check_connection()
-    card = publishing.signed(_card(given.run, given.what, given.repo, given.revision))
-    if given.card_only:
-        publishing.write_card(folder, card)
-        print(f"card: {folder / publishing.CARD_FILE}")
-        return 0
-    place, changed = publishing.push(folder, card, target)
-    for name in changed:
-        print(f"push: {name} is without the folders of this machine there")
-    print(f"push: {place}")
-    return 0
-
-
-def _card(run: Path, *settings: Any) -> str:
-    from analysis import ReportError
-    from analysis.card import model_card
-    from grpovi_lightning.errors import UserError
-
-    try:
-        return model_card(run, *settings)
-    except ReportError as error:
-        raise UserError(str(error)) from error
-
-
-def _print_report(folder: Path, **settings: Any) -> Any:
-    """Analyse a folder of runs, print its table and write its report; return the `Analysis`."""
-    from analysis import ReportError, print_report
-    from grpovi_lightning.errors import UserError
-    from grpovi_lightning.paths import check_output
-    from grpovi_lightning.run_record.layout import REPORT_FOLDER
-
-    if folder.is_dir():
-        check_output(folder / REPORT_FOLDER, "report")
-    try:
-        return print_report(folder, **settings)
-    except ReportError as error:
-        raise UserError(str(error)) from error
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        from grpovi_lightning.errors import UserError
-
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _seeds(text: str) -> list[int]:

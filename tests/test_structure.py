@@ -30,6 +30,13 @@ def test_no_module_imports_itself_by_way_of_others():
     )
 
 
+def test_no_file_has_more_lines_than_a_reader_takes_in():
+    files = [file for package in ("grpovi_lightning", "analysis") for file in (ROOT / package).rglob("*.py")]
+    lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
+    assert len(files) > 100
+    assert {name: count for name, count in lines.items() if count > 300} == {}
+
+
 PUBLIC = {
     "analysis": ["TunedComparison", "efficiency_table", "load_runs", "tuned_comparison"],
     "grpovi_lightning.adjustment": ["IdentityAdjustment", "VarianceIncrease", "increase_variance"],
