@@ -74,7 +74,7 @@ def terminal_report(analysis: Analysis) -> Group:
 def terminal_table(comparisons: list[Comparison]) -> Table:
     """Return the efficiency table with an interval under every number; readable in 100 columns."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    table.add_column("arm\nagainst", overflow="fold", min_width=12)
+    table.add_column("arm\nagainst", overflow="fold", min_width=10)
     table.add_column("reached\nof seeds", justify="right")
     for heading in ("steps to\ntarget", "speedup", "final", "area: paired\ndifference"):
         table.add_column(heading, justify="right", min_width=10)  # of the widest number, which is not to be cut

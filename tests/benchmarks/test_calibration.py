@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.integrate import trapezoid
 
 STEPS = np.arange(0.0, 61.0, 10.0)
 
@@ -104,7 +105,7 @@ def test_the_same_seed_gives_the_same_studies_and_the_truth_is_that_of_endless_s
     baseline, arm = (0.2 * -np.expm1(-STEPS / rise_steps) for rise_steps in (15.0, 7.5))
     goal = 0.9 * baseline[-3:].mean()  # of the last three evaluations; linear between evaluations
     steps = math.log(np.interp(goal, baseline, STEPS) / np.interp(goal, arm, STEPS))
-    area = (np.trapezoid(arm, STEPS) - np.trapezoid(baseline, STEPS)) / 60
+    area = (trapezoid(arm, STEPS) - trapezoid(baseline, STEPS)) / 60
     assert small.endless_study(quiet, 2.0) == pytest.approx({"steps": steps, "area": area})
 
 
