@@ -318,6 +318,7 @@ def test_the_command_needs_no_torch_and_goes_where_the_environment_says(run, hub
         "assert not {'torch', 'transformers', 'lightning'} & set(sys.modules)\nsys.exit(status)"
     )
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    environment["HF_HUB_OFFLINE"] = "0"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in hub.repositories[REPO].branches["main"]

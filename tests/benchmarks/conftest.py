@@ -17,11 +17,13 @@ ROOT = Path(__file__).parents[2]
 def scripts():
     """Import a script by its name; what importing and running them changes is put back."""
     threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
-    level = logger.level
+    level, environment = logger.level, dict(os.environ)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         patch.syspath_prepend(str(ROOT))  # tests/analysis must not stand in for the package
         yield importlib.import_module
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(threads)
     logger.setLevel(level)
 
