@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
-from analysis.card_numbers import held_out, hub_results, study_part
+from analysis.card_numbers import HeldOutRow, held_out, hub_results, study_part
 from analysis.errors import ReportError
 from analysis.markdown import code, plain
 from analysis.run_config import DEFAULTS, RunConfig, class_name, described
@@ -60,18 +60,6 @@ def model_card(run: str | Path, trained: Trained, repo: str, revision: str | Non
     task, auto_class = _task(folder)
     name = repo.rpartition("/")[2]
     is_adapter = trained == ADAPTER_FOLDER
-    # The class of the card makes a model index only where there is a result.
-    results = hub_results(rows, config, task) or None
-    data = ModelCardData(
-        base_model=config.hub_base,
-        base_model_relation=(ADAPTER_FOLDER if is_adapter else "finetune") if config.hub_base else None,
-        datasets=sorted({table.hub_name for table in config.tables() if table.hub_name}) or None,
-        eval_results=results,
-        library_name="peft" if is_adapter else "transformers",
-        model_name=name if results else None,
-        pipeline_tag=task,
-        tags=["grpovi-lightning", tag, *(["lora"] if is_adapter else [])],
-    )
     page = _page(
         name=name,
         method=method,
@@ -95,7 +83,25 @@ def model_card(run: str | Path, trained: Trained, repo: str, revision: str | Non
         load=_load(config, is_adapter, auto_class, repo, revision),
         versions=_versions(folder, record, config),
     )
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{page}"))
+    metadata = _metadata(config, rows, task, name, is_adapter=is_adapter, tag=tag)
+    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{page}"))
+
+
+def _metadata(
+    config: RunConfig, rows: list[HeldOutRow], task: str | None, name: str, *, is_adapter: bool, tag: str
+) -> ModelCardData:
+    # The class of the card makes a model index only where there is a result.
+    results = hub_results(rows, config, task) or None
+    return ModelCardData(
+        base_model=config.hub_base,
+        base_model_relation=(ADAPTER_FOLDER if is_adapter else "finetune") if config.hub_base else None,
+        datasets=sorted({table.hub_name for table in config.tables() if table.hub_name}) or None,
+        eval_results=results,
+        library_name="peft" if is_adapter else "transformers",
+        model_name=name if results else None,
+        pipeline_tag=task,
+        tags=["grpovi-lightning", tag, *(["lora"] if is_adapter else [])],
+    )
 
 
 def _method(config: RunConfig) -> tuple[str, str]:

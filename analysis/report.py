@@ -171,30 +171,11 @@ def draw_online(analysis: Analysis) -> list[Picture]:
 
 def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
     """Return the page. The template escapes every text that comes from outside."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {
-        "number": wording.number,
-        "signed": lambda value: wording.number(value, signed=True),
-        "interval": lambda value: wording.interval(value.low, value.high),
-        "signed_interval": lambda value: wording.interval(value.low, value.high, signed=True),
-        "whole": lambda value: wording.MISSING if value is None or value is pd.NA else str(value),
-        "amount": wording.amount,
-        "breakable": breakable,
-        "change": wording.change,
-        "percent": wording.percent,
-        "reached": lambda row: wording.reached(row.n_reached, len(row.seeds), row.target.value),
-    }
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
     adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all").dropna(axis="index", how="all")
     class_names = {arm: name.split(".")[-1] for arm, name in adjustments_of(analysis).items()}
-    return templates.get_template(TEMPLATE).render(
+    return _template().render(
         analysis=analysis,
         settings=analysis.settings,
         pictures=pictures,
@@ -231,6 +212,29 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         n_tested=analysis.n_tested,
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
     )
+
+
+def _template() -> jinja2.Template:
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "number": wording.number,
+        "signed": lambda value: wording.number(value, signed=True),
+        "interval": lambda value: wording.interval(value.low, value.high),
+        "signed_interval": lambda value: wording.interval(value.low, value.high, signed=True),
+        "whole": lambda value: wording.MISSING if value is None or value is pd.NA else str(value),
+        "amount": wording.amount,
+        "breakable": breakable,
+        "change": wording.change,
+        "percent": wording.percent,
+        "reached": lambda row: wording.reached(row.n_reached, len(row.seeds), row.target.value),
+    }
+    return templates.get_template(TEMPLATE)
 
 
 def breakable(name: str) -> Markup:

@@ -117,13 +117,9 @@ def setting_names(arguments: list[str]) -> list[str]:
 
 
 def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
-    _quiet()
-    from grpovi_lightning.allocator import keep_large_blocks
-    from grpovi_lightning.notes import show_notes
+    _prepare_to_compute()
     from grpovi_lightning.run import RunCLI
 
-    keep_large_blocks()
-    show_notes()
     RunCLI(arguments, training=command == "fit").execute(command)
     return 0
 
@@ -152,13 +148,9 @@ def _task(arguments: list[str]) -> int:
 
 
 def _sample(command: Literal["sample", "teach"], arguments: list[str]) -> int:
-    _quiet()
-    from grpovi_lightning.allocator import keep_large_blocks
-    from grpovi_lightning.notes import show_notes
+    _prepare_to_compute()
     from grpovi_lightning.sampling_command import run
 
-    keep_large_blocks()
-    show_notes()
     folder, measured = run(command, arguments)
     if measured is not None:
         from analysis.teaching import print_teaching
@@ -169,11 +161,9 @@ def _sample(command: Literal["sample", "teach"], arguments: list[str]) -> int:
 
 
 def _relabel(arguments: list[str]) -> int:
-    _quiet()
-    from grpovi_lightning.notes import show_notes
+    _prepare_to_compute()
     from grpovi_lightning.relabelling_command import run
 
-    show_notes()
     folder, counts = run(arguments)
     print(
         f"relabel: {counts['rows']} rows, {counts['swapped']} swapped; left out: {counts['ties']} ties, "
@@ -208,9 +198,9 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _report(command: Literal["report", "power"], arguments: list[str]) -> int:
-    from grpovi_lightning import report_commands
+    from grpovi_lightning.report_commands import power, report
 
-    {"report": report_commands.report, "power": report_commands.power}[command](arguments)
+    (report if command == "report" else power)(arguments)
     return 0
 
 
@@ -269,6 +259,15 @@ def _seeds(text: str) -> list[int]:
 def _refuse(message: str, status: int = 2) -> int:
     print(f"grpovi: error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _prepare_to_compute() -> None:
+    _quiet()
+    from grpovi_lightning.allocator import keep_large_blocks
+    from grpovi_lightning.notes import show_notes
+
+    keep_large_blocks()
+    show_notes()
 
 
 def _quiet() -> None:
