@@ -27,12 +27,11 @@ from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rewards.sequences import text_rows
-from grpovi_lightning.run_record.layout import replace_file
+from grpovi_lightning.run_record.layout import PREFERENCES_FILE, replace_file
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.table_in_parts import table_in_parts
 
 SCORES_FILE = "scores.parquet"
-PREFERENCES_FILE = "preferences.jsonl"
 _FOR_TEMPLATE = ("tools", "chat_template_kwargs")
 
 

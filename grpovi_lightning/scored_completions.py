@@ -25,12 +25,11 @@ from grpovi_lightning.ops import masked_sum
 from grpovi_lightning.randomness import step_indices
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
-from grpovi_lightning.run_record.layout import replace_file
+from grpovi_lightning.run_record.layout import PREFERENCES_FILE, replace_file
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.table_in_parts import table_in_parts
 
 COMPLETIONS_FILE = "completions.parquet"
-PREFERENCES_FILE = "preferences.jsonl"
 REWARD = "reward/"
 """What the columns of rewards begin with."""
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from grpovi_lightning.cli import main
 from grpovi_lightning.data import PreferenceDataModule
-from grpovi_lightning.relabelling import PREFERENCES_FILE, SCORES_FILE
+from grpovi_lightning.relabelling import SCORES_FILE
+from grpovi_lightning.run_record.layout import PREFERENCES_FILE
 
 REWARDS = """
 def letters(prompts, completions, level, **columns):

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.teaching import teaching_table
 from grpovi_lightning.cli import main
-from grpovi_lightning.scored_completions import COMPLETIONS_FILE, PREFERENCES_FILE
+from grpovi_lightning.run_record.layout import PREFERENCES_FILE
+from grpovi_lightning.scored_completions import COMPLETIONS_FILE
 from grpovi_lightning.teaching import PROMPTS_FILE, measure
 
 REWARDS = """

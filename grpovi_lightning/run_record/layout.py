@@ -9,6 +9,7 @@ from typing import Any
 
 STATUS_FILE = "status.json"
 STUDY_FILE = "study.yaml"
+PREFERENCES_FILE = "preferences.jsonl"
 CONFIG_FILE = "config.yaml"
 CHOICE_FILE = "choice.json"
 LOG_FILE = "process.log"
