@@ -11,8 +11,7 @@ from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import one_line
 from grpovi_lightning.paths import check_output, expanded
 from grpovi_lightning.run import find_user_code, user_error
-
-SETTINGS_FILE = "config.yaml"
+from grpovi_lightning.run_record.layout import CONFIG_FILE, replace_file
 
 
 def folder_parser(command: str) -> ArgumentParser:
@@ -48,12 +47,11 @@ def build_described(parser: ArgumentParser, arguments: list[str]) -> tuple[Names
 def check_folder(folder: Path, settings: str) -> None:
     """Raise `UserError` for a folder that cannot be written to, or that was filled with other settings."""
     check_output(folder, "output")
-    file = folder / SETTINGS_FILE
+    file = folder / CONFIG_FILE
     if file.exists() and file.read_text(encoding="utf-8") != settings:
         raise UserError(f"output {folder}: holds what other settings made ({file}); choose another folder")
 
 
 def keep_settings(folder: Path, settings: str) -> None:
     """Write the settings into the folder, which is made where it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS_FILE).write_text(settings, encoding="utf-8")
+    replace_file(folder / CONFIG_FILE, settings)

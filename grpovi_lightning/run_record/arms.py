@@ -104,12 +104,18 @@ def _equal_name(point: Point, other: str | None, points: Mapping[str, Sequence[P
     return next((equal.name for equal in points[other] if equal.agrees(shared)), None)
 
 
-def with_points(report: dict[str, Any], arms: Sequence[Arm[str]], where: str) -> dict[str, Any]:
-    """Return the settings with the points of arms in place of the arms: those of a contrast with equal values."""
-    points: dict[str, list[Point]] = {}
+def points_by_arm(arms: Sequence[Arm[Any]]) -> dict[str, dict[str, Point]]:
+    """Return arm of the study file -> name of each of its points -> the point."""
+    points: dict[str, dict[str, Point]] = {}
     for arm in arms:
         if arm.point is not None:
-            points.setdefault(arm.written, []).append(arm.point)
+            points.setdefault(arm.written, {})[arm.name] = arm.point
+    return points
+
+
+def with_points(report: dict[str, Any], arms: Sequence[Arm[str]], where: str) -> dict[str, Any]:
+    """Return the settings with the points of arms in place of the arms: those of a contrast with equal values."""
+    points = {name: list(of_arm.values()) for name, of_arm in points_by_arm(arms).items()}
     if not points or not report.get("contrasts"):
         return report
     contrasts = []

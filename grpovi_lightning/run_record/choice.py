@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from grpovi_lightning.run_record.arms import points_by_arm
 from grpovi_lightning.run_record.layout import CHOICE_FILE, SCHEMA, RecordError, check_schema, replace_file
 from grpovi_lightning.run_record.study import StudyRecord
-from grpovi_lightning.run_record.sweeps import Point
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose(study: StudyRecord[Any], metric: str, span: tuple[float, float], scor
         RecordError: an arm has no point that can be chosen.
     """
     chosen = {}
-    for arm, points in _points(study).items():
+    for arm, points in points_by_arm(study.arms).items():
         usable = [point for point in points if scores[point].problem is None]
         if not usable:
             first = next(iter(points))
@@ -75,7 +75,7 @@ def choose(study: StudyRecord[Any], metric: str, span: tuple[float, float], scor
 
 def judged(study: StudyRecord[Any], choice: Choice) -> list[Judged]:
     """Return what runs on the seeds that judge, an entry for each arm of the study file, in its order."""
-    points = _points(study)
+    points = points_by_arm(study.arms)
     found: dict[str, Judged] = {}
     for arm in study.arms:
         name, baseline, equal = arm.written, arm.written_baseline, None
@@ -109,11 +109,12 @@ def judged_arms(study: StudyRecord[Any], choice: Choice | None) -> list[str]:
 
 def outdated(study: StudyRecord[Any], choice: Choice) -> str | None:
     """Say why a choice is not that of the study, or None where it is."""
+    by_arm = points_by_arm(study.arms)
     points = [arm.name for arm in study.arms if arm.point is not None]
     if set(points) != set(choice.scores):
         return f"the grids have {len(points)} points now and had {len(choice.scores)}"
-    if set(choice.chosen) != set(_points(study)):
-        return f"it chooses for the arms {', '.join(choice.chosen) or 'none'}, expected {', '.join(_points(study))}"
+    if set(choice.chosen) != set(by_arm):
+        return f"it chooses for the arms {', '.join(choice.chosen) or 'none'}, expected {', '.join(by_arm)}"
     if set(study.tuning_seeds) != set(choice.tuning_seeds):
         return f"the tuning seeds are {list(study.tuning_seeds)} now and were {list(choice.tuning_seeds)}"
     if (metric := study.report.get("metric", choice.metric)) != choice.metric:
@@ -158,12 +159,3 @@ def read_choice(folder: Path) -> Choice | None:
     if not set(chosen.values()) <= set(scores):
         raise RecordError(f"{path} chooses a point that it has no score of; remove it to choose anew")
     return choice
-
-
-def _points(study: StudyRecord[Any]) -> dict[str, dict[str, Point]]:
-    """Return arm of the study file -> name of each of its points -> the point."""
-    points: dict[str, dict[str, Point]] = {}
-    for arm in study.arms:
-        if arm.point is not None:
-            points.setdefault(arm.written, {})[arm.name] = arm.point
-    return points
