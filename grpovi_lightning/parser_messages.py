@@ -35,6 +35,8 @@ def one_line(message: str) -> str:
     got = next((value[1] for line in lines if (value := _VALUE.match(line))), None)
     text = text if got is None else f"{text}; got {got}"
     text = text if len(text) <= 500 else text[:497] + "..."
+    if "arguments are required" in text:
+        return f"{text}; give them in a YAML file, with --config, or as arguments of their own"
     rejected = _REJECTED.search(text)
     return text if rejected is None else text + _hint(text[: rejected.start()], rejected)
 

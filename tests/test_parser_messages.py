@@ -1,12 +1,14 @@
 """Messages as the argument parser really gives them, and what is left of them."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
+from grpovi_lightning.cli import main
 from grpovi_lightning.parser_messages import one_line
 from grpovi_lightning.rewards import Reward
 
@@ -119,3 +121,10 @@ def test_a_rejected_key_of_an_unknown_class_points_to_the_list_of_keys():
     line = one_line("Problem with class_path 'nowhere.Nothing':\n- Option 'x' is not accepted")
     assert line.startswith("Problem with class_path 'nowhere.Nothing': Option 'x' is not accepted")
     assert line.endswith("; see --print_config for the keys there are")
+
+
+@pytest.mark.parametrize("command", ["fit", "sample", "teach", "relabel", "task"])
+def test_what_is_left_out_is_named_with_where_to_say_it(command, capsys):
+    assert main([command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search("the following arguments are required: .*; give them in a YAML file, with --config", line)
