@@ -29,6 +29,9 @@ class HeldOutEvaluation:
         samples: completions sampled for each prompt. `validation_batch_size` times as many are in memory at once.
         temperature: that they are sampled at; None: that of the training. Entropy and KL are at the same.
         greedy: whether the most probable completion of each prompt is scored as well, under `eval/greedy/`.
+        kl: whether the KL divergence to the initial policy is measured where no update needs that policy, as with
+            `beta: 0`. The initial policy is then kept in memory, a second copy of the weights unless adapters are
+            trained. Where an update needs it, KL is measured in any case.
         pass_at: each k for which pass@k is estimated, by each component of the reward and each of the metrics.
         pass_threshold: completions with at least this score pass.
         metrics: name -> a function with the signature of a reward function, its import path, or a `RewardFunction`;
@@ -38,6 +41,7 @@ class HeldOutEvaluation:
     samples: int = 1
     temperature: float | None = None
     greedy: bool = False
+    kl: bool = False
     pass_at: list[int] = field(default_factory=list)
     pass_threshold: float = 1.0
     metrics: dict[str, str | Callable[..., Any] | RewardFunction] = field(default_factory=dict)
@@ -89,7 +93,11 @@ class Evaluated(Protocol):
     policy: LanguageModel
 
     def sample(self, prompts: PromptBatch, group_size: int, step: int, engine: RolloutEngine | None) -> Rollout:
-        """Sample completions, with the reference's log-probabilities where they are needed."""
+        """Sample completions."""
+        ...
+
+    def with_reference(self, rollout: Rollout, temperature: float) -> Rollout:
+        """Add the reference's log-probabilities, where the module has a reference."""
         ...
 
     def score(self, rollout: Rollout) -> ScoredRollout:
@@ -132,6 +140,7 @@ class Evaluator:
         """Complete and score a batch of the held-out set at this place; return the sampled completions."""
         settings = self.settings
         rollout = module.sample(prompts, settings.samples, HELD_OUT_STEP, self.sampled)
+        rollout = module.with_reference(rollout, self.sampled.sampling.temperature)
         scored, metrics = self._scored(module, rollout)
         found = self._found[which, False]
         found.update(scored, metrics)

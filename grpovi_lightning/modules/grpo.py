@@ -71,7 +71,7 @@ class GRPOModule(FrozenLeftOut):
         optimizer: called with the policy's parameters.
         lr_scheduler: called with the optimizer; stepped once per update.
         counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
-            Default: the paper's weights where the run loads a reference policy, else uniform weights.
+            Default: the paper's weights where the updates need the reference policy, else uniform weights.
         evaluation: how the policy is evaluated on held-out prompts.
         seed: seeds the sampling; None: the run's `seed_everything`.
 
@@ -172,7 +172,7 @@ class GRPOModule(FrozenLeftOut):
         """
         if not hasattr(self, "policy"):
             self.policy = self.policy_source.load()
-            if self.needs_reference:
+            if self.needs_reference or self.held_out.settings.kl:
                 self.reference = self.policy_source.load_reference(self.policy)
             if self.compile_passes:
                 for model in (self.policy, self.reference):
@@ -211,17 +211,22 @@ class GRPOModule(FrozenLeftOut):
 
     def roll_out(self, prompts: PromptBatch) -> ScoredRollout:
         """Sample G completions for each of the prompts, and score them."""
-        return self.score(self.sample(prompts, self.group_size, int(self.n_steps)))
+        rollout = self.sample(prompts, self.group_size, int(self.n_steps))
+        if self.needs_reference:
+            rollout = self.with_reference(rollout, self.engine.sampling.temperature)
+        return self.score(rollout)
 
     def sample(self, prompts: PromptBatch, group_size: int, step: int, engine: RolloutEngine | None = None) -> Rollout:
-        """Sample completions of the current policy, with the reference's log-probabilities where they are needed."""
-        engine = engine or self.engine
-        rollout = engine.generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
+        """Sample completions of the current policy."""
+        return (engine or self.engine).generate(self.policy, prompts, group_size, resolve_seed(self.seed), step)
+
+    def with_reference(self, rollout: Rollout, temperature: float) -> Rollout:
+        """Add the log-probabilities of the reference policy, where there is one."""
         if self.reference is None:
             return rollout
         with phase(keys.STEP_TIME_REFERENCE):
-            logprobs = self.updater.logprobs(self.reference, rollout, engine.sampling.temperature)
-            return replace(rollout, ref_logprobs=logprobs)
+            logprobs = self.updater.logprobs(self.reference, rollout, temperature)
+        return replace(rollout, ref_logprobs=logprobs)
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Score completions by every component of the reward, and by their total."""

@@ -18,6 +18,7 @@ from grpovi_lightning.callbacks import throughput
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import PretrainedCausalLM
+from grpovi_lightning.modules.evaluation import HeldOutEvaluation
 from grpovi_lightning.randomness import HELD_OUT_STEP
 from grpovi_lightning.rewards import CompositeReward, RewardFunction, RewardModel
 from grpovi_lightning.rollout import RolloutEngine
@@ -62,6 +63,22 @@ class TestModels:
     def test_without_a_reference_no_kl_is_logged(self, policy_folder, tmp_path):
         train(grpo(policy_folder, loss=GRPOLoss()), tmp_path, 1, validate_every=1)
         assert {"kl", "eval/kl"}.isdisjoint(scalars(tmp_path))
+
+    def test_an_evaluation_measures_the_kl_that_no_update_needs_and_changes_no_update(self, policy_folder, tmp_path):
+        # A counterfactual of the paper's weights reads the reference while training, and changes no update either.
+        settings = {
+            "measured": {"evaluation": HeldOutEvaluation(kl=True)},
+            "unmeasured": {},
+            "read": {"counterfactual": VarianceIncrease()},
+        }
+        runs = {name: grpo(policy_folder, loss=GRPOLoss(), **more) for name, more in settings.items()}
+        for name, made in runs.items():
+            train(made, tmp_path / name, 2, validate_every=1)
+        measured, unmeasured, read = (scalars(tmp_path / name) for name in runs)
+        assert measured["eval/kl"] == read["eval/kl"] and measured["eval/kl"][2] > measured["eval/kl"][0] == 0.0
+        assert "kl" not in measured and "kl" in read and "eval/kl" not in unmeasured
+        assert measured["loss"] == unmeasured["loss"] == read["loss"]
+        assert identical(*(weights(runs[name]) for name in ("measured", "unmeasured")))
 
     def test_the_kl_of_the_first_step_is_0_and_grows_after_it(self, policy_folder, tmp_path):
         train(grpo(policy_folder), tmp_path, 3)
