@@ -39,8 +39,8 @@ def announce_diagnostics(module: L.LightningModule, needs_reference: bool) -> No
     """Tell the user where the diagnostics cannot use the paper's weights."""
     if not needs_reference:
         module.print(
-            "adjustment/*: no update needs the reference policy, so it does not score what is trained on, and what GRPOVI "
-            "would have done is logged for uniform weights; set model.counterfactual for the paper's weights"
+            "adjustment/*: no update needs the reference policy, so it does not score what is trained on, and what "
+            "GRPOVI would have done is logged for uniform weights; set model.counterfactual for the paper's weights"
         )
 
 
