@@ -14,7 +14,7 @@ from analysis.events import event_files, read_scalars
 from analysis.tables import groups, rows_where
 from grpovi_lightning import metric_keys
 from grpovi_lightning.run_record.layout import CONFIG_FILE, RecordError
-from grpovi_lightning.run_record.pairing import FirstRollouts, first_rollouts
+from grpovi_lightning.run_record.pairing import SeedCheck, by_seed
 from grpovi_lightning.run_record.status import RunRecord, require_status
 
 PAIR_ACCURACY = metric_keys.held_out(metric_keys.PAIR_ACCURACY)
@@ -124,12 +124,11 @@ def rises(runs: pd.DataFrame, metric: str) -> list[Rise]:
     ]
 
 
-def rollouts_by_seed(status: pd.DataFrame) -> list[FirstRollouts]:
-    """Compare the completions of step 0 over the runs of each seed; `status` as from `load_status`."""
+def recorded_by_seed(status: pd.DataFrame, what: str) -> list[SeedCheck]:
+    """Compare what the runs of each seed recorded, `first_rollout` or `held_out`; `status` as from `load_status`."""
     known = rows_where(status, status["seed"].notna())
-    return first_rollouts(
-        (int(seed), run, digest)
-        for seed, run, digest in zip(known["seed"], known["run"], known["first_rollout"], strict=True)
+    return by_seed(
+        (int(seed), run, digest) for seed, run, digest in zip(known["seed"], known["run"], known[what], strict=True)
     )
 
 

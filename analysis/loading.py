@@ -31,7 +31,7 @@ RUN_COLUMNS = {
 }
 _RECORDED = (
     *("state", "step", "max_steps", "wall_seconds", "adjustment", "adjusts", "device"),
-    *("first_rollout", "error", "warnings"),
+    *("first_rollout", "held_out", "error", "warnings"),
 )
 STATUS_COLUMNS = ["arm", "seed", "run", *_RECORDED, "problem"]
 
@@ -122,8 +122,8 @@ def load_status(path: str | Path) -> pd.DataFrame:
     Returns:
         `arm`, `seed`, `run`, `state` (from status.json, or "unknown"), `step`, `max_steps`, `wall_seconds`,
         `adjustment` (class name), `adjusts` (whether it can change a reward; None where not known), `device`,
-        `first_rollout`, `error`, `warnings` (a tuple of str), and `problem`: why the run cannot be counted whatever
-        the metric (it did not finish, a file is damaged, ...), or None.
+        `first_rollout`, `held_out` (hashes), `error`, `warnings` (a tuple of str), and `problem`: why the run cannot be
+        counted whatever the metric (it did not finish, a file is damaged, ...), or None.
 
     Raises:
         ReportError: `path` is no folder, or there is no run in it.
@@ -150,7 +150,7 @@ def load_study(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def status_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Make a table as of `load_status` from one mapping a run; what a mapping lacks is missing in the table."""
-    objects = ("state", "adjustment", "adjusts", "device", "first_rollout", "error", "problem")
+    objects = ("state", "adjustment", "adjusts", "device", "first_rollout", "held_out", "error", "problem")
     table = pd.DataFrame({column: pd.Series([row[column] for row in rows], dtype="str") for column in ("arm", "run")})
     for column in ("seed", "step", "max_steps"):
         table[column] = pd.Series([row.get(column) for row in rows], dtype="Int64")

@@ -16,8 +16,8 @@ from analysis.diagnostics import (
     adjustment_means,
     config_differences,
     environment,
+    recorded_by_seed,
     rises,
-    rollouts_by_seed,
     spread_key,
 )
 from analysis.efficiency import Comparison, table_of
@@ -196,7 +196,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         adjustment_columns=list(adjustment.columns),
         rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
         spread_key=spread_key(analysis.settings.metric),
-        first_rollouts=rollouts_by_seed(status),
+        first_rollouts=recorded_by_seed(status, "first_rollout"),
+        held_out_rows=recorded_by_seed(status, "held_out"),
         differences=differences(analysis),
         environment=environment(analysis.path, status),
         runs=[

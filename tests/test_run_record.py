@@ -12,7 +12,7 @@ from analysis import ReportError, load_runs, load_status
 from analysis.settings import read_settings
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import SCHEMA, RecordError, folder_seed, replace_file, run_folder
-from grpovi_lightning.run_record.pairing import first_rollouts
+from grpovi_lightning.run_record.pairing import by_seed
 from grpovi_lightning.run_record.status import (
     RunRecord,
     UnreadableError,
@@ -32,6 +32,7 @@ WHOLE = RunRecord(
     error=None,
     warnings=("nearly all groups are equal",),
     first_rollout="ab" * 32,
+    held_out="cd" * 32,
     started="2026-01-01T00:00:00+00:00",
     updated="2026-01-01T00:01:00+00:00",
     wall_seconds=60.25,
@@ -170,9 +171,9 @@ def test_a_run_s_folder_and_its_seed_belong_together():
     assert [folder_seed(name) for name in ("seed_", "seed_x", "my_seed_1", "seed_1b", "grpo")] == [None] * 5
 
 
-def test_first_rollouts_are_compared_within_a_seed_and_not_across_seeds():
+def test_what_runs_recorded_is_compared_within_a_seed_and_not_across_seeds():
     runs = [(2, "a", "x"), (1, "a", "y"), (2, "b", "x"), (1, "b", "z"), (3, "a", "x"), (3, "b", None)]
-    checks = first_rollouts(runs)
+    checks = by_seed(runs)
     assert [(check.seed, check.differs, check.unknown) for check in checks] == [
         (1, True, ()),
         (2, False, ()),

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from grpovi_lightning.data.base import TextDataModule
 from grpovi_lightning.modules.logging import mark_restart
 from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.run_record.status import RunRecord, State, read_status, timestamp, write_status
@@ -75,6 +76,11 @@ class RunStatus(L.Callback):
         if not self._marked and steps_done(trainer) > 0:
             mark_restart(trainer)
         self._marked = True
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note which rows the run is evaluated on, now that those too long for the model are left out."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.content["held_out"] = data.held_out_digest() if isinstance(data, TextDataModule) else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

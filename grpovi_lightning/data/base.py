@@ -1,5 +1,7 @@
 """What the data modules share: tables that are read, prepared and checked once, and their batches."""
 
+import hashlib
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -216,6 +218,20 @@ class TextDataModule(L.LightningDataModule):
         if "test" not in self.tables:
             raise UserError("no test table: got test null, expected a file; add `test: FILE` under `data.init_args`")
         return self._in_order("test")
+
+    def held_out_digest(self) -> str | None:
+        """Return the SHA-256 of all held-out rows in their order, by set; None where there are none.
+
+        Runs of equal digests are evaluated on the same rows, unless the trainer limits the evaluation.
+        """
+        sets = [name for name in self.tables if name.split("/")[0] == "validation"]
+        digest = hashlib.sha256()
+        for name in sets:
+            digest.update(f"{name}\n".encode())
+            for row in self.tables[name]:
+                values = {column: value for column, value in row.items() if column != "_row"}
+                digest.update(f"{json.dumps(values, sort_keys=True, default=repr)}\n".encode())
+        return digest.hexdigest() if sets else None
 
     def _in_order(self, name: str) -> DataLoader:
         trainer, table = self.trainer, self.tables[name]

@@ -48,6 +48,8 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     first_rollout: str | None = None
     """Hash of the completions of step 0; None before them and for runs that sample none."""
+    held_out: str | None = None
+    """Hash of the held-out rows; None before the training begins and where there are none."""
     started: str | None = None
     updated: str | None = None
     wall_seconds: float | None = None

@@ -12,7 +12,7 @@ from grpovi_lightning.run_record.choice import Choice, outdated, read_choice, wr
 from grpovi_lightning.run_record.layout import CHOICE_FILE, RecordError
 from grpovi_lightning.run_record.status import State
 from grpovi_lightning.study.checking import Services, checked, is_finished, kept_choice
-from grpovi_lightning.study.fairness import check_first_rollouts
+from grpovi_lightning.study.fairness import check_first_rollouts, check_held_out_rows
 from grpovi_lightning.study.forecast import forecast
 from grpovi_lightning.study.interruption import Interruption
 from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
@@ -165,7 +165,9 @@ def _run(prepare: Sequence[Run], of_arms: Sequence[Run], settings: Settings) -> 
 def _conclude(
     study: Study, recorded: Study, folder: Path, choice: Choice | None, report: Callable[[Path], None]
 ) -> int:
-    errors, notes = check_first_rollouts(plan_tuning(recorded, folder) + plan_arms(recorded, folder, choice))
+    judged = plan_arms(recorded, folder, choice)
+    errors, notes = check_first_rollouts(plan_tuning(recorded, folder) + judged)
+    errors += check_held_out_rows(judged)
     for error in errors:
         _complain(error)
     for note in notes:

@@ -1,8 +1,8 @@
-"""Whether the arms of one seed began from the same completions, as a paired comparison needs."""
+"""Whether the arms of one seed began from the same completions and were evaluated on the same rows."""
 
 from collections.abc import Sequence
 
-from grpovi_lightning.run_record.pairing import first_rollouts
+from grpovi_lightning.run_record.pairing import by_seed
 from grpovi_lightning.run_record.status import State, read_status
 from grpovi_lightning.study.process import Run
 
@@ -29,7 +29,7 @@ def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
             values = () if run.point is None else tuple(sorted(run.point.arguments))
             begun.setdefault(values, []).append((run.seed, run.owner, status.first_rollout))
     errors, notes = [], []
-    for check in [check for equal in begun.values() for check in first_rollouts(equal)]:
+    for check in [check for equal in begun.values() for check in by_seed(equal)]:
         if check.differs or (check.hashes and check.unknown):
             found = [f"{arm} {digest[:12]}" for arm, digest in check.hashes.items()]
             found += [f"{arm} none" for arm in check.unknown]
@@ -44,7 +44,26 @@ def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
         notes += [
             f"seed {check.seed}: points of different values begin with different completions, so only points of equal "
             "values are paired"
-            for check in first_rollouts(run for equal in begun.values() for run in equal)
+            for check in by_seed(run for equal in begun.values() for run in equal)
             if check.differs
         ]
     return errors, notes
+
+
+def check_held_out_rows(runs: Sequence[Run]) -> list[str]:
+    """Compare the hashes of the held-out rows over the arms of each seed; return one line a seed whose arms differ.
+
+    Runs that recorded none are left out.
+    """
+    recorded = []
+    for run in runs:
+        status = read_status(run.folder)
+        if run.seed is not None and status and status.held_out is not None:
+            recorded.append((run.seed, run.owner, status.held_out))
+    return [
+        f"seed {check.seed}: the arms were evaluated on different held-out rows "
+        f"({', '.join(f'{arm} {digest[:12]}' for arm, digest in check.hashes.items())}), so their held-out metrics do "
+        "not compare; give them the same held-out data and run them again"
+        for check in by_seed(recorded)
+        if check.differs
+    ]

@@ -181,6 +181,17 @@ def test_arms_that_start_from_different_completions_raise_the_alarm(tmp_path: Pa
     assert "cdcdcdcdcdcd" in rows[1][2]
 
 
+def test_arms_that_are_evaluated_on_different_rows_raise_the_alarm(tmp_path: Path):
+    study = write_study(tmp_path, {"a": {1: ramp(50), 2: ramp(50)}, "b": {1: ramp(60), 2: ramp(60)}}, {"b": "a"})
+    assert "held-out rows" not in write_report(study).read_text()
+    for arm, digest in (("a", "12" * 32), ("b", "34" * 32)):
+        write_status(run_folder(study, arm, 2), seed=2, held_out=digest)
+    page = write_report(study).read_text()
+    assert "Seed 2: the arms were evaluated on different held-out rows" in page
+    assert "<code>12121212</code>" in page and "<code>34343434</code>" in page
+    assert "Seed 1: the arms were evaluated" not in page
+
+
 def test_a_rollout_that_was_not_recorded_is_not_called_equal(tmp_path: Path):
     study = write_study(tmp_path, {"a": {1: ramp(50)}, "b": {1: ramp(60)}}, {"b": "a"})
     for arm in ("a", "b"):

@@ -37,7 +37,8 @@ def raises(error):
 
 
 def test_a_whole_run_is_finished_and_says_what_it_was(policy_folder, tmp_path):
-    recorded = train(grpo(policy_folder, adjustment=VarianceIncrease()), tmp_path, 3, RunStatus(tmp_path, 7))
+    module = grpo(policy_folder, adjustment=VarianceIncrease())
+    recorded = train(module, tmp_path, 3, RunStatus(tmp_path, 7), validate_every=3)
 
     found = status(tmp_path)
     expected = {"state": "finished", "seed": 7, "step": 3, "max_steps": 3, "error": None, "warnings": []}
@@ -51,6 +52,7 @@ def test_a_whole_run_is_finished_and_says_what_it_was(policy_folder, tmp_path):
     assert {name: found[name] for name in expected} == expected
     first = recorded.outputs[0]
     assert found["first_rollout"] == rollout_digest(first.rollout.completion_ids, first.rollout.completion_mask)
+    assert len(found["held_out"]) == 64 and found["held_out"] == module.trainer.datamodule.held_out_digest()
     assert datetime.fromisoformat(found["started"]) <= datetime.fromisoformat(found["updated"])
     assert datetime.fromisoformat(found["started"]).tzinfo is not None
     assert 0 < found["wall_seconds"] < 60

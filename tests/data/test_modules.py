@@ -137,6 +137,18 @@ def test_without_a_held_out_table_there_is_nothing_to_validate(table):
     assert data.val_dataloader() == []
 
 
+def test_equal_held_out_rows_have_equal_digests_and_others_do_not(table):
+    changed = [*ROWS[:-1], {**ROWS[-1], "answer": 9}]
+    sets = {"same": ROWS, "copy": ROWS, "changed": changed, "fewer": ROWS[:-1], "order": ROWS[::-1], "none": None}
+    found = {}
+    for name, rows in sets.items():
+        data = prompts(table(), validation=None if rows is None else table(rows, f"{name}.jsonl"))
+        data.setup("fit")
+        found[name] = data.held_out_digest()
+    assert found.pop("none") is None and found["copy"] == found.pop("same")
+    assert len(set(found.values())) == len(found)
+
+
 def test_rows_that_do_not_divide_over_the_processes_are_refused_with_both_numbers(table):
     with pytest.raises(UserError, match="3 rows do not divide over 2 processes"):
         prompts(table(), prompts_per_step=3).check(world_size=2)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from grpovi_lightning.study.fairness import check_first_rollouts
+from grpovi_lightning.study.fairness import check_first_rollouts, check_held_out_rows
 from grpovi_lightning.study.process import Run
 
 
@@ -11,13 +11,13 @@ from grpovi_lightning.study.process import Run
 def runs(tmp_path):
     """Make arms x seeds with the given first rollouts: (arm, seed) -> hash, None, or "absent"."""
 
-    def make(rollouts, state="finished"):
+    def make(rollouts, state="finished", what="first_rollout"):
         made = []
         for (arm, seed), digest in rollouts.items():
             folder = tmp_path / arm / f"seed_{seed}"
             if digest != "absent":
                 folder.mkdir(parents=True)
-                (folder / "status.json").write_text(json.dumps({"state": state, "first_rollout": digest}))
+                (folder / "status.json").write_text(json.dumps({"state": state, what: digest}))
             made.append(Run(arm, folder, (), (), Path("lock"), seed=seed))
         return made
 
@@ -52,3 +52,9 @@ def test_arms_that_sample_nothing_are_noted(runs):
     errors, notes = check_first_rollouts(runs({("a", 1): None, ("b", 1): None}))
     assert errors == []
     assert notes == ["seed 1: no arm recorded a rollout of step 0, so there was nothing to compare"]
+
+
+def test_arms_that_are_evaluated_on_different_rows_are_named_with_their_seed(runs):
+    recorded = {("a", 1): "x", ("b", 1): "x", ("a", 2): "y", ("b", 2): "z" * 64, ("c", 2): None, ("d", 2): "absent"}
+    (error,) = check_held_out_rows(runs(recorded, what="held_out"))
+    assert error.startswith(f"seed 2: the arms were evaluated on different held-out rows (a y, b {'z' * 12}), so")
