@@ -1,11 +1,15 @@
 """Logged runs -> pandas tables, figures and one HTML report.
 
 Opens runs on a machine without torch: of the training package it imports `metric_keys` and `run_record` only.
+
+`metric_figure`, `report_figures` and the functions of `analysis.figures` return `matplotlib.figure.Figure` objects,
+which notebooks show and `savefig` writes.
 """
 
 from analysis.efficiency import efficiency_table
 from analysis.errors import ReportError
 from analysis.loading import load_runs, load_status
+from analysis.pictures import metric_figure, report_figures
 from analysis.power import Power, print_power
 from analysis.report import write_report
 from analysis.terminal import print_report, terminal_table
@@ -18,8 +22,10 @@ __all__ = [
     "efficiency_table",
     "load_runs",
     "load_status",
+    "metric_figure",
     "print_power",
     "print_report",
+    "report_figures",
     "terminal_table",
     "tuned_comparison",
     "write_report",

@@ -89,6 +89,18 @@ class Curve:
         windows = [self.values[max(0, i - half) : i + half + 1] for i in range(self.values.size)]
         return Curve(self.steps, np.array([window.mean() for window in windows]))
 
+    def thinned(self, n: int) -> "Curve":
+        """Return at most `n` points: each the mean of neighbouring steps and of their values, of equally many each.
+
+        >>> Curve(np.arange(4.0), np.array([1.0, 2.0, 5.0, 6.0])).thinned(2)
+        Curve(steps=array([0.5, 2.5]), values=array([1.5, 5.5]))
+        """
+        if self.values.size <= n:
+            return self
+        starts = np.linspace(0, self.values.size, n, endpoint=False).astype(np.int64)
+        counts = np.diff([*starts, self.values.size])
+        return Curve(np.add.reduceat(self.steps, starts) / counts, np.add.reduceat(self.values, starts) / counts)
+
 
 Curves = Mapping[str, Mapping[int, Curve]]
 """arm -> seed -> curve"""
@@ -133,3 +145,8 @@ def common_span(curves: Iterable[Curve]) -> tuple[float, float]:
     if not ranges:
         return float("nan"), float("nan")
     return float(max(first for first, _ in ranges)), float(min(last for _, last in ranges))
+
+
+def thinned(curves: Curves, n: int) -> dict[str, dict[int, Curve]]:
+    """Return every curve with at most `n` points, as `Curve.thinned` makes them."""
+    return {arm: {seed: curve.thinned(n) for seed, curve in seeds.items()} for arm, seeds in curves.items()}

@@ -1,8 +1,7 @@
-"""The report of a study: one page that needs nothing else, its pictures, and the table as CSV."""
+"""The report of a study: one page that needs nothing else, and the files beside it."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from analysis import figures, wording
-from analysis.curves import beside, curves_of
+from analysis.chart import chart_of, page_scripts
+from analysis.curves import beside
 from analysis.diagnostics import (
     adjustment_means,
     config_differences,
@@ -20,32 +20,19 @@ from analysis.diagnostics import (
     rises,
     spread_key,
 )
-from analysis.efficiency import Comparison, table_of
-from analysis.online import WINDOW_STEPS, against_labels, agreement_names, online_table
+from analysis.efficiency import Comparison
+from analysis.online import WINDOW_STEPS, agreement_names
+from analysis.pictures import Pictures, adjustments_of, draw, drawn_points, is_thinned, styles_of
+from analysis.report_files import files_of
 from analysis.settings import Settings
 from analysis.study import Analysis, analyse
-from analysis.style import ArmStyle, arm_styles
-from analysis.svg import inline, to_svg
 from analysis.tables import rows_where
 from analysis.tuned import sentences_of
 from grpovi_lightning import metric_keys
-from grpovi_lightning.run_record.layout import REPORT_FOLDER
+from grpovi_lightning.run_record.layout import REPORT_FOLDER, replace_file
 
 TEMPLATE = "report.html.jinja"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the report: file name without ending, what it shows, the SVG document."""
-
-    name: str
-    description: str
-    svg: str
-
-    @property
-    def inline(self) -> Markup:
-        """Markup of the picture as part of the page."""
-        return inline(self.svg, self.name, self.description)
+INDEX = "index.html"
 
 
 def write_report(
@@ -55,7 +42,10 @@ def write_report(
     baseline: str | None = None,
     target: float | None = None,
 ) -> Path:
-    """Write `report/index.html`, `report/efficiency.csv` and `report/*.svg` below the study.
+    """Write `report/index.html`, `report/efficiency.csv` and the pictures below the study.
+
+    Each picture is written as SVG, PDF and PNG, and each main table as Markdown and as LaTeX (booktabs), too:
+    `efficiency`, and where there are any `equal_kl`, `online` and `tuned`.
 
     Where a reward model learned during training, also `report/online.csv`: one row an arm, `arm`, `n_seeds`, `observed`
     and the quantities that `analysis.online.OnlineArm` describes, each with its 95 % interval (`_low`, `_high`)
@@ -84,101 +74,27 @@ def write_report(
 def write_analysis(analysis: Analysis) -> Path:
     """Write the report of what has been computed; return the path of `index.html`."""
     pictures = draw(analysis)
-    page = render(analysis, pictures)
+    content = files_of(analysis, pictures) | {INDEX: render(analysis, pictures)}
     folder = analysis.path / REPORT_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in [picture for section in pictures.values() for picture in section]:
-        (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
-    table_of(analysis.comparisons).to_csv(folder / "efficiency.csv", index=False, lineterminator="\n")
-    if analysis.online:
-        online_table(analysis.online).to_csv(folder / "online.csv", index=False, lineterminator="\n")
-    if analysis.tuned:
-        analysis.tuned.table().to_csv(folder / "tuned.csv", index=False, lineterminator="\n")
-    index = folder / "index.html"
-    index.write_text(page, encoding="utf-8")
-    return index
+    for name, text in content.items():
+        replace_file(folder / name, text)
+    return folder / INDEX
 
 
-def styles_of(analysis: Analysis) -> dict[str, ArmStyle]:
-    """Choose how each arm is drawn; the adjustment's name stands for the algorithm."""
-    return arm_styles(analysis.arms, analysis.settings.baselines, adjustments_of(analysis))
-
-
-def adjustments_of(analysis: Analysis) -> dict[str, str]:
-    """Return the class of each arm's adjustment, for the arms that recorded one."""
-    names = zip(analysis.status["arm"], analysis.status["adjustment"], strict=True)
-    return {arm: name for arm, name in names if name is not None}
-
-
-def draw(analysis: Analysis) -> dict[str, list[Picture]]:
-    """Draw all pictures, by section: `learning`, `paired`, `kl`, `online`, `grids`; none for what no run logged."""
-    styles = styles_of(analysis)
-    metric = analysis.settings.metric
-    if not analysis.curves:
-        return {"learning": [], "paired": [], "kl": [], "online": [], "grids": draw_grids(analysis)}
-    targets = {
-        comparison.arm: comparison.target.value
-        for comparison in analysis.comparisons
-        if comparison.baseline is None and comparison.target.value == comparison.target.value
-    }
-    learning = []
-    for panel in figures.learning_panels(metric) + figures.agreement_panels(agreement_names(analysis.runs)):
-        curves = panel.curves(analysis.runs)
-        if curves:
-            shown = targets if panel.metric == metric else {}
-            figure = figures.learning_figure(panel.title, panel.metric, curves, styles, shown)
-            learning.append(Picture(panel.name, f"{panel.title} against policy updates", to_svg(figure, panel.name)))
-    paired = []
-    for comparison in analysis.comparisons:
-        if comparison.baseline is not None and comparison.paired_seeds:
-            name = f"paired_difference_{len(paired) + 1}"
-            arms = (comparison.arm, comparison.baseline)
-            style = styles[comparison.arm]
-            figure = figures.difference_figure(*arms, metric, analysis.curves, comparison.paired_seeds, style)
-            paired.append(Picture(name, f"{arms[0]} minus {arms[1]}, against policy updates", to_svg(figure, name)))
-    kl = curves_of(analysis.runs, beside(metric, metric_keys.KL))
-    pictures = []
-    if kl:
-        figure = figures.kl_figure(metric, analysis.curves, kl, styles)
-        pictures.append(Picture("reward_against_kl", "Reward against KL", to_svg(figure, "reward_against_kl")))
-    pictures_of = {"learning": learning, "paired": paired, "kl": pictures, "online": draw_online(analysis)}
-    return pictures_of | {"grids": draw_grids(analysis)}
-
-
-def draw_grids(analysis: Analysis) -> list[Picture]:
-    """Draw the area of every point, where arms have `values` and a point could be measured."""
-    found = analysis.sensitivity
-    if found is None or all(score.problem is not None for score in found.scores.values()):
-        return []
-    svg = to_svg(figures.sensitivity_figure(found), "sensitivity")
-    return [Picture("sensitivity", "Area under the curve at every point of the grids, a panel an arm", svg)]
-
-
-def draw_online(analysis: Analysis) -> list[Picture]:
-    """Draw what a reward model that learned meanwhile was worth and what it cost, against labels."""
-    metric = analysis.settings.metric
-    frozen = {arm.arm: arm.final.values for arm in analysis.online if arm.labels.point == 0}
-    pictures = []
-    for panel in figures.online_panels(metric) if analysis.online else ():
-        labels = curves_of(analysis.runs, beside(panel.metric, metric_keys.ONLINE_LABELS))
-        curves = against_labels(panel.curves(analysis.runs), labels)
-        levels = frozen if panel.metric == metric else {}
-        if curves or levels:
-            figure = figures.labels_figure(panel, curves, styles_of(analysis), levels)
-            pictures.append(Picture(panel.name, f"{panel.title} against labels used", to_svg(figure, panel.name)))
-    return pictures
-
-
-def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
+def render(analysis: Analysis, pictures: Pictures) -> str:
     """Return the page. The template escapes every text that comes from outside."""
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
     adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all").dropna(axis="index", how="all")
+    chart = chart_of(analysis.runs, analysis.settings.metric, styles_of(analysis))
     class_names = {arm: name.split(".")[-1] for arm, name in adjustments_of(analysis).items()}
     return _template().render(
         analysis=analysis,
         settings=analysis.settings,
         pictures=pictures,
+        chart=chart,
+        scripts=page_scripts(chart=chart is not None),
+        drawn_points=drawn_points(analysis) if is_thinned(analysis) else None,
         styles=styles_of(analysis),
         band=figures.BAND,
         not_drawn=[

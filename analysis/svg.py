@@ -1,4 +1,4 @@
-"""matplotlib figures -> SVG files, and the same pictures inside the page, where they follow its colours."""
+"""matplotlib figures -> files, and the same pictures inside the page, where they follow its colours."""
 
 import io
 import re
@@ -8,6 +8,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis.style import FAINT, INK, PAPER, RC
+
+PNG_DPI = 160
+"""Dots an inch."""
 
 
 def to_svg(figure: Figure, name: str) -> str:
@@ -20,6 +23,23 @@ def to_svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({**RC, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """Return the figure as PDF with its fonts in it; the same figure gives the same bytes."""
+    return _saved(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return the figure as PNG of `PNG_DPI`; the same figure gives the same bytes."""
+    return _saved(figure, "png", {"Software": None})
+
+
+def _saved(figure: Figure, ending: str, metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({**RC, "pdf.fonttype": 42}):  # journals refuse the default, Type 3
+        figure.savefig(buffer, format=ending, dpi=PNG_DPI, metadata=metadata)
     return buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   test     evaluate on the test table, likewise
   task     write the embedded task: grpovi task --output DIR [--seed N ...]
   compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR] [--dry-run]
-  report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM]
+  report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM] [--watch]
   power    say how many seeds a difference takes, from a study or a pilot:
                                grpovi power DIR [--metric NAME] [--baseline ARM]
   sample   sample completions of a policy and score them, without training:

@@ -11,12 +11,18 @@ from grpovi_lightning.run_record.layout import REPORT_FOLDER
 
 
 def report(arguments: list[str]) -> None:
-    """Write the report of a folder of runs, and print its table.
+    """Write the report of a folder of runs, and print its table; with `--watch`, write it anew as they grow.
 
     Raises:
         UserError: the request is wrong, or there is nothing to compare.
     """
-    given = _folder_parser("report", "Tables and pictures of a study or of any folder of runs.").parse_args(arguments)
+    parser = _folder_parser("report", "Tables and pictures of a study or of any folder of runs.")
+    parser.add_argument(
+        "--watch", action="store_true", help="write the report anew whenever the runs have grown, until Ctrl-C"
+    )
+    given = parser.parse_args(arguments)
+    if given.watch:
+        return _watch(given.folder, metric=given.metric, baseline=given.baseline)
     analysis = print_report_of(given.folder, metric=given.metric, baseline=given.baseline)
     if not analysis.logged:
         run, reason = analysis.status.iloc[0][["run", "reason"]]
@@ -60,6 +66,17 @@ def print_report_of(folder: Path, **settings: Any) -> Any:
         check_output(folder / REPORT_FOLDER, "report")
     try:
         return print_report(folder, **settings)
+    except ReportError as error:
+        raise UserError(str(error)) from error
+
+
+def _watch(folder: Path, **settings: Any) -> None:
+    from analysis.watching import watch_report
+
+    if folder.is_dir():
+        check_output(folder / REPORT_FOLDER, "report")
+    try:
+        watch_report(folder, **settings)
     except ReportError as error:
         raise UserError(str(error)) from error
 

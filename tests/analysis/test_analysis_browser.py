@@ -3,11 +3,12 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from realistic_study import INJECTED, write_online_study, write_realistic_study
+from realistic_study import ARMS, INJECTED, write_online_study, write_realistic_study
 
-from analysis import write_report
+from analysis import load_runs, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -19,10 +20,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_realistic_study(tmp_path_factory.mktemp("study") / "quickstart")
+
+
+@pytest.fixture(scope="module")
+def page(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     webdriver = pytest.importorskip("selenium.webdriver")
     folder = tmp_path_factory.mktemp("browser")
-    index = write_report(write_realistic_study(folder / "quickstart"))
+    index = write_report(study)
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in (
@@ -52,6 +58,10 @@ def texts(page, selector: str) -> list[str]:
     return [element.text for element in page.find_elements("css selector", selector)]
 
 
+def complaints(page) -> list[dict]:
+    return [line for line in page.get_log("browser") if line["level"] != "INFO"]
+
+
 def test_the_table_the_pictures_and_the_injected_text_as_a_browser_shows_them(page):
     sent = [json.loads(line["message"])["message"] for line in page.get_log("performance")]
     requests = [
@@ -62,7 +72,7 @@ def test_the_table_the_pictures_and_the_injected_text_as_a_browser_shows_them(pa
     ]
     outside = [url for url in requests if not url.startswith("data:")]
     assert outside == [page.current_url], "the page itself and nothing beside it"
-    assert page.get_log("browser") == []
+    assert complaints(page) == []
 
     rows = [row.text for row in page.find_elements("css selector", "#efficiency-table tbody tr")]
     assert [row.split()[0] for row in rows] == ["grpo-group", "grpovi-group", "grpo-none", "grpovi-none"]
@@ -70,12 +80,11 @@ def test_the_table_the_pictures_and_the_injected_text_as_a_browser_shows_them(pa
     assert "grpovi-group is slower than grpo-group." in texts(page, "#verdicts .answer")
 
     pictures = page.find_elements("css selector", ".pictures svg")
-    assert len(pictures) == 8
+    assert len(pictures) == 8  # beside the chart that the reader works with
     for picture in pictures:
         assert picture.size["width"] > 300 and picture.size["height"] > 200
 
     assert texts(page, "#warnings td.text") == [INJECTED]
-    assert page.find_elements("css selector", "script") == []
     assert page.title == "quickstart: efficiency report"
 
 
@@ -137,6 +146,95 @@ def test_the_section_of_online_reward_models_fits_a_laptops_window(page, tmp_pat
         assert len(pictures) == 6
         for picture in pictures:
             assert picture.size["width"] > 300 and picture.size["height"] > 200
-        assert page.get_log("browser") == []
+        assert complaints(page) == []
     finally:
+        page.get(before)
+
+
+def shown(page, layer: int) -> dict[str, list]:
+    """What the chart shows: layer 0 is the seeds, 1 the means."""
+    data = f"Bokeh.documents.at(-1).roots()[0].renderers[{layer}].data_source.data"
+    lists = ("seed", "arm"), ("ys", "xs")
+    texts = {name: page.execute_script(f"return [...{data}.{name}]") for name in lists[0]}
+    return texts | {name: page.execute_script(f"return [...{data}.{name}].map(a => [...a])") for name in lists[1]}
+
+
+def pick(page, metric: str) -> None:
+    page.find_element("xpath", f"//select[@id='chart-metric']//option[.='{metric}']").click()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_the_reader_picks_a_metric_and_arms_and_sees_what_was_logged(page, study, width, scheme):
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    assert page.find_element("id", "chart-plot").size["height"] >= 400
+
+    pick(page, "eval/kl")
+    runs = load_runs(study)
+    logged = runs[(runs["metric"] == "eval/kl") & (runs["arm"] == "grpo-none")]
+    means = shown(page, 1)
+    place = means["arm"].index("grpo-none")
+    assert means["seed"] == ["mean"] * 4 and len(shown(page, 0)["seed"]) == 11
+    assert means["ys"][place] == pytest.approx(logged.groupby("step")["value"].mean().tolist(), rel=1e-6)
+    assert means["xs"][place] == sorted(set(logged["step"]))
+
+    page.find_element("id", "chart-seeds").click()
+    page.find_element("css selector", "input[name=arm]").click()
+    assert shown(page, 1)["arm"] == ["grpo-none", "grpovi-group", "grpovi-none"] and shown(page, 0)["seed"] == []
+    page.find_element("id", "chart-seeds").click()
+    page.find_element("css selector", "input[name=arm]").click()
+    ink = page.execute_script("return Bokeh.documents.at(-1).roots()[0].axes[0].major_label_text_color")
+    assert ink == {"light": "#1f2328", "dark": "#e6edf3"}[scheme]
+    assert complaints(page) == []
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_table_sorts_by_a_click_on_a_heading_and_says_so_to_screen_readers(page):
+    def column() -> list[str]:
+        return [text.split("\n")[0] for text in texts(page, "#efficiency-table tbody td:nth-child(4)")]
+
+    heading = page.find_element("css selector", "#efficiency-table th:nth-child(4)")
+    steps = sorted(map(float, column()))
+    for direction, expected in (("ascending", steps), ("descending", steps[::-1])):
+        heading.find_element("css selector", "button").click()
+        assert heading.get_attribute("aria-sort") == direction
+        assert list(map(float, column())) == expected
+    arm = page.find_element("css selector", "#efficiency-table th:first-child")
+    arm.find_element("css selector", "button").click()
+    assert [row.split()[0] for row in texts(page, "#efficiency-table tbody tr")] == sorted(ARMS)
+    assert heading.get_attribute("aria-sort") is None and arm.get_attribute("aria-sort") == "ascending"
+
+
+def test_a_section_folds_and_is_whole_on_paper(page):
+    section = page.find_element("css selector", "#paired")
+    picture = section.find_element("css selector", "svg")
+    section.find_element("css selector", "summary").click()
+    assert not picture.is_displayed()
+    for media, height in (("print", True), ("", False)):
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+        visible = "return arguments[0].checkVisibility({contentVisibilityAuto: true})"
+        assert page.execute_script(visible, picture) == height
+        assert page.find_element("id", "chart").is_displayed() != (media == "print")
+    section.find_element("css selector", "summary").click()
+
+
+def test_without_javascript_everything_but_the_chart_is_there(page):
+    before = page.current_url
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    page.get(before)
+    try:
+        assert not page.find_element("id", "chart").is_displayed()
+        assert "With JavaScript, a chart of every logged metric stands here." in texts(page, "noscript p")
+        assert len(page.find_elements("css selector", ".pictures svg")) == 8
+        assert len(page.find_elements("css selector", "#efficiency-table tbody tr")) == 4
+        assert page.find_elements("css selector", "th button") == []
+        page.find_element("css selector", "#paired summary").click()
+        assert not page.find_element("css selector", "#paired svg").is_displayed()
+        assert complaints(page) == []
+    finally:
+        page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
         page.get(before)

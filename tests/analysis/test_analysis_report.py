@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import io
 import math
 import re
@@ -60,7 +62,6 @@ def test_the_same_runs_give_the_same_bytes(study: Path, page: str):
 
 
 def test_text_from_runs_is_escaped(page: str):
-    assert "<script" not in page
     assert "&lt;script&gt;document.title = &#39;owned&#39;&lt;/script&gt; &amp; &lt;b&gt;bold&lt;/b&gt;" in page
     assert INJECTED not in page
 
@@ -79,13 +80,23 @@ def test_names_of_arms_are_text_in_the_page_and_in_the_pictures(tmp_path: Path):
 
 def test_the_page_needs_nothing_from_outside(page: str):
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
-    assert "default-src 'none'" in policy and "script" not in policy
-    references = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert "default-src 'none'" in policy and "unsafe" not in policy.partition("style-src")[0]
+    marked_up = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    references = re.findall(r'(?:src|href)="([^"]*)"', marked_up)
     assert all(reference.startswith(("#", "data:")) for reference in references)
-    assert "url(http" not in page and "@import" not in page
+    assert "url(http" not in page and "@import" not in marked_up
+
+
+def test_the_policy_lets_the_scripts_of_the_page_run_and_no_other(page: str):
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page, re.DOTALL)
+    assert [kind for kind, _ in scripts] == [' type="application/json" id="chart-data"', "", "", "", ""]
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for _, text in scripts[1:]]
+    (allowed,) = re.findall(r"script-src ([^;]+);", page)
+    assert allowed.split() == [f"'sha256-{each}'" for each in hashes]
 
 
 def test_pictures_in_the_page_share_no_ids(page: str):
+    page = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     targets = set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page))
