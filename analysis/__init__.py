@@ -3,12 +3,14 @@
 Opens runs on a machine without torch: of the training package it imports `metric_keys` and `run_record` only.
 """
 
+from analysis.completions import load_completions
 from analysis.efficiency import efficiency_table
 from analysis.errors import ReportError
 from analysis.loading import load_runs, load_status
 from analysis.power import Power, print_power
 from analysis.report import write_report
 from analysis.terminal import print_report, terminal_table
+from analysis.texts import prompt_rewards
 from analysis.tuned import TunedComparison, tuned_comparison
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "ReportError",
     "TunedComparison",
     "efficiency_table",
+    "load_completions",
     "load_runs",
     "load_status",
     "print_power",
     "print_report",
+    "prompt_rewards",
     "terminal_table",
     "tuned_comparison",
     "write_report",

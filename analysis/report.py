@@ -27,6 +27,7 @@ from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
 from analysis.tables import rows_where
+from analysis.texts import Texts, as_csv, last_evaluations, prompt_rewards, texts_of
 from analysis.tuned import sentences_of
 from grpovi_lightning import metric_keys
 from grpovi_lightning.run_record.layout import REPORT_FOLDER
@@ -61,6 +62,9 @@ def write_report(
     and the quantities that `analysis.online.OnlineArm` describes, each with its 95 % interval (`_low`, `_high`)
     and the number of seeds that measured it (`_seeds`); empty where there is none.
 
+    Where runs kept their completions, also `report/prompts.csv`: the mean reward of every held-out prompt at the end of
+    training, as `analysis.prompt_rewards` describes it.
+
     Where points were chosen on tuning seeds, also `report/tuned.csv`, as `analysis.TunedComparison.table` describes it.
 
     The same runs give the same bytes. Nothing is written before everything has been computed.
@@ -84,12 +88,15 @@ def write_report(
 def write_analysis(analysis: Analysis) -> Path:
     """Write the report of what has been computed; return the path of `index.html`."""
     pictures = draw(analysis)
-    page = render(analysis, pictures)
+    last, unreadable = last_evaluations(analysis)
+    page = render(analysis, pictures, texts_of(analysis, last, unreadable))
     folder = analysis.path / REPORT_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for picture in [picture for section in pictures.values() for picture in section]:
         (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
     table_of(analysis.comparisons).to_csv(folder / "efficiency.csv", index=False, lineterminator="\n")
+    if not last.empty:
+        (folder / "prompts.csv").write_text(as_csv(prompt_rewards(last)), encoding="utf-8")
     if analysis.online:
         online_table(analysis.online).to_csv(folder / "online.csv", index=False, lineterminator="\n")
     if analysis.tuned:
@@ -169,7 +176,7 @@ def draw_online(analysis: Analysis) -> list[Picture]:
     return pictures
 
 
-def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
+def render(analysis: Analysis, pictures: Mapping[str, list[Picture]], texts: Texts | None) -> str:
     """Return the page. The template escapes every text that comes from outside."""
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
@@ -206,6 +213,7 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         ],
         n_compared=len(status),
         sensitivity=analysis.sensitivity,
+        texts=texts,
         tuned=analysis.tuned,
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
