@@ -149,8 +149,8 @@ def _folders(analysis: Analysis, runs: Iterable[str]) -> list[RunFolder]:
 def texts_of(analysis: Analysis, last: pd.DataFrame, problems: list[str]) -> Texts | None:
     """Choose what the page shows, from `last_evaluations`; None where no run that counts kept completions.
 
-    The seed is the smallest one that the most arms have. The set is that of the compared metric, else the first by name.
-    Prompts come in the order of their ids, which are hashes, so that no arm and no reward has a say.
+    The seed is the smallest one that the most arms have. The set is that of the compared metric, else the first by
+    name. Prompts come in the order of their ids, which are hashes, so that no arm and no reward has a say.
     """
     if last.empty and not problems:
         return None
@@ -215,4 +215,3 @@ def _visible(match: re.Match[str]) -> str:
     if code < 0x20:
         return chr(0x2400 + code)
     return "\u2421" if code == 0x7F else f"⟨U+{code:04X}⟩"
-

@@ -27,8 +27,8 @@ from grpovi_lightning.run_record.layout import COMPLETIONS_FOLDER, RecordError
 from grpovi_lightning.trainer_state import batches_begun, steps_done
 
 _MEGABYTE = 1_000_000
-_PART_BYTES = 16 * _MEGABYTE
-_SHARE_OF_A_PART = 8
+_PART_BYTES = 65_536, 16 * _MEGABYTE
+"""The least and the most of text and numbers in a file; in between, an eighth of the bound."""
 
 
 class CompletionFiles(L.Callback):
@@ -124,7 +124,8 @@ class CompletionFiles(L.Callback):
     def _set(self, trainer: L.Trainer, split: str, name: str) -> CompletionSet:
         assert self._sets is not None
         if (split, name) not in self._sets:
-            part_bytes = min(_PART_BYTES, self.max_bytes // _SHARE_OF_A_PART)
+            least, most = _PART_BYTES
+            part_bytes = min(max(self.max_bytes // 8, least), most)
             self._sets[split, name] = CompletionSet(_folder(trainer), split, name, part_bytes)
         return self._sets[split, name]
 

@@ -8,6 +8,6 @@
                                        <arm> of a point of a grid: grpo@lr=0.0001,beta=0
     <study>/report/                    index.html, efficiency.csv, pictures
 
-Standard library only, and pyarrow in `completions`, so that `analysis` can import it on a machine without torch. Callers
-therefore parse the YAML.
+Standard library only, but for pyarrow in `completions`, so that `analysis` can import it on a machine without torch.
+Callers therefore parse the YAML.
 """

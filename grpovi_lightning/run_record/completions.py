@@ -12,6 +12,7 @@ Imports pyarrow besides the standard library; no other module here does.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,10 +123,8 @@ def _whole_batches(path: Path) -> pa.Table:
             stream = pa.ipc.open_stream(file)
         except pa.ArrowInvalid:  # killed before anything was in it
             return pa.table({})
-        try:
+        with suppress(pa.ArrowInvalid, OSError):  # of the last one, where the process was killed within it
             batches.extend(stream)
-        except (pa.ArrowInvalid, OSError):
-            pass  # the process was killed within this one
         return pa.Table.from_batches(batches, stream.schema)
 
 

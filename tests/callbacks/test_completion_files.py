@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import shutil
 import warnings
 from dataclasses import replace
@@ -66,7 +67,8 @@ def test_a_training_row_says_what_the_step_returned(run):
             p, g = divmod(i, 4)
             row = rows[step, int(rollout.prompts.indices[p]), g]
             kept = int(rollout.completion_mask[i].sum())
-            logprobs, reference = ([float(x) for x in t[i, :kept]] for t in (rollout.old_logprobs, rollout.ref_logprobs))
+            logprobs = [float(each) for each in rollout.old_logprobs[i, :kept]]
+            reference = [float(each) for each in rollout.ref_logprobs[i, :kept]]
             assert row["prompt"] == rollout.prompts.texts[p] == PROMPTS[row["row"]] and row["completion"] == text
             assert row["prompt_id"] == prompt_id(row["prompt"])
             found = [row[name] for name in ("reward", "adjusted", "advantage")]
@@ -119,7 +121,7 @@ class Odd(GRPOModule):
         return replace(rollout, texts=[texts[i % len(texts)] for i in range(len(rollout.texts))])
 
 
-def test_texts_come_back_as_they_were_but_for_half_characters(policy_folder, tmp_path, monkeypatch):
+def test_texts_come_back_as_they_were_but_for_half_characters(policy_folder, tmp_path):
     module = grpo(policy_folder, RewardFunction(half_scored))
     module.__class__ = Odd
     train(module, tmp_path, 1, CompletionFiles(), validate_every=1)
@@ -171,16 +173,16 @@ def test_a_killed_run_has_its_last_step_and_one_that_goes_on_is_the_run_that_was
 def test_superseded_steps_are_dropped(policy_folder, tmp_path):
     every = {"validate_every": 2, "checkpoint_every": 2, "max_epochs": -1}
     train(grpo(policy_folder), tmp_path, 6, CompletionFiles(), **every)
-    first = {key: row["completion"] for row in table(tmp_path) if (key := (row["step"], row["row"], row["member"]))}
-    train(grpo(policy_folder), tmp_path, 3, CompletionFiles(), ckpt_path=tmp_path / "checkpoints" / "step=2.ckpt", **every)
+    first = {(row["step"], row["row"], row["member"]): row["completion"] for row in table(tmp_path)}
+    of_step_2 = tmp_path / "checkpoints" / "step=2.ckpt"
+    train(grpo(policy_folder), tmp_path, 3, CompletionFiles(), ckpt_path=of_step_2, **every)
     rows = table(tmp_path)
     again = {(row["step"], row["row"], row["member"]): row["completion"] for row in rows}
     assert steps(rows) == [0, 1, 2] and len(again) == len(rows) == 3 * 3 * 4
     assert again.items() <= first.items()
     assert steps(table(tmp_path, "held_out")) == [0, 2]
 
-    at_the_end = tmp_path / "checkpoints" / "step=2.ckpt"
-    train(grpo(policy_folder), tmp_path, 2, CompletionFiles(), ckpt_path=at_the_end, **every)
+    train(grpo(policy_folder), tmp_path, 2, CompletionFiles(), ckpt_path=of_step_2, **every)
     assert steps(table(tmp_path)) == [0, 1] and steps(table(tmp_path, "held_out")) == [0, 2]
 
 
@@ -199,22 +201,32 @@ def test_a_damaged_file_is_named_before_a_run_goes_on(policy_folder, tmp_path):
         train(grpo(policy_folder), tmp_path, 3, CompletionFiles(), ckpt_path=last, max_epochs=-1)
 
 
+class Long(GRPOModule):
+    """Samples texts that fill a disk."""
+
+    def sample(self, *arguments, **options):
+        rollout = super().sample(*arguments, **options)
+        return replace(rollout, texts=[random.Random(i).randbytes(1000).hex() for i in range(len(rollout.texts))])
+
+
 @pytest.mark.filterwarnings("ignore:completions")
 def test_the_size_is_bounded_by_keeping_the_same_share_of_prompts_at_all_steps(policy_folder, tmp_path):
-    train(grpo(policy_folder), tmp_path / "all", 8, CompletionFiles(), validate_every=4)
-    unbounded = sum(map(len, contents(tmp_path / "all").values()))
-    status = RunStatus(tmp_path / "run", 1)
-    limit = unbounded / 1e6
-    train(grpo(policy_folder), tmp_path / "run", 8, CompletionFiles(limit), status, validate_every=4)
+    module, status = grpo(policy_folder), RunStatus(tmp_path, 1)
+    module.__class__ = Long
+    recorded = train(module, tmp_path, 5, CompletionFiles(0.05), status)
 
-    assert sum(map(len, contents(tmp_path / "run").values())) <= unbounded
-    everything, kept = ([*table(tmp_path / name), *table(tmp_path / name, "held_out")] for name in ("all", "run"))
-    said = [line for line in status.content["warnings"] if line.startswith("completions: ")]
-    assert said and all(f"max_megabytes {limit:g} at step" in line and "one prompt in 2" in said[0] for line in said)
-    (halvings,) = {2 ** len([line for line in said if "training" in line])}
-    expected = [row for row in table(tmp_path / "all") if int(row["prompt_id"], 16) < 2**64 // halvings]
-    assert table(tmp_path / "run") == expected
-    assert 0 < len(kept) < len(everything)
+    assert sum(map(len, contents(tmp_path).values())) <= 50_000
+    said = status.content["warnings"]
+    assert said[0] == (
+        "completions: their files passed completions.max_megabytes 0.05 at step 1; of the training completions, those "
+        "of one prompt in 2 are kept, whatever the step. Raise it to keep more"
+    )
+    share = 2 ** len(said)
+    prompts = [output.rollout.prompts.texts for output in recorded.outputs]
+    sampled = {(step, prompt) for step, of_step in enumerate(prompts) for prompt in of_step}
+    kept = {(row["step"], row["prompt"]) for row in table(tmp_path)}
+    assert kept == {(step, prompt) for step, prompt in sampled if int(prompt_id(prompt), 16) < 2**64 // share}
+    assert 0 < len(kept) < len(sampled) and len(table(tmp_path)) == 4 * len(kept)
 
 
 def test_no_megabytes_keep_nothing_and_fewer_are_refused(policy_folder, tmp_path):
