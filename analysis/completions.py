@@ -77,7 +77,7 @@ def read_run(
         if split in (None, part.split):
             rows = read_part(part.path)
             if prompt_ids is not None and len(rows):
-                rows = rows.filter(pc.is_in(rows["prompt_id"], pa.array(prompt_ids, pa.string())))
+                rows = rows.filter(pc.field("prompt_id").isin(list(prompt_ids)))
             rows = rows.drop_columns([name for name in without if name in rows.column_names])
             tables.append(_labelled(rows, part.split, part.set))
     if not tables:

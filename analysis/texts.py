@@ -18,6 +18,8 @@ N_PROMPTS = 4
 MOST_ARMS = 8
 SHOWN = 1000
 """Characters of a text that the page shows."""
+SHOWN_LINES = 30
+"""Lines of them at most."""
 SHOWN_IN_TABLE = 120
 """Characters of a prompt in `prompts.csv`."""
 
@@ -159,8 +161,8 @@ def texts_of(analysis: Analysis, last: pd.DataFrame, problems: list[str]) -> Tex
     sets = sorted(set(last["set"]))
     name = next((each for each in sets if each and f"/{each}/" in analysis.settings.metric), sets[0] if sets else "")
     of_set = rows_where(last, (last["set"] == name) & last["seed"].notna())
-    n_arms_of = of_set.groupby("seed")["arm"].nunique()
-    seed = None if n_arms_of.empty else int(min(n_arms_of.index[n_arms_of == n_arms_of.max()]))
+    n_arms_of = {int(seed): rows["arm"].nunique() for (seed,), rows in groups(of_set, "seed")}
+    seed = min(n_arms_of, key=lambda each: (-n_arms_of[each], each)) if n_arms_of else None
     of_arm = {str(arm): rows for (arm,), rows in groups(rows_where(of_set, of_set["seed"] == seed), "arm")}
     arms = [arm for arm in analysis.arms if arm in of_arm][:MOST_ARMS]
     ids = sorted(set.intersection(*(set(of_arm[arm]["prompt_id"]) for arm in arms))) if arms else []
@@ -205,8 +207,10 @@ def shown(text: str, most: int = SHOWN) -> Shown:
     'a␀b␛[0m⟨U+202E⟩'
     >>> shown("x" * 10, 4)
     Shown(text='xxxx', length=10, cut=6)
+    >>> shown("a\n" * 50).cut
+    41
     """
-    beginning = text[:most]
+    beginning = "\n".join(text[:most].split("\n", SHOWN_LINES)[:SHOWN_LINES])
     return Shown(_CONTROL.sub(_visible, beginning), len(text), len(text) - len(beginning))
 
 

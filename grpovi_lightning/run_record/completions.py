@@ -162,7 +162,7 @@ class CompletionSet:
         tables = []
         for part in parts:
             table = read_part(part.path) if part.first < step else None
-            kept = table.filter(pc.less(table["step"], step)) if table is not None and len(table) else None
+            kept = _at(table, "less", step) if table is not None and len(table) else None
             tables.append(kept if kept is not None and len(kept) else None)
         standing = [place for place, table in enumerate(tables) if table is not None]
         for place, (part, table) in enumerate(zip(parts, tables, strict=True)):
@@ -243,14 +243,20 @@ class CompletionSet:
 
 
 def _by_step(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    for step in pc.unique(table["step"]):
-        yield from table.filter(pc.equal(table["step"], step)).combine_chunks().to_batches()
+    for step in table["step"].unique().to_pylist():
+        yield from _at(table, "equal", step).combine_chunks().to_batches()
+
+
+def _at(table: pa.Table, relation: str, step: int) -> pa.Table:
+    """Return the rows whose step is `less` than this one, or `equal` to it."""
+    return table.filter(pc.call_function(relation, [table["step"], pa.scalar(step)]))
 
 
 def _weight(rows: pa.Table | pa.RecordBatch) -> int:
     """Return bytes of text and numbers, whatever pieces the rows are in."""
     texts = [field.name for field in rows.schema if field.type == pa.string()]
-    of_texts = sum(pc.sum(pc.binary_length(rows[name])).as_py() or 0 for name in texts)
+    lengths = [pc.call_function("binary_length", [rows[name]]) for name in texts]
+    of_texts = sum(pc.call_function("sum", [each]).as_py() or 0 for each in lengths)
     return of_texts + 8 * len(rows) * (rows.num_columns - len(texts))
 
 
