@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import hashlib
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
