@@ -203,8 +203,8 @@ def _sample(row: Mapping[Any, Any]) -> Sample:
 def shown(text: str, most: int = SHOWN) -> Shown:
     r"""Return the beginning of a text with control characters made visible; line feeds and tabs stay.
 
-    >>> shown("a\x00b\x1b[0m\u202e", 40).text
-    'a␀b␛[0m⟨U+202E⟩'
+    >>> shown("a\x00b\u202e", 40).text
+    'a⟨U+0000⟩b⟨U+202E⟩'
     >>> shown("x" * 10, 4)
     Shown(text='xxxx', length=10, cut=6)
     >>> shown("a\n" * 50).cut
@@ -215,7 +215,4 @@ def shown(text: str, most: int = SHOWN) -> Shown:
 
 
 def _visible(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    return f"⟨U+{ord(match.group()):04X}⟩"  # not U+2400 and the like, which many fonts lack

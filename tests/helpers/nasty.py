@@ -7,6 +7,7 @@ NASTY = {
     "right to left": "שלום עולם \u202e txet desrever \u2066 مرحبا",
     "nul": "before\x00after\x1b[31mred\x07\x7f\x85",
     "half characters": "a\ud83d b\udc80 c\\ud83d",
+    "nothing but nul": "\x00" * 5000,
     "empty": "",
     "line ends": "one\r\ntwo\u2028three\tfour",
 }
