@@ -6,6 +6,7 @@ Opens runs on a machine without torch: of the training package it imports `metri
 which notebooks show and `savefig` writes.
 """
 
+from analysis.completions import load_completions
 from analysis.efficiency import efficiency_table
 from analysis.errors import ReportError
 from analysis.loading import load_runs, load_status
@@ -13,6 +14,7 @@ from analysis.pictures import metric_figure, report_figures
 from analysis.power import Power, print_power
 from analysis.report import write_report
 from analysis.terminal import print_report, terminal_table
+from analysis.texts import prompt_rewards
 from analysis.tuned import TunedComparison, tuned_comparison
 
 __all__ = [
@@ -20,11 +22,13 @@ __all__ = [
     "ReportError",
     "TunedComparison",
     "efficiency_table",
+    "load_completions",
     "load_runs",
     "load_status",
     "metric_figure",
     "print_power",
     "print_report",
+    "prompt_rewards",
     "report_figures",
     "terminal_table",
     "tuned_comparison",

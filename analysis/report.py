@@ -27,6 +27,7 @@ from analysis.report_files import files_of
 from analysis.settings import Settings
 from analysis.study import Analysis, analyse
 from analysis.tables import rows_where
+from analysis.texts import Texts, last_evaluations, texts_of
 from analysis.tuned import sentences_of
 from grpovi_lightning import metric_keys
 from grpovi_lightning.run_record.layout import REPORT_FOLDER, replace_file
@@ -51,6 +52,9 @@ def write_report(
     and the quantities that `analysis.online.OnlineArm` describes, each with its 95 % interval (`_low`, `_high`)
     and the number of seeds that measured it (`_seeds`); empty where there is none.
 
+    Where runs kept their completions, also `report/prompts.csv`: the mean reward of every held-out prompt at the end of
+    training, as `analysis.prompt_rewards` describes it.
+
     Where points were chosen on tuning seeds, also `report/tuned.csv`, as `analysis.TunedComparison.table` describes it.
 
     The same runs give the same bytes. Nothing is written before everything has been computed.
@@ -74,14 +78,16 @@ def write_report(
 def write_analysis(analysis: Analysis) -> Path:
     """Write the report of what has been computed; return the path of `index.html`."""
     pictures = draw(analysis)
-    content = files_of(analysis, pictures) | {INDEX: render(analysis, pictures)}
+    last, unreadable = last_evaluations(analysis)
+    page = render(analysis, pictures, texts_of(analysis, last, unreadable))
+    content = files_of(analysis, pictures, last) | {INDEX: page}
     folder = analysis.path / REPORT_FOLDER
     for name, text in content.items():
         replace_file(folder / name, text)
     return folder / INDEX
 
 
-def render(analysis: Analysis, pictures: Pictures) -> str:
+def render(analysis: Analysis, pictures: Pictures, texts: Texts | None) -> str:
     """Return the page. The template escapes every text that comes from outside."""
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
@@ -122,6 +128,7 @@ def render(analysis: Analysis, pictures: Pictures) -> str:
         ],
         n_compared=len(status),
         sensitivity=analysis.sensitivity,
+        texts=texts,
         tuned=analysis.tuned,
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),

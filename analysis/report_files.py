@@ -10,11 +10,17 @@ from analysis.pictures import Pictures
 from analysis.statistics import Estimate
 from analysis.study import Analysis
 from analysis.svg import to_pdf, to_png
+from analysis.texts import as_csv, prompt_rewards
 
 
-def files_of(analysis: Analysis, pictures: Pictures) -> dict[str, str | bytes]:
-    """Compute every file beside the page: name -> content. The same analysis gives the same bytes."""
+def files_of(analysis: Analysis, pictures: Pictures, last: pd.DataFrame) -> dict[str, str | bytes]:
+    """Compute every file beside the page: name -> content. The same analysis gives the same bytes.
+
+    `last`: the completions of the last evaluation of each run, where they were kept.
+    """
     content: dict[str, str | bytes] = {"efficiency.csv": _csv(table_of(analysis.comparisons))}
+    if not last.empty:
+        content["prompts.csv"] = as_csv(prompt_rewards(last))
     if analysis.online:
         content["online.csv"] = _csv(online_table(analysis.online))
     if analysis.tuned:

@@ -1,5 +1,6 @@
 """What a run that stopped can go on from, and whether a checkpoint belongs to it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import lightning as L
 import torch
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import STATUS_FILE, RecordError, is_whole_checkpoint
+from grpovi_lightning.run_record.layout import COMPLETIONS_FOLDER, STATUS_FILE, RecordError, is_whole_checkpoint
 from grpovi_lightning.run_record.status import State, read_status
 
 
@@ -44,7 +45,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def clear_attempt(folder: Path) -> None:
-    """Remove what a run that left no checkpoint has logged, which the new attempt logs again."""
+    """Remove what a run that left no checkpoint has logged and sampled, which the new attempt does again."""
+    shutil.rmtree(folder / COMPLETIONS_FOLDER, ignore_errors=True)
     for path in (folder / STATUS_FILE, *folder.glob("events.out.tfevents.*")):
         path.unlink(missing_ok=True)
 

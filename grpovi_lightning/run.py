@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from grpovi_lightning.callbacks import (
+    CompletionFiles,
     CompletionSamples,
     EvaluateAtStart,
     ExportModel,
@@ -113,6 +114,7 @@ class RunCLI(LightningCLI):
             }
         )
         parser.add_class_arguments(CompletionSamples, "samples")
+        parser.add_class_arguments(CompletionFiles, "completions")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with own_defaults():
@@ -162,6 +164,7 @@ class RunCLI(LightningCLI):
         callbacks = [
             *(config.trainer.callbacks or []),
             ExportModel(self.folder / MODEL_FOLDER),  # before the status, which says that all is done
+            config.completions,
             self.status,
             EvaluateAtStart(),
             config.samples,

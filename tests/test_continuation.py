@@ -8,6 +8,7 @@ from helpers.commands import refusal
 from helpers.own_input import run_config, write_own_input, write_yaml
 from modules.grpo_runs import scalars
 
+from analysis import load_completions
 from grpovi_lightning.cli import main
 
 MODULES = "grpovi_lightning.modules"
@@ -153,7 +154,10 @@ def test_a_run_that_left_no_checkpoint_can_be_begun_anew(here, tmp_path, capsys)
         f"run folder {run} holds a failed run already, without a checkpoint to continue from; choose another "
         "trainer.default_root_dir, or begin it anew with --restart"
     )
+    (run / "completions").mkdir(exist_ok=True)
+    (run / "completions" / "train-000000.parquet").write_bytes(b"of the old attempt")
     assert main([*arguments, *mended, "--restart"]) == 0
+    assert sorted(set(load_completions(run)["step"])) == [0, 1, 2]
     assert status(run)["state"] == "finished" and len(list(run.glob("events*"))) == 1
     assert sorted(scalars(run)["eval/reward"]) == [0, 2] and "restart: false" in (run / "config.yaml").read_text()
 

@@ -1,6 +1,7 @@
-"""Callbacks: run status, checkpoints, samples, throughput, warnings, first evaluation, time limit, export."""
+"""Callbacks: run status, checkpoints, completions, samples, throughput, warnings, first evaluation, time, export."""
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
+from grpovi_lightning.callbacks.completions import CompletionFiles
 from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel, TimeLimit
 from grpovi_lightning.callbacks.rounding import RoundingWatch
 from grpovi_lightning.callbacks.samples import CompletionSamples
@@ -9,6 +10,7 @@ from grpovi_lightning.callbacks.throughput import Throughput
 from grpovi_lightning.callbacks.watch import RewardWatch
 
 __all__ = [
+    "CompletionFiles",
     "CompletionSamples",
     "EvaluateAtStart",
     "ExportModel",

@@ -3,9 +3,11 @@
     <study>/study.yaml                 the study as resolved: a study file plus the contents of its config files
     <study>/choice.json                the best point of each arm on the tuning seeds, where the study has some
     <study>/prepare/<stage>/           what all arms share; a run each, or the files of the task
-    <study>/arms/<arm>/seed_<k>/       a run: status.json, process.log, config.yaml, events, checkpoints/, model/
+    <study>/arms/<arm>/seed_<k>/       a run: status.json, process.log, config.yaml, events, checkpoints/, model/,
+                                       completions/
                                        <arm> of a point of a grid: grpo@lr=0.0001,beta=0
     <study>/report/                    index.html, efficiency.csv, pictures
 
-Standard library only, so that `analysis` can import it on a machine without torch. Callers therefore parse the YAML.
+Standard library only, but for pyarrow in `completions`, so that `analysis` can import it on a machine without torch.
+Callers therefore parse the YAML.
 """

@@ -19,6 +19,7 @@ REPORT_FOLDER = "report"
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
+COMPLETIONS_FOLDER = "completions"
 
 SCHEMA = 2
 """Version of the layout of status.json and study.yaml, under their key `schema`. Files without the key have layout 1,
