@@ -21,6 +21,7 @@ from analysis.diagnostics import (
     spread_key,
 )
 from analysis.efficiency import Comparison, table_of
+from analysis.looks import looks_sentences
 from analysis.online import WINDOW_STEPS, against_labels, agreement_names, online_table
 from analysis.settings import Settings
 from analysis.study import Analysis, analyse
@@ -211,6 +212,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         n_excluded=sum(reason is not None for reason in status["reason"]),
         warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
         n_tested=analysis.n_tested,
+        looks=looks_sentences(analysis.settings),
+        level=f"{100 * analysis.settings.level:.2g} %",
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
     )
 

@@ -29,7 +29,7 @@ def mean(samples: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over seeds with its 95 % interval, all in the unit of `values`.
+    """A number over seeds with its interval, all in the unit of `values`.
 
     Attributes:
         point: The estimate; NaN where there is none, +inf for a median of values most of which are infinite.
@@ -37,6 +37,8 @@ class Estimate:
         high: Upper end of it.
         values: What was averaged, one a seed.
         p: Two-sided p-value of no effect: of a mean of 0, of a ratio of 1. NaN where it is not defined.
+        level: Chance that the interval misses, and up to which p speaks for an effect: 5 %, or the part of it that this
+            look at the data may spend, so that over all planned looks it is 5 %.
     """
 
     point: float
@@ -44,6 +46,7 @@ class Estimate:
     high: float
     values: tuple[float, ...] = ()
     p: float = math.nan
+    level: float = LEVEL
 
     def excludes(self, value: float) -> bool:
         """Tell whether the interval lies wholly on one side of `value`."""
@@ -53,7 +56,7 @@ class Estimate:
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
 
-def estimate_mean(values: Sequence[float]) -> Estimate:
+def estimate_mean(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the mean over seeds of finite values, with Student's t interval and test; `NO_ESTIMATE` for no values.
 
     Both assume that the mean is roughly normal, and know that few seeds leave the spread uncertain. One seed has none.
@@ -67,31 +70,31 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
         return NO_ESTIMATE
     point = float(data.mean())
     if data.size < 2:
-        return Estimate(point, math.nan, math.nan, tuple(values))
+        return Estimate(point, math.nan, math.nan, tuple(values), level=level)
     error = float(data.std(ddof=1) / math.sqrt(data.size))
-    half = float(special.stdtrit(data.size - 1, (1 + CONFIDENCE) / 2)) * error
+    half = float(special.stdtrit(data.size - 1, 1 - level / 2)) * error
     # Without any spread the statistic is infinite, or, for a mean of 0, undefined: no effect at all.
     p = 2 * float(special.stdtr(data.size - 1, -abs(point) / error)) if error else float(point == 0)
-    return Estimate(point, point - half, point + half, tuple(values), p)
+    return Estimate(point, point - half, point + half, tuple(values), p, level)
 
 
-def estimate_ratio(ratios: Sequence[float]) -> Estimate:
+def estimate_ratio(ratios: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the geometric mean over seeds of positive finite ratios; interval and test are of the logarithms.
 
     >>> round(estimate_ratio([0.5, 8.0]).point, 12)
     2.0
     """
-    logs = estimate_mean([math.log(ratio) for ratio in ratios])
+    logs = estimate_mean([math.log(ratio) for ratio in ratios], level)
     point, low, high = (math.exp(end) for end in (logs.point, logs.low, logs.high))
-    return Estimate(point, low, high, tuple(ratios), logs.p)
+    return Estimate(point, low, high, tuple(ratios), logs.p, level)
 
 
-def estimate_median(values: Sequence[float]) -> Estimate:
+def estimate_median(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the median over seeds with the interval between two of the values; they may be +inf (not reached).
 
     The interval is that of the sign test, whatever the distribution: the k-th value from below to the k-th from above,
-    with the largest k that keeps 95 %. Fewer than six values have none: even their range holds the median in 93.75 %
-    of cases at most.
+    with the largest k that misses in a share of `level` at most. At 5 % fewer than six values have none: even their
+    range holds the median in 93.75 % of cases at most.
 
     >>> estimate_median([4.0, 1.0, 2.0, math.inf, 3.0, 5.0]).high
     inf
@@ -99,15 +102,15 @@ def estimate_median(values: Sequence[float]) -> Estimate:
     if not len(values):
         return NO_ESTIMATE
     ordered = sorted(values)
-    k = _rank(len(values))
+    k = _rank(len(values), level)
     point = float(np.median(ordered))
-    return Estimate(point, *((ordered[k - 1], ordered[-k]) if k else (math.nan, math.nan)), tuple(values))
+    return Estimate(point, *((ordered[k - 1], ordered[-k]) if k else (math.nan, math.nan)), tuple(values), level=level)
 
 
 @functools.cache
-def _rank(n: int) -> int:
-    """Return the largest k so that fewer than k of `n` values lie below the median in `LEVEL` / 2 of cases at most."""
-    return int(stats.binom.ppf(LEVEL / 2, n, 0.5))
+def _rank(n: int, level: float) -> int:
+    """Return the largest k so that fewer than k of `n` values lie below the median in `level` / 2 of cases at most."""
+    return int(stats.binom.ppf(level / 2, n, 0.5))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

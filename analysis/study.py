@@ -91,7 +91,9 @@ def analyse(
     contrasts = compare(all_runs, status, settings, settings.contrasts)
     paired = [each for each in comparisons + contrasts if each.baseline is not None]
     equal_kl = {
-        (each.arm, each.baseline): at_equal_kl(each.arm, str(each.baseline), each.paired_seeds, curves, kl)
+        (each.arm, each.baseline): at_equal_kl(
+            each.arm, str(each.baseline), each.paired_seeds, curves, kl, settings.level
+        )
         for each in paired
     }
     return Analysis(
@@ -105,7 +107,7 @@ def analyse(
         verdicts=verdicts_of([(each, equal_kl[each.arm, each.baseline]) for each in paired]),
         equal_kl=[equal for equal in equal_kl.values() if equal is not None],
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
-        online=online_arms(runs, settings.metric, comparisons),
+        online=online_arms(runs, settings.metric, comparisons, settings.level),
         sensitivity=sensitivity,
         tuned=tuned,
         tuning=with_reasons(

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.efficiency import Comparison
+from analysis.looks import looks_sentences
 from analysis.online import OnlineArm
 from analysis.report import write_analysis
 from analysis.statistics import Estimate
@@ -54,6 +55,7 @@ def terminal_report(analysis: Analysis) -> Group:
     if analysis.online:
         parts.append(online_terminal_table(analysis.online))
     parts += [Text(note, style="yellow") for note in settings.notes]
+    parts += [Text(sentence) for sentence in looks_sentences(settings)]
     for question, sentences in sentences_of(analysis.tuned) if analysis.tuned else ():
         parts.append(Text(f"\n{question}", style="bold"))
         parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in sentences]

@@ -15,7 +15,7 @@ from calibration_results import STUDY_COLUMNS, calibration_figure, coverage_tabl
 from command import InputError, run_command
 from reporting import consoles, machine, output_path, print_table, save_picture, write_table
 
-from analysis.curves import curves_of
+from analysis.curves import Curves, common_span, curves_of
 from analysis.efficiency import compare, target_of
 from analysis.errors import ReportError
 from analysis.loading import load_study
@@ -50,19 +50,33 @@ CLAIMS = {"Mixed": "mixed", "faster": "faster", "slower": "slower", "higher": "h
 
 
 def spreads(noise: Noise, n_seeds: int = 1_000) -> dict[str, float]:
-    """Return the standard deviations of `RECORDED_SPREADS`, of simulated runs that reach the target."""
-    curves = simulate(noise, STEPS, n_seeds, 1.0, np.random.default_rng(0)).curves()
-    target = target_of(list(curves[BASELINE].values()), SETTINGS).value
+    """Return the standard deviations of `RECORDED_SPREADS`, of simulated runs."""
+    return spreads_of(simulate(noise, STEPS, n_seeds, 1.0, np.random.default_rng(0)).curves())
+
+
+def spreads_of(curves: Curves) -> dict[str, float]:
+    """Return the standard deviations of `RECORDED_SPREADS` over the seeds that all arms have.
+
+    Of the steps to the target, those of seeds on which both of the first two arms reach it.
+    """
+    seeds = sorted(set.intersection(*(set(of) for of in curves.values())))
+    baseline = list(curves.get(BASELINE, next(iter(curves.values()))).values())
+    target, (first, last) = target_of(baseline, SETTINGS).value, common_span([c for of in curves.values() for c in of.values()])
     steps, finals, areas = (
-        np.array([[measure(curve) for curve in of.values()] for of in curves.values()])
+        np.array([[measure(of[seed]) for seed in seeds] for of in curves.values()])
         for measure in (
             lambda curve: curve.first_crossing(target),
             lambda curve: curve.final,
-            lambda curve: curve.mean_over(STEPS[0], STEPS[-1]),
+            lambda curve: curve.mean_over(first, last),
         )
     )
     logs = np.log(steps[:, np.isfinite(steps).all(axis=0)])
-    found = (logs.std(axis=1).mean(), (logs[0] - logs[1]).std(), finals.std(axis=1).mean(), (areas[0] - areas[1]).std())
+    found = (
+        logs.std(axis=1, ddof=1).mean(),
+        (logs[0] - logs[1]).std(ddof=1),
+        finals.std(axis=1, ddof=1).mean(),
+        (areas[0] - areas[1]).std(ddof=1),
+    )
     return dict(zip(RECORDED_SPREADS, map(float, found), strict=True))
 
 
