@@ -50,7 +50,7 @@ def _made(looks: Looks) -> str:
     level = LEVEL * looks.share
     made = (
         f"{len(looks.made)} of {len(looks.counts)} looks were made, the last at {len(looks.seen)} seeds. This report is "
-        f"that look: it claims what a test at {100 * level:.2g} % shows, and its intervals are Student’s t at "
+        f"that look: it claims what a test at {100 * level:.2g} % shows, and its intervals are Student's t at "
         f"{number(100 * (1 - level))} %, wide enough to hold in 95 % of studies over all looks together."
     )
     if looks.missing:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +100,10 @@ def test_a_seed_that_no_look_was_planned_with_never_counts(tmp_path: Path):
 
 def test_the_report_says_how_many_looks_were_planned_and_made_and_at_which_levels(tmp_path: Path):
     looks = plan_looks((1, 2, 3, 4, 5, 6), 3).after(()).after(("arms/vi/seed_2",))
-    page = write_report(study(tmp_path / "s", looks)).read_text(encoding="utf-8")
+    page = unescape(write_report(study(tmp_path / "s", looks)).read_text(encoding="utf-8"))
     assert "3 looks were planned, at 3, 4 and 6 seeds, with levels of their own (0.63 %, 0.86 %, 3.5 %)" in page
     assert "2 of 3 looks were made, the last at 4 seeds." in page and "says so at 0.86 %, corrected" in page
-    assert "intervals are Student’s t at 99.1 %" in page
+    assert "intervals are Student's t at 99.1 %" in page
     assert "Not finished at that look, and left out: arms/vi/seed_2." in page
     plain = write_report(study(tmp_path / "plain", None)).read_text(encoding="utf-8")
     assert "looks were planned" not in plain and "says so at 5 %, corrected" in plain

@@ -132,7 +132,7 @@ def test_looks_do_not_change_once_they_are_planned(bench):
     bench.write()
     bench.decided_at = 2
     bench.compare(until_decided=4)
-    with pytest.raises(UserError, match="asked for 2 to 5 now.*looks cannot change once planned"):
+    with pytest.raises(UserError, match=r"asked for 2 to 5 now.*looks cannot change once planned"):
         bench.compare(until_decided=5)
     with pytest.raises(UserError, match="beginning with seed 2; looks cannot"):
         bench.compare(seeds=[2, 3], until_decided=4)
