@@ -56,7 +56,8 @@ def claims_of(pairs: Sequence[tuple[Comparison, EqualKL | None]]) -> list[Claims
     """Return the claims of each comparison, corrected over all of them.
 
     Steps and areas of all comparisons are one family: where none of them differs, a report says so in at least 95 % of
-    cases, also where seeds are added until verdicts are decided: then each look has a level of its own. What holds at equal KL explains a headline and never makes one; it is a family of its own.
+    cases, also where seeds are added until verdicts are decided: then each look has a level of its own. What holds at
+    equal KL explains a headline and never makes one; it is a family of its own.
     """
     headline = corrected([each for one, _ in pairs for each in ((one.speedup.restricted, 1), (one.paired, 0))])
     at_kl = iter(corrected([(equal.difference, 0) for _, equal in pairs if equal is not None]))

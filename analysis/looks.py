@@ -49,8 +49,8 @@ def _made(looks: Looks) -> str:
         return f"No look was made yet, so no seed counts before the look at {looks.counts[0]} seeds."
     level = LEVEL * looks.share
     made = (
-        f"{len(looks.made)} of {len(looks.counts)} looks were made, the last at {len(looks.seen)} seeds. This report is "
-        f"that look: it claims what a test at {100 * level:.2g} % shows, and its intervals are Student's t at "
+        f"{len(looks.made)} of {len(looks.counts)} looks were made, the last at {len(looks.seen)} seeds. This report "
+        f"is that look: it claims what a test at {100 * level:.2g} % shows, and its intervals are Student's t at "
         f"{number(100 * (1 - level))} %, wide enough to hold in 95 % of studies over all looks together."
     )
     if looks.missing:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from grpovi_lightning.run_record.layout import LOOKS_FILE, SCHEMA, RecordError, check_schema, replace_file
@@ -80,7 +81,7 @@ def plan_looks(seeds: Sequence[int], n_first: int) -> Looks:
     growth = (most / n_first) ** (1 / (n_looks - 1))
     counts = sorted({round(n_first * growth**i) for i in range(n_looks)})
     spent = [0.0, *((count / most) ** SPENDING for count in counts)]
-    shares = tuple(after - before for before, after in zip(spent, spent[1:], strict=False))
+    shares = tuple(after - before for before, after in pairwise(spent))
     return Looks(tuple(seeds), tuple(counts), shares)
 
 
@@ -114,7 +115,7 @@ def read_looks(folder: Path) -> Looks | None:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} cannot be read ({type(error).__name__}); {remedy}") from None
-    rising = all(one < other for one, other in zip(looks.counts, looks.counts[1:], strict=False))
+    rising = all(one < other for one, other in pairwise(looks.counts))
     whole = rising and looks.counts and looks.counts[0] > 0 and looks.counts[-1] == len(set(looks.seeds))
     spent = len(looks.shares) == len(looks.counts) and min(looks.shares) > 0 and sum(looks.shares) < 1 + 1e-9
     if not whole or not spent or len(looks.made) > len(looks.counts):

@@ -134,8 +134,8 @@ def _until_decided(
         unfinished = [run for run in runs if not is_finished(run)]
         if any(run not in before for run in unfinished):
             _complain(
-                f"the look at {len(batch.seeds)} seeds waits for {len(unfinished)} of {len(runs)} runs; the same command "
-                "tries again, and leaves a run out of the look that fails once more"
+                f"the look at {len(batch.seeds)} seeds waits for {len(unfinished)} of {len(runs)} runs; the same "
+                "command tries again, and leaves a run out of the look that fails once more"
             )
             return 1
         looks = looks.after([run.folder.relative_to(folder).as_posix() for run in unfinished])

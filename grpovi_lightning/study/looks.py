@@ -1,4 +1,4 @@
-"""`grpovi compare --until-decided MAX`: which looks are planned in a study's folder, and what must not have happened."""
+"""`grpovi compare --until-decided MAX`: the looks planned in a study's folder, and what must not have happened."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -84,8 +84,8 @@ def _check_unseen(folder: Path, study: Study, choice: Choice | None) -> None:
     judged = [run.seed for run in plan_arms(study, folder, choice) if is_finished(run)]
     if judged:
         raise UserError(
-            f"{folder}: a report has judged seed {judged[0]} already, at the whole level of 5 %, so nothing is left for "
-            "further looks; give --seeds others, which are then judged alone, or --output another folder"
+            f"{folder}: a report has judged seed {judged[0]} already, at the whole level of 5 %, so nothing is left "
+            "for further looks; give --seeds others, which are then judged alone, or --output another folder"
         )
 
 
