@@ -8,18 +8,21 @@ from analysis.errors import ReportError
 from analysis.loading import load_runs, load_status
 from analysis.power import Power, print_power
 from analysis.report import write_report
+from analysis.several_tasks import TasksComparison, tasks_comparison
 from analysis.terminal import print_report, terminal_table
 from analysis.tuned import TunedComparison, tuned_comparison
 
 __all__ = [
     "Power",
     "ReportError",
+    "TasksComparison",
     "TunedComparison",
     "efficiency_table",
     "load_runs",
     "load_status",
     "print_power",
     "print_report",
+    "tasks_comparison",
     "terminal_table",
     "tuned_comparison",
     "write_report",

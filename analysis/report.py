@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from analysis import figures, wording
+from analysis import figures, several_tasks, wording
 from analysis.curves import beside, curves_of
 from analysis.diagnostics import (
     adjustment_means,
@@ -24,6 +24,8 @@ from analysis.efficiency import Comparison, table_of
 from analysis.looks import looks_sentences
 from analysis.online import WINDOW_STEPS, against_labels, agreement_names, online_table
 from analysis.settings import Settings
+from analysis.several_tasks import profiles
+from analysis.several_tasks_figure import profiles_figure
 from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
@@ -64,6 +66,8 @@ def write_report(
 
     Where points were chosen on tuning seeds, also `report/tuned.csv`, as `analysis.TunedComparison.table` describes it.
 
+    Where arms have tasks, also `report/tasks.csv`, as `analysis.TasksComparison.table` describes it.
+
     The same runs give the same bytes. Nothing is written before everything has been computed.
 
     Args:
@@ -95,6 +99,8 @@ def write_analysis(analysis: Analysis) -> Path:
         online_table(analysis.online).to_csv(folder / "online.csv", index=False, lineterminator="\n")
     if analysis.tuned:
         analysis.tuned.table().to_csv(folder / "tuned.csv", index=False, lineterminator="\n")
+    if analysis.tasks and analysis.tasks.methods:
+        analysis.tasks.table().to_csv(folder / "tasks.csv", index=False, lineterminator="\n")
     index = folder / "index.html"
     index.write_text(page, encoding="utf-8")
     return index
@@ -112,11 +118,11 @@ def adjustments_of(analysis: Analysis) -> dict[str, str]:
 
 
 def draw(analysis: Analysis) -> dict[str, list[Picture]]:
-    """Draw all pictures, by section: `learning`, `paired`, `kl`, `online`, `grids`; none for what no run logged."""
+    """Draw pictures by section: `learning`, `paired`, `kl`, `online`, `grids`, `tasks`; none for what no run logged."""
     styles = styles_of(analysis)
     metric = analysis.settings.metric
     if not analysis.curves:
-        return {"learning": [], "paired": [], "kl": [], "online": [], "grids": draw_grids(analysis)}
+        return {"learning": [], "paired": [], "kl": [], "online": [], "grids": draw_grids(analysis), "tasks": []}
     targets = {
         comparison.arm: comparison.target.value
         for comparison in analysis.comparisons
@@ -143,7 +149,15 @@ def draw(analysis: Analysis) -> dict[str, list[Picture]]:
         figure = figures.kl_figure(metric, analysis.curves, kl, styles)
         pictures.append(Picture("reward_against_kl", "Reward against KL", to_svg(figure, "reward_against_kl")))
     pictures_of = {"learning": learning, "paired": paired, "kl": pictures, "online": draw_online(analysis)}
-    return pictures_of | {"grids": draw_grids(analysis)}
+    return pictures_of | {"grids": draw_grids(analysis), "tasks": draw_tasks(analysis)}
+
+
+def draw_tasks(analysis: Analysis) -> list[Picture]:
+    """Draw the performance profiles of methods over several tasks."""
+    if analysis.tasks is None or not analysis.tasks.methods:
+        return []
+    svg = to_svg(profiles_figure(profiles(analysis.tasks)), "performance_profiles")
+    return [Picture("performance_profiles", "Share of runs above a score, for each method", svg)]
 
 
 def draw_grids(analysis: Analysis) -> list[Picture]:
@@ -197,8 +211,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         adjustment_columns=list(adjustment.columns),
         rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
         spread_key=spread_key(analysis.settings.metric),
-        first_rollouts=recorded_by_seed(status, "first_rollout"),
-        held_out_rows=recorded_by_seed(status, "held_out"),
+        first_rollouts=recorded_by_seed(status, "first_rollout", analysis.settings.tasks),
+        held_out_rows=recorded_by_seed(status, "held_out", analysis.settings.tasks),
         differences=differences(analysis),
         environment=environment(analysis.path, status),
         runs=[
@@ -208,6 +222,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         n_compared=len(status),
         sensitivity=analysis.sensitivity,
         tuned=analysis.tuned,
+        tasks=analysis.tasks,
+        tasks_answers=several_tasks.sentences_of(analysis.tasks) if analysis.tasks else [],
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
         warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],

@@ -84,6 +84,11 @@ class Settings:
         return {arm.name: arm.point for arm in self.study.arms if arm.point} if self.study else {}
 
     @property
+    def tasks(self) -> dict[str, str]:
+        """Arm -> its task, where a study compares methods over several tasks; else empty."""
+        return {arm.name: arm.task for arm in self.study.arms if arm.task} if self.study else {}
+
+    @property
     def grid_seeds(self) -> tuple[int, ...]:
         """The seeds on which every point runs."""
         if self.study is None:

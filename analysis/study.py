@@ -14,6 +14,7 @@ from analysis.online import OnlineArm, online_arms
 from analysis.reward_kl import EqualKL, at_equal_kl
 from analysis.selection import included, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
+from analysis.several_tasks import TasksComparison, tasks_of
 from analysis.tables import rows_where
 from analysis.tuned import TunedComparison, tuned_of
 from analysis.tuning import Sensitivity, sensitivity_of
@@ -37,6 +38,7 @@ class Analysis:
         online: One an arm, in order, where a reward model learned during training; else empty.
         sensitivity: The points of grids, where arms have `values`.
         tuned: Each arm at its own best point, where points were chosen on tuning seeds.
+        tasks: Methods over several tasks, where arms have a `task`.
         tuning: One row a run that judges nothing: of tuning seeds, and of points that were not chosen.
         logged: Whether any run has a scalar.
     """
@@ -54,6 +56,7 @@ class Analysis:
     online: list[OnlineArm]
     sensitivity: Sensitivity | None
     tuned: TunedComparison | None
+    tasks: TasksComparison | None
     tuning: pd.DataFrame
     logged: bool
 
@@ -110,6 +113,7 @@ def analyse(
         online=online_arms(runs, settings.metric, comparisons, settings.level),
         sensitivity=sensitivity,
         tuned=tuned,
+        tasks=tasks_of(all_runs, status, settings),
         tuning=with_reasons(
             rows_where(every_status, ~every_status["run"].isin(status["run"])), all_runs, settings.metric
         ),

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis import several_tasks
 from analysis.efficiency import Comparison
 from analysis.looks import looks_sentences
 from analysis.online import OnlineArm
@@ -59,6 +60,9 @@ def terminal_report(analysis: Analysis) -> Group:
     for question, sentences in sentences_of(analysis.tuned) if analysis.tuned else ():
         parts.append(Text(f"\n{question}", style="bold"))
         parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in sentences]
+    if analysis.tasks:
+        parts += [Text("\nOver several tasks", style="bold")]
+        parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in several_tasks.sentences_of(analysis.tasks)]
     for verdict in analysis.verdicts:
         parts.append(Text(f"\n{verdict.headline}", style="bold"))
         if analysis.tuned is None:  # else its sentences say the same of the arms

@@ -29,6 +29,7 @@ from analysis.loading import load_study
 from analysis.selection import included, status_of, with_reasons
 from analysis.settings import GOLD_MEAN, Settings
 from analysis.speedup import speedup_of
+from analysis.tables import rows_where
 from analysis.verdict import Verdict, verdicts_of
 from grpovi_lightning.run_record.looks import plan_looks
 
@@ -158,7 +159,7 @@ def _added(
     while tables and not looks.over:
         looks = looks.after(())
         settings, runs = replace(SETTINGS, looks=looks), pd.concat(tables.values())
-        runs = runs[runs["seed"] <= len(looks.seen)]
+        runs = rows_where(runs, runs["seed"] <= len(looks.seen))
         pairs = [(f"{ARM} {number}", f"{BASELINE} {number}") for number in tables]
         judged = compare(runs, status_of(runs).assign(reason=None), settings, pairs)
         for number, found in zip(list(tables), judged, strict=True):

@@ -87,11 +87,13 @@ def decided_table(added: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a cell: shares of the studies, and the mean of `seeds`.
     """
-    cells = ["speedup", "first", "most"]
-    shares = added.groupby(cells)["said"].value_counts(normalize=True).unstack()
-    shares = shares.reindex(list(CLAIMS), axis=1).fillna(0.0)
-    shares = shares.assign(any=shares.sum(axis=1))
-    return shares.join(added.groupby(cells)[["seeds", "steps_covered", "area_covered"]].mean()).reset_index()
+    rows = []
+    for cell, of in groups(added, "speedup", "first", "most"):
+        shares = {claim: float((of["said"] == claim).mean()) for claim in CLAIMS}
+        means = {column: float(of[column].mean()) for column in ("seeds", "steps_covered", "area_covered")}
+        row = dict(zip(("speedup", "first", "most"), cell, strict=True))
+        rows.append(row | shares | {"any": sum(shares.values())} | means)
+    return pd.DataFrame(rows)
 
 
 def print_tables(console: Console, coverage: pd.DataFrame, said: pd.DataFrame, decided: pd.DataFrame) -> None:
