@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="calibration.py", description=__doc__)
     parser.add_argument("--studies", type=int, default=500, help="simulated studies a cell (500)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulation (0)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1); at most one a speed-up")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("--noise-of", type=Path, help="a study whose runs give the noise, instead of the recorded one")
     return run_command(parser, run, argv, least={"studies": 2, "seed": 0, "jobs": 1}, refused=(ReportError,))
 

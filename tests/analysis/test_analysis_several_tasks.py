@@ -87,7 +87,7 @@ def test_the_interval_of_the_verdict_over_tasks_holds_more_often_than_a_percenti
 
 
 def study(root: Path, ends: dict[str, list[float]], tasks: dict[str, str] | None = None, **more) -> Path:
-    """Runs that rise from 0 straight to the ends of their arm, a seed each; arms `vi-...` have a baseline `grpo-...`."""
+    """Runs that rise from 0 straight to the ends of their arm, one a seed; arms `vi-...` have baselines."""
     arms = {arm: {seed: line(0.0, end) for seed, end in enumerate(of, 1)} for arm, of in ends.items()}
     baselines = {arm: arm.replace("vi-", "grpo-") for arm in ends if arm.startswith("vi-")}
     write_study(root, arms, baselines)
