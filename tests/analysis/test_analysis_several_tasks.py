@@ -20,6 +20,8 @@ from analysis.task_statistics import (
     probability_of_improvement,
     within,
 )
+from analysis.tuning import choose_points
+from grpovi_lightning.run_record.choice import write_choice
 
 OURS = np.array([[0.2, 0.9, 0.4], [0.5, 1.1, 0.4], [0.7, 0.3, 0.8], [0.1, 0.6, 1.2], [0.45, 0.75, 0.95]])
 THEIRS = np.array([[0.3, 0.8, 0.1], [0.2, 0.7, 0.6], [0.5, 0.35, 0.4], [0.15, 0.5, 0.9], [0.6, 0.65, 0.85]])
@@ -189,3 +191,34 @@ def test_tasks_that_do_not_fit_the_arms_are_refused_in_one_line(tmp_path: Path, 
 def test_methods_that_cannot_be_compared_over_the_tasks_are_refused_in_one_line(tmp_path: Path, ends, words):
     with pytest.raises(ReportError, match=words):
         tasks_comparison(study(tmp_path / "s", ends))
+
+
+def test_only_arms_of_one_task_must_have_begun_alike(tmp_path: Path):
+    folder = study(tmp_path / "s", ENDS)
+    for arm in ("grpo-hard", "vi-hard"):
+        for seed in (1, 2, 3):
+            file = folder / f"arms/{arm}/seed_{seed}/status.json"
+            file.write_text(file.read_text().replace("ab" * 32, "cd" * 32))
+    assert "did not start from the same completions" not in write_report(folder).read_text(encoding="utf-8")
+    file = folder / "arms/vi-easy/seed_2/status.json"
+    file.write_text(file.read_text().replace("ab" * 32, "cd" * 32))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert page.count("did not start from the same completions") == 1 and "Seed 2: the arms did not start" in page
+
+
+def test_of_a_tuned_study_each_arm_is_at_its_best_point(tmp_path: Path):
+    ends = {f"{arm}@lr={lr}": values for arm, values in ENDS.items() for lr in (1, 2)}
+    folder = study(tmp_path / "s", {arm.replace("vi-", "x-"): of for arm, of in ends.items()})
+    content = yaml.safe_load((folder / "study.yaml").read_text())
+    content |= {"seeds": [1, 2], "tuning_seeds": [3], "arms": {}}
+    for arm in ENDS:
+        name, baseline = arm.replace("vi-", "x-"), {"baseline": arm.replace("vi-", "grpo-")} if "vi-" in arm else {}
+        content["arms"][name] = {"configs": ["arm.yaml"], "task": arm.partition("-")[2], "values": {"lr": [1, 2]}}
+        content["arms"][name] |= baseline
+    (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(ReportError, match="no methods are compared over several tasks: No point has been chosen"):
+        tasks_comparison(folder)
+    write_choice(folder, choose_points(folder))
+    found = tasks_comparison(folder)
+    assert [method.method for method in found.methods] == ["grpo", "x"]
+    assert [sorted(seeds) for seeds in found.methods[1].scores.values()] == [[1, 2], [1, 2]]
