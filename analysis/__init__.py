@@ -13,6 +13,7 @@ from analysis.loading import load_runs, load_status
 from analysis.pictures import metric_figure, report_figures
 from analysis.power import Power, print_power
 from analysis.report import write_report
+from analysis.several_tasks import TasksComparison, tasks_comparison
 from analysis.terminal import print_report, terminal_table
 from analysis.texts import prompt_rewards
 from analysis.tuned import TunedComparison, tuned_comparison
@@ -20,6 +21,7 @@ from analysis.tuned import TunedComparison, tuned_comparison
 __all__ = [
     "Power",
     "ReportError",
+    "TasksComparison",
     "TunedComparison",
     "efficiency_table",
     "load_completions",
@@ -30,6 +32,7 @@ __all__ = [
     "print_report",
     "prompt_rewards",
     "report_figures",
+    "tasks_comparison",
     "terminal_table",
     "tuned_comparison",
     "write_report",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from analysis.efficiency import Comparison
 from analysis.reward_kl import EqualKL
-from analysis.statistics import LEVEL, Estimate, holm
+from analysis.statistics import Estimate, holm
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Claim:
     @property
     def direction(self) -> int:
         """+1 or -1 where a value above or below `neutral` may be claimed, else 0."""
-        if math.isnan(self.p) or self.p > LEVEL:
+        if math.isnan(self.p) or self.p > self.estimate.level:
             return 0
         return 1 if self.estimate.point > self.neutral else -1
 
     @property
     def level(self) -> float:
         """Level at which the difference would be claimed whatever the others show."""
-        return LEVEL / max(1, self.n_tested)
+        return self.estimate.level / max(1, self.n_tested)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def claims_of(pairs: Sequence[tuple[Comparison, EqualKL | None]]) -> list[Claims
     """Return the claims of each comparison, corrected over all of them.
 
     Steps and areas of all comparisons are one family: where none of them differs, a report says so in at least 95 % of
-    cases. What holds at equal KL explains a headline and never makes one; it is a family of its own.
+    cases, also where seeds are added until verdicts are decided: then each look has a level of its own. What holds at
+    equal KL explains a headline and never makes one; it is a family of its own.
     """
     headline = corrected([each for one, _ in pairs for each in ((one.speedup.restricted, 1), (one.paired, 0))])
     at_kl = iter(corrected([(equal.difference, 0) for _, equal in pairs if equal is not None]))

@@ -1,6 +1,7 @@
 """Tables beside the main one: the adjustment, the reward model, the rise in gold reward, step 0, the configs."""
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +125,19 @@ def rises(runs: pd.DataFrame, metric: str) -> list[Rise]:
     ]
 
 
-def recorded_by_seed(status: pd.DataFrame, what: str) -> list[SeedCheck]:
-    """Compare what the runs of each seed recorded, `first_rollout` or `held_out`; `status` as from `load_status`."""
+def recorded_by_seed(status: pd.DataFrame, what: str, tasks: Mapping[str, str] | None = None) -> list[SeedCheck]:
+    """Compare what the runs of each seed recorded; of each seed and task where arms have tasks.
+
+    Args:
+        status: As from `load_status`.
+        what: `first_rollout` or `held_out`.
+        tasks: Arm -> its task.
+    """
     known = rows_where(status, status["seed"].notna())
-    return by_seed(
-        (int(seed), run, digest) for seed, run, digest in zip(known["seed"], known["run"], known[what], strict=True)
-    )
+    by_task: dict[str | None, list[tuple[int, str, str | None]]] = {}
+    for arm, seed, run, digest in zip(*(known[column] for column in ("arm", "seed", "run", what)), strict=True):
+        by_task.setdefault((tasks or {}).get(str(arm)), []).append((int(seed), run, digest))
+    return [check for runs in by_task.values() for check in by_seed(runs)]
 
 
 def read_config(folder: Path) -> dict[str, str]:

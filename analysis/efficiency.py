@@ -135,7 +135,8 @@ def efficiency_table(
     - **variance_ratio**: variance of the paired differences / that of differences between runs with seeds of their own,
       which is the sum of the variances of the two arms. Below 1 the pairing helped; NaN for fewer than three seeds.
     - **_low, _high**: 95 % interval over seeds: Student's t, of a ratio on its logarithms, of the median steps the sign
-      test's. NaN for one seed, of the median for fewer than six.
+      test's. NaN for one seed, of the median for fewer than six. Wider where seeds were added until verdicts were
+      decided, so that 95 % hold over all planned looks.
 
     Args:
         runs: As from `load_runs`.
@@ -205,7 +206,7 @@ def _compare(
     status: pd.DataFrame,
     settings: Settings,
 ) -> Comparison:
-    own, other = curves.get(arm, {}), curves.get(baseline or arm, {})
+    own, other, level = curves.get(arm, {}), curves.get(baseline or arm, {}), settings.level
     paired_seeds = tuple(sorted(set(own) & set(other))) if baseline else ()
     target = target_of(list(other.values()), settings)
     span = common_span([*own.values(), *other.values()])
@@ -225,16 +226,16 @@ def _compare(
         paired_seeds=paired_seeds,
         target=target,
         span=span,
-        steps=estimate_median(list(crossings.values())),
+        steps=estimate_median(list(crossings.values()), level),
         tokens=_cost_to_target(crossings, costs[0].get(arm, {})),
         seconds=_cost_to_target(crossings, costs[1].get(arm, {})),
         run_tokens=_cost_of_run(own, costs[0].get(arm, {})),
         run_seconds=_cost_of_run(own, costs[1].get(arm, {})),
         n_reached=sum(math.isfinite(step) for step in crossings.values()),
-        speedup=speedup_of([(own[seed], other[seed]) for seed in paired_seeds], target.value),
-        final=estimate_mean([curve.final for curve in own.values()]),
-        auc=estimate_mean(list(auc.values())),
-        paired=estimate_mean([auc[seed] - theirs for seed, theirs in zip(both, baseline_auc, strict=True)]),
+        speedup=speedup_of([(own[seed], other[seed]) for seed in paired_seeds], target.value, level),
+        final=estimate_mean([curve.final for curve in own.values()], level),
+        auc=estimate_mean(list(auc.values()), level),
+        paired=estimate_mean([auc[seed] - theirs for seed, theirs in zip(both, baseline_auc, strict=True)], level),
         last_steps=tuple(sorted({float(curve.steps[-1]) for curve in [*own.values(), *other.values()]})),
         pairing=pairing_of([auc[seed] for seed in both], baseline_auc),
     )
@@ -248,7 +249,7 @@ def target_of(baseline: list[Curve], settings: Settings) -> Target:
     """Return the target that the curves of a baseline set."""
     firsts, finals = [curve.first for curve in baseline], [curve.final for curve in baseline]
     first, final = (float(np.mean(values)) if values else math.nan for values in (firsts, finals))
-    rise = estimate_mean([curve.final - curve.first for curve in baseline])
+    rise = estimate_mean([curve.final - curve.first for curve in baseline], settings.level)
     if settings.target is not None:
         return Target(settings.target, first, final, True, rise)
     value = first + settings.target_fraction * (final - first) if final > first else math.nan

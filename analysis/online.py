@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.curves import Curve, Curves, curves_of
 from analysis.efficiency import Comparison
-from analysis.statistics import NO_ESTIMATE, Estimate, estimate_mean, estimate_ratio
+from analysis.statistics import LEVEL, NO_ESTIMATE, Estimate, estimate_mean, estimate_ratio
 from grpovi_lightning import metric_keys
 
 WINDOW_STEPS = 10
@@ -80,13 +80,16 @@ def online_table(arms: Iterable[OnlineArm]) -> pd.DataFrame:
     return pd.DataFrame([arm.row() for arm in arms], columns=COLUMNS)
 
 
-def online_arms(runs: pd.DataFrame, metric: str, comparisons: Sequence[Comparison]) -> list[OnlineArm]:
+def online_arms(
+    runs: pd.DataFrame, metric: str, comparisons: Sequence[Comparison], level: float = LEVEL
+) -> list[OnlineArm]:
     """Summarise every arm of a study in which a reward model learned.
 
     Args:
         runs: Rows of the runs that count.
         metric: The compared tag.
         comparisons: One an arm.
+        level: Of the intervals.
 
     Returns:
         One entry an arm, in the order of `comparisons`, also for arms whose reward model was frozen; none where no
@@ -110,22 +113,24 @@ def online_arms(runs: pd.DataFrame, metric: str, comparisons: Sequence[Compariso
     )
 
     def over_seeds(curves: Curves, arm: str, summary: Callable[[Curve], float]) -> Estimate:
-        return estimate_mean([summary(curve) for curve in curves.get(arm, {}).values()])
+        return estimate_mean([summary(curve) for curve in curves.get(arm, {}).values()], level)
 
     return [
         OnlineArm(
             arm=(arm := comparison.arm),
             n_seeds=len(comparison.seeds),
             observed=observed,
-            labels=estimate_mean([labels.get((arm, seed), 0.0) for seed in comparison.seeds]),
-            unanswered=estimate_mean([unanswered[arm, seed] for seed in comparison.seeds if (arm, seed) in unanswered]),
+            labels=estimate_mean([labels.get((arm, seed), 0.0) for seed in comparison.seeds], level),
+            unanswered=estimate_mean(
+                [unanswered[arm, seed] for seed in comparison.seeds if (arm, seed) in unanswered], level
+            ),
             pair_accuracy=over_seeds(accuracy, arm, lambda curve: float(curve.values[-_third(curve) :].mean())),
             cross_entropy=over_seeds(entropy, arm, lambda curve: float(curve.values[-_third(curve) :].mean())),
             agreement_first=over_seeds(agreement, arm, lambda curve: float(curve.values[: _window(curve)].mean())),
             agreement_last=over_seeds(agreement, arm, lambda curve: float(curve.values[-_window(curve) :].mean())),
             seconds_early=over_seeds(seconds, arm, _early),
             seconds_late=over_seeds(seconds, arm, _late),
-            seconds_ratio=_ratio(seconds.get(arm, {})),
+            seconds_ratio=_ratio(seconds.get(arm, {}), level),
             bytes_first=over_seeds(state, arm, lambda curve: curve.first),
             bytes_last=over_seeds(state, arm, lambda curve: curve.last),
             regret=over_seeds(regret, arm, lambda curve: float(curve.values.mean())),
@@ -205,7 +210,7 @@ def _late(curve: Curve) -> float:
     return float(np.median(curve.values[-_third(curve) :]))
 
 
-def _ratio(seconds: Mapping[int, Curve]) -> Estimate:
+def _ratio(seconds: Mapping[int, Curve], level: float) -> Estimate:
     pairs = [(_early(curve), _late(curve)) for curve in seconds.values() if curve.values.size > 1]
     ratios = [late / early for early, late in pairs if early > 0 and late > 0]
-    return estimate_ratio(ratios) if ratios else NO_ESTIMATE
+    return estimate_ratio(ratios, level) if ratios else NO_ESTIMATE

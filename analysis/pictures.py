@@ -12,6 +12,8 @@ from analysis import figures
 from analysis.curves import Curves, beside, curves_of, thinned
 from analysis.errors import ReportError
 from analysis.online import against_labels, agreement_names
+from analysis.several_tasks import profiles
+from analysis.several_tasks_figure import profiles_figure
 from analysis.study import Analysis, analyse
 from analysis.style import ArmStyle, arm_styles
 from analysis.svg import inline, to_svg
@@ -81,8 +83,8 @@ def metric_figure(runs: pd.DataFrame, metric: str) -> Figure:
 
 
 def draw(analysis: Analysis) -> Pictures:
-    """Draw all pictures, by section: `learning`, `paired`, `kl`, `online`, `grids`; none for what no run logged."""
-    grids = {"grids": _grids(analysis)}
+    """Draw pictures by section: `learning`, `paired`, `kl`, `online`, `grids`, `tasks`; none for what no run logged."""
+    grids = {"grids": _grids(analysis), "tasks": _tasks(analysis)}
     if not analysis.curves:
         return {"learning": [], "paired": [], "kl": [], "online": []} | grids
     return {
@@ -178,6 +180,14 @@ def _grids(analysis: Analysis) -> list[Picture]:
         return []
     description = "Area under the curve at every point of the grids, a panel an arm"
     return [_picture("sensitivity", description, figures.sensitivity_figure(found))]
+
+
+def _tasks(analysis: Analysis) -> list[Picture]:
+    """Draw the performance profiles of methods over several tasks."""
+    if analysis.tasks is None or not analysis.tasks.methods:
+        return []
+    figure = profiles_figure(profiles(analysis.tasks))
+    return [_picture("performance_profiles", "Share of runs above a score, for each method", figure)]
 
 
 def _online(analysis: Analysis) -> list[Picture]:

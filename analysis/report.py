@@ -9,7 +9,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from analysis import figures, wording
+from analysis import figures, several_tasks, wording
 from analysis.chart import chart_of, page_scripts
 from analysis.curves import beside
 from analysis.diagnostics import (
@@ -21,6 +21,7 @@ from analysis.diagnostics import (
     spread_key,
 )
 from analysis.efficiency import Comparison
+from analysis.looks import looks_sentences
 from analysis.online import WINDOW_STEPS, agreement_names
 from analysis.pictures import Pictures, adjustments_of, draw, drawn_points, is_thinned, styles_of
 from analysis.report_files import files_of
@@ -56,6 +57,8 @@ def write_report(
     training, as `analysis.prompt_rewards` describes it.
 
     Where points were chosen on tuning seeds, also `report/tuned.csv`, as `analysis.TunedComparison.table` describes it.
+
+    Where arms have tasks, also `report/tasks.csv`, as `analysis.TasksComparison.table` describes it.
 
     The same runs give the same bytes. Nothing is written before everything has been computed.
 
@@ -118,8 +121,8 @@ def render(analysis: Analysis, pictures: Pictures, texts: Texts | None) -> str:
         adjustment_columns=list(adjustment.columns),
         rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
         spread_key=spread_key(analysis.settings.metric),
-        first_rollouts=recorded_by_seed(status, "first_rollout"),
-        held_out_rows=recorded_by_seed(status, "held_out"),
+        first_rollouts=recorded_by_seed(status, "first_rollout", analysis.settings.tasks),
+        held_out_rows=recorded_by_seed(status, "held_out", analysis.settings.tasks),
         differences=differences(analysis),
         environment=environment(analysis.path, status),
         runs=[
@@ -130,10 +133,14 @@ def render(analysis: Analysis, pictures: Pictures, texts: Texts | None) -> str:
         sensitivity=analysis.sensitivity,
         texts=texts,
         tuned=analysis.tuned,
+        tasks=analysis.tasks,
+        tasks_answers=several_tasks.sentences_of(analysis.tasks) if analysis.tasks else [],
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
         warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
         n_tested=analysis.n_tested,
+        looks=looks_sentences(analysis.settings),
+        level=f"{100 * analysis.settings.level:.2g} %",
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
     )
 

@@ -25,6 +25,8 @@ def files_of(analysis: Analysis, pictures: Pictures, last: pd.DataFrame) -> dict
         content["online.csv"] = _csv(online_table(analysis.online))
     if analysis.tuned:
         content["tuned.csv"] = _csv(analysis.tuned.table())
+    if analysis.tasks and analysis.tasks.methods:
+        content["tasks.csv"] = _csv(analysis.tasks.table())
     for name, table in main_tables(analysis).items():
         content[f"{name}.md"] = to_markdown(table)
         content[f"{name}.tex"] = to_latex(table)

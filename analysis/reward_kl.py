@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.curves import Curve, Curves
-from analysis.statistics import Estimate, estimate_mean
+from analysis.statistics import LEVEL, Estimate, estimate_mean
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ def value_at_kl(metric: Curve, kl: Curve, level: float) -> float:
     return metric.at(kl.first_crossing(level))
 
 
-def at_equal_kl(arm: str, baseline: str, seeds: Sequence[int], metric: Curves, kl: Curves) -> EqualKL | None:
-    """Compare an arm with its baseline at equal KL, on the paired `seeds`.
+def at_equal_kl(
+    arm: str, baseline: str, seeds: Sequence[int], metric: Curves, kl: Curves, level: float = LEVEL
+) -> EqualKL | None:
+    """Compare an arm with its baseline at equal KL, on the paired `seeds`; `level`: of the interval and the test.
 
     Returns:
         The comparison over the seeds that logged KL in both arms and left KL 0 in both; None where there is none.
@@ -50,13 +52,13 @@ def at_equal_kl(arm: str, baseline: str, seeds: Sequence[int], metric: Curves, k
     for seed in seeds:
         if seed not in kl.get(arm, {}) or seed not in kl.get(baseline, {}):
             continue
-        level = float(min(kl[arm][seed].values.max(), kl[baseline][seed].values.max()))
-        ours, theirs = (value_at_kl(metric[name][seed], kl[name][seed], level) for name in (arm, baseline))
+        reached = float(min(kl[arm][seed].values.max(), kl[baseline][seed].values.max()))
+        ours, theirs = (value_at_kl(metric[name][seed], kl[name][seed], reached) for name in (arm, baseline))
         difference = ours - theirs
-        if level > 0 and np.isfinite(difference):
-            levels[seed] = level
+        if reached > 0 and np.isfinite(difference):
+            levels[seed] = reached
             differences.append(difference)
     if not levels:
         return None
     mean_level = float(np.mean(list(levels.values())))
-    return EqualKL(arm, baseline, tuple(levels), mean_level, estimate_mean(differences))
+    return EqualKL(arm, baseline, tuple(levels), mean_level, estimate_mean(differences, level))

@@ -9,6 +9,7 @@ from analysis.loading import status_table
 from analysis.settings import Settings
 from analysis.tables import groups, rows_where
 from grpovi_lightning.run_record.layout import STUDY_FILE, run_folder
+from grpovi_lightning.run_record.looks import Looks
 
 
 def status_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -25,7 +26,27 @@ def with_planned_runs(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         judged, tuning = set(settings.arms), settings.grid_seeds
         points = status["arm"].isin(list(settings.points))
         status = rows_where(status, ~points | (status["arm"].isin(list(judged)) & ~status["seed"].isin(tuning)))
-    return _with_missing(status, settings.planned)
+    return _of_the_look(_with_missing(status, settings.planned), settings.looks)
+
+
+def _of_the_look(status: pd.DataFrame, looks: Looks | None) -> pd.DataFrame:
+    """Give a problem to the runs that the last look had not: with them a report would be a look of its own."""
+    if looks is None:
+        return status
+    problems = [
+        problem if isinstance(problem, str) else _not_seen(arm, seed, looks)
+        for arm, seed, problem in zip(status["arm"], status["seed"], status["problem"], strict=True)
+    ]
+    return status.assign(problem=pd.Series(problems, index=status.index, dtype="object"))
+
+
+def _not_seen(arm: str, seed: int, looks: Looks) -> str | None:
+    if pd.isna(seed) or seed not in looks.seeds:
+        return "no look was planned with its seed"
+    if seed not in looks.seen:
+        return "was not needed" if looks.over else f"waits for the look at {len(looks.next_seeds)} seeds"
+    late = run_folder(arm, seed) in looks.missing
+    return f"had not finished at the look at {len(looks.seen)} seeds" if late else None
 
 
 def runs_of_grid(status: pd.DataFrame, settings: Settings) -> pd.DataFrame:

@@ -8,9 +8,11 @@ import pandas as pd
 import yaml
 
 from analysis.errors import ReportError
+from analysis.statistics import LEVEL
 from grpovi_lightning import metric_keys
 from grpovi_lightning.run_record.choice import Choice, judged, judged_arms, outdated, read_choice
 from grpovi_lightning.run_record.layout import CHOICE_FILE, STUDY_FILE, RecordError
+from grpovi_lightning.run_record.looks import Looks, read_looks
 from grpovi_lightning.run_record.study import StudyRecord, parse_study
 from grpovi_lightning.run_record.sweeps import Point
 
@@ -37,6 +39,7 @@ class Settings:
         seeds: Seeds that study.yaml plans for every arm; empty for bare runs.
         contrasts: (arm, other arm) that get a verdict besides the arms with baselines.
         study: What study.yaml says; None for bare runs.
+        looks: The looks that are planned and made, where seeds are added until verdicts are decided.
         choice: The choice of points on tuning seeds, where there is one. `arms` and `baselines` are then those that are
             judged: the best point of each arm, and the point that has the settings of its baseline's best one.
         notes: Sentences for the report about how the settings came about.
@@ -53,6 +56,7 @@ class Settings:
     seeds: tuple[int, ...] = ()
     contrasts: tuple[tuple[str, str], ...] = ()
     study: StudyRecord[str] | None = field(default=None, repr=False)
+    looks: Looks | None = field(default=None, repr=False)
     choice: Choice | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
@@ -70,14 +74,26 @@ class Settings:
                 )
 
     @property
+    def level(self) -> float:
+        """Chance that an interval misses; where there are several looks, the part of it that the last one may spend."""
+        return LEVEL if self.looks is None else LEVEL * self.looks.share
+
+    @property
     def points(self) -> dict[str, Point]:
         """Name of a point -> the point, for all arms of the study with `values`."""
         return {arm.name: arm.point for arm in self.study.arms if arm.point} if self.study else {}
 
     @property
+    def tasks(self) -> dict[str, str]:
+        """Arm -> its task, where a study compares methods over several tasks; else empty."""
+        return {arm.name: arm.task for arm in self.study.arms if arm.task} if self.study else {}
+
+    @property
     def grid_seeds(self) -> tuple[int, ...]:
         """The seeds on which every point runs."""
-        return (self.study.tuning_seeds or self.study.seeds) if self.study else ()
+        if self.study is None:
+            return ()
+        return self.study.tuning_seeds or (self.looks and self.looks.seen) or self.study.seeds
 
     @property
     def planned(self) -> dict[str, tuple[int, ...]]:
@@ -169,6 +185,7 @@ def default_baselines(status: pd.DataFrame) -> tuple[dict[str, str], tuple[str, 
 def _from_study(file: Path, runs: pd.DataFrame) -> Settings:
     try:
         study = parse_study(yaml.safe_load(file.read_text(encoding="utf-8")), str(file), resolved=True)
+        looks = read_looks(file.parent)
     except RecordError as error:
         raise ReportError(str(error)) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -187,6 +204,7 @@ def _from_study(file: Path, runs: pd.DataFrame) -> Settings:
         seeds=study.seeds,
         contrasts=tuple((one, other) for one, other in study.report.get("contrasts") or ()),
         study=study,
+        looks=looks,
     )
     return _with_choice(settings, study, file.parent) if study.tuning_seeds else settings
 
@@ -201,7 +219,7 @@ def _with_choice(settings: Settings, study: StudyRecord[str], folder: Path) -> S
     if choice is None or why:
         reason = "No point has been chosen yet" if choice is None else f"{CHOICE_FILE} is not of this study ({why})"
         note = f"{reason}, so all points are compared on the tuning seeds, and nothing is judged."
-        return replace(settings, notes=(note,))
+        return replace(settings, looks=None, notes=(note,))
     found = {each.arm: each for each in judged(study, choice)}
     baselines = {
         point: found[each.baseline].best

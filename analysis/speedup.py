@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.curves import Curve
-from analysis.statistics import NO_ESTIMATE, Estimate, estimate_ratio
+from analysis.statistics import LEVEL, NO_ESTIMATE, Estimate, estimate_ratio
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ class Speedup:
         return NO_ESTIMATE if self.arm_missed or self.baseline_missed else self.restricted
 
 
-def speedup_of(pairs: Sequence[tuple[Curve, Curve]], target: float) -> Speedup:
+def speedup_of(pairs: Sequence[tuple[Curve, Curve]], target: float, level: float = LEVEL) -> Speedup:
     """Return the speedup over paired seeds, and the counts of runs that did not arrive.
 
     Args:
         pairs: (arm's curve, baseline's curve), one a seed. Both count up to where the shorter of them ends.
         target: The value to reach; NaN where there is none.
+        level: Of the interval and the test.
 
     >>> import numpy as np
     >>> soon, late = (Curve(np.array([0.0, end]), np.array([0.0, 1.0])) for end in (10, 20))
@@ -75,4 +76,4 @@ def speedup_of(pairs: Sequence[tuple[Curve, Curve]], target: float) -> Speedup:
     if counts["already_there"]:
         return Speedup(NO_ESTIMATE, **counts)
     restricted = [(min(arm, end), min(baseline, end)) for (arm, baseline), end in zip(steps, ends, strict=True)]
-    return Speedup(estimate_ratio([baseline / arm for arm, baseline in restricted]), **counts)
+    return Speedup(estimate_ratio([baseline / arm for arm, baseline in restricted], level), **counts)

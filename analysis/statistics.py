@@ -2,17 +2,13 @@
 
 import bisect
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from scipy import optimize, special, stats
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""Maps resamples [R, n] to one number each [R]."""
 
 CONFIDENCE = 0.95
 LEVEL = 1 - CONFIDENCE
@@ -22,14 +18,9 @@ MAX_SEEDS_NEEDED = 1000
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
-def mean(samples: np.ndarray) -> np.ndarray:
-    """Return row means: [R, n] -> [R]."""
-    return samples.mean(axis=1)
-
-
 @dataclass(frozen=True)
 class Estimate:
-    """A number over seeds with its 95 % interval, all in the unit of `values`.
+    """A number over seeds with its interval, all in the unit of `values`.
 
     Attributes:
         point: The estimate; NaN where there is none, +inf for a median of values most of which are infinite.
@@ -37,6 +28,8 @@ class Estimate:
         high: Upper end of it.
         values: What was averaged, one a seed.
         p: Two-sided p-value of no effect: of a mean of 0, of a ratio of 1. NaN where it is not defined.
+        level: Chance that the interval misses, and up to which p speaks for an effect: 5 %, or the part of it that this
+            look at the data may spend, so that over all planned looks it is 5 %.
     """
 
     point: float
@@ -44,6 +37,7 @@ class Estimate:
     high: float
     values: tuple[float, ...] = ()
     p: float = math.nan
+    level: float = LEVEL
 
     def excludes(self, value: float) -> bool:
         """Tell whether the interval lies wholly on one side of `value`."""
@@ -53,7 +47,7 @@ class Estimate:
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
 
-def estimate_mean(values: Sequence[float]) -> Estimate:
+def estimate_mean(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the mean over seeds of finite values, with Student's t interval and test; `NO_ESTIMATE` for no values.
 
     Both assume that the mean is roughly normal, and know that few seeds leave the spread uncertain. One seed has none.
@@ -67,31 +61,31 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
         return NO_ESTIMATE
     point = float(data.mean())
     if data.size < 2:
-        return Estimate(point, math.nan, math.nan, tuple(values))
+        return Estimate(point, math.nan, math.nan, tuple(values), level=level)
     error = float(data.std(ddof=1) / math.sqrt(data.size))
-    half = float(special.stdtrit(data.size - 1, (1 + CONFIDENCE) / 2)) * error
+    half = float(special.stdtrit(data.size - 1, 1 - level / 2)) * error
     # Without any spread the statistic is infinite, or, for a mean of 0, undefined: no effect at all.
     p = 2 * float(special.stdtr(data.size - 1, -abs(point) / error)) if error else float(point == 0)
-    return Estimate(point, point - half, point + half, tuple(values), p)
+    return Estimate(point, point - half, point + half, tuple(values), p, level)
 
 
-def estimate_ratio(ratios: Sequence[float]) -> Estimate:
+def estimate_ratio(ratios: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the geometric mean over seeds of positive finite ratios; interval and test are of the logarithms.
 
     >>> round(estimate_ratio([0.5, 8.0]).point, 12)
     2.0
     """
-    logs = estimate_mean([math.log(ratio) for ratio in ratios])
+    logs = estimate_mean([math.log(ratio) for ratio in ratios], level)
     point, low, high = (math.exp(end) for end in (logs.point, logs.low, logs.high))
-    return Estimate(point, low, high, tuple(ratios), logs.p)
+    return Estimate(point, low, high, tuple(ratios), logs.p, level)
 
 
-def estimate_median(values: Sequence[float]) -> Estimate:
+def estimate_median(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the median over seeds with the interval between two of the values; they may be +inf (not reached).
 
     The interval is that of the sign test, whatever the distribution: the k-th value from below to the k-th from above,
-    with the largest k that keeps 95 %. Fewer than six values have none: even their range holds the median in 93.75 %
-    of cases at most.
+    with the largest k that misses in a share of `level` at most. At 5 % fewer than six values have none: even their
+    range holds the median in 93.75 % of cases at most.
 
     >>> estimate_median([4.0, 1.0, 2.0, math.inf, 3.0, 5.0]).high
     inf
@@ -99,15 +93,15 @@ def estimate_median(values: Sequence[float]) -> Estimate:
     if not len(values):
         return NO_ESTIMATE
     ordered = sorted(values)
-    k = _rank(len(values))
+    k = _rank(len(values), level)
     point = float(np.median(ordered))
-    return Estimate(point, *((ordered[k - 1], ordered[-k]) if k else (math.nan, math.nan)), tuple(values))
+    return Estimate(point, *((ordered[k - 1], ordered[-k]) if k else (math.nan, math.nan)), tuple(values), level=level)
 
 
 @functools.cache
-def _rank(n: int) -> int:
-    """Return the largest k so that fewer than k of `n` values lie below the median in `LEVEL` / 2 of cases at most."""
-    return int(stats.binom.ppf(LEVEL / 2, n, 0.5))
+def _rank(n: int, level: float) -> int:
+    """Return the largest k so that fewer than k of `n` values lie below the median in `level` / 2 of cases at most."""
+    return int(stats.binom.ppf(level / 2, n, 0.5))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -168,50 +162,29 @@ def detectable(n: int, level: float = LEVEL) -> float:
     return cast(float, optimize.brentq(lambda effect: power_of(effect, n, level) - POWER, 0.0, largest))
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """95 % percentile bootstrap over many exchangeable values, such as prompts; never over a few seeds.
+def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % BCa bootstrap interval (Efron 1987) of the mean of many exchangeable values, such as prompts.
 
-    From few values it is too narrow (docs/statistics.md has the numbers); what is said of seeds comes from Student's t.
+    Unlike Student's t it follows a skewed distribution. Never for a few seeds, where it is too narrow
+    (docs/statistics.md has the numbers). The same values give the same interval.
 
-    All n**n resamples are enumerated where there are at most `max_enumerated` of them (n <= 5), so there is no
-    Monte-Carlo noise; otherwise `n_resamples` are drawn from a generator seeded with `seed`, the same resamples for
-    every quantity with n values, so that the result does not depend on the order of the calls. The ends are order
-    statistics of the resampled values, not interpolated.
+    Args:
+        values: Finite, in any order.
+
+    Returns:
+        (low, high); the value twice where all are equal; (NaN, NaN) for fewer than two, which say nothing of their
+        spread.
+
+    >>> [round(end, 1) for end in bootstrap_mean([0.0] * 30 + [1.0] * 10)]
+    [0.1, 0.4]
     """
-
-    n_resamples: int = 9999
-    seed: int = 0
-    max_enumerated: int = 10_000
-
-    def __post_init__(self) -> None:
-        if self.n_resamples < 100:
-            raise ValueError(f"n_resamples must be at least 100, got {self.n_resamples}")
-
-    def interval(self, values: Sequence[float], statistic: Statistic) -> tuple[float, float]:
-        """Return the percentile interval of `statistic`.
-
-        Args:
-            values: [n], without NaN.
-            statistic: Maps resamples [R, n] to [R].
-
-        Returns:
-            (low, high); (NaN, NaN) for fewer than two values, which say nothing about their spread.
-
-        >>> Bootstrap().interval([1.0, 2.0, 4.0, 3.0], mean)
-        (1.5, 3.5)
-        """
-        data = np.asarray(values, dtype=np.float64)
-        if data.ndim != 1 or np.isnan(data).any():
-            raise ValueError(f"expected values without NaN, got {values}")
-        if data.size < 2:
-            return math.nan, math.nan
-        replicates = np.sort(statistic(data[self._indices(data.size)]))
-        # The lowest x with P(replicate <= x) >= 2.5 %, and its mirror image from above.
-        skipped = math.ceil(len(replicates) * (1 - CONFIDENCE) / 2 - 1e-9) - 1
-        return float(replicates[skipped]), float(replicates[len(replicates) - 1 - skipped])
-
-    def _indices(self, n: int) -> np.ndarray:
-        if n**n <= self.max_enumerated:
-            return np.array(list(itertools.product(range(n), repeat=n)))
-        return np.random.default_rng(self.seed).integers(n, size=(self.n_resamples, n))
+    data = np.sort(np.asarray(values, dtype=np.float64))
+    if not np.isfinite(data).all():
+        raise ValueError(f"expected finite values, got {values}")
+    if data.size < 2:
+        return math.nan, math.nan
+    if data[0] == data[-1]:
+        return float(data[0]), float(data[0])
+    random: dict[str, Any] = {"random_state": np.random.default_rng(0)}  # named so up to scipy 1.14, and known since
+    found = stats.bootstrap((data,), np.mean, n_resamples=9999, batch=1000, method="BCa", **random)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

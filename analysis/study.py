@@ -14,6 +14,7 @@ from analysis.online import OnlineArm, online_arms
 from analysis.reward_kl import EqualKL, at_equal_kl
 from analysis.selection import included, with_planned_runs, with_reasons
 from analysis.settings import Settings, read_settings
+from analysis.several_tasks import TasksComparison, tasks_of
 from analysis.tables import rows_where
 from analysis.tuned import TunedComparison, tuned_of
 from analysis.tuning import Sensitivity, sensitivity_of
@@ -37,6 +38,7 @@ class Analysis:
         online: One an arm, in order, where a reward model learned during training; else empty.
         sensitivity: The points of grids, where arms have `values`.
         tuned: Each arm at its own best point, where points were chosen on tuning seeds.
+        tasks: Methods over several tasks, where arms have a `task`.
         tuning: One row a run that judges nothing: of tuning seeds, and of points that were not chosen.
         logged: Whether any run has a scalar.
     """
@@ -54,6 +56,7 @@ class Analysis:
     online: list[OnlineArm]
     sensitivity: Sensitivity | None
     tuned: TunedComparison | None
+    tasks: TasksComparison | None
     tuning: pd.DataFrame
     logged: bool
 
@@ -91,7 +94,9 @@ def analyse(
     contrasts = compare(all_runs, status, settings, settings.contrasts)
     paired = [each for each in comparisons + contrasts if each.baseline is not None]
     equal_kl = {
-        (each.arm, each.baseline): at_equal_kl(each.arm, str(each.baseline), each.paired_seeds, curves, kl)
+        (each.arm, each.baseline): at_equal_kl(
+            each.arm, str(each.baseline), each.paired_seeds, curves, kl, settings.level
+        )
         for each in paired
     }
     return Analysis(
@@ -105,9 +110,10 @@ def analyse(
         verdicts=verdicts_of([(each, equal_kl[each.arm, each.baseline]) for each in paired]),
         equal_kl=[equal for equal in equal_kl.values() if equal is not None],
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
-        online=online_arms(runs, settings.metric, comparisons),
+        online=online_arms(runs, settings.metric, comparisons, settings.level),
         sensitivity=sensitivity,
         tuned=tuned,
+        tasks=tasks_of(all_runs, status, settings),
         tuning=with_reasons(
             rows_where(every_status, ~every_status["run"].isin(status["run"])), all_runs, settings.metric
         ),

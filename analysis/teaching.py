@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from analysis.statistics import Bootstrap, mean
+from analysis.statistics import bootstrap_mean
 from analysis.style import FAINT, PALETTE, RC
 from analysis.tables import rows_where
 from analysis.terminal import PRINTED_WIDTH
@@ -27,12 +27,12 @@ def teaching_table(prompts: pd.DataFrame) -> pd.DataFrame:
         prompts: as `grpovi teach` writes them: a row for each prompt and reward.
 
     Returns:
-        index `reward`; `prompts` that it scored; `variance` with `variance_low` and `variance_high` (95 %, bootstrap
-        over prompts), and `variance_min`, `variance_q1`, `variance_median`, `variance_q3`, `variance_max` over prompts;
-        `adjusted` (mean variance after GRPOVI) and `gain` (its quotient with `variance`); `constant` (share of prompts
-        whose completions all earn the same); `accuracy` (mean over prompts); `time` (the time that Razin et al. bound
-        from below, relative to the reward of the largest variance: the quotient of variances to the power of -1/3), and
-        `time_adjusted` (the same after GRPOVI).
+        index `reward`; `prompts` that it scored; `variance` with `variance_low` and `variance_high` (95 %, BCa
+        bootstrap over prompts), and `variance_min`, `variance_q1`, `variance_median`, `variance_q3`, `variance_max`
+        over prompts; `adjusted` (mean variance after GRPOVI) and `gain` (its quotient with `variance`); `constant`
+        (share of prompts whose completions all earn the same); `accuracy` (mean over prompts); `time` (the time that
+        Razin et al. bound from below, relative to the reward of the largest variance: the quotient of variances to the
+        power of -1/3), and `time_adjusted` (the same after GRPOVI).
     """
     rows = {str(name): _row(group) for name, group in prompts.groupby("reward", sort=False)}
     table = pd.DataFrame.from_dict(rows, orient="index").sort_values("variance", ascending=False)
@@ -49,7 +49,7 @@ def _row(group: pd.DataFrame) -> dict[str, Any]:
     variances, adjusted, constant, accuracy = (
         np.asarray(known[name], dtype=float) for name in ("variance", "adjusted_variance", "constant", "accuracy")
     )
-    low, high = Bootstrap().interval(list(variances), mean)
+    low, high = bootstrap_mean(list(variances))
     names = ("min", "q1", "median", "q3", "max")
     quartiles = np.quantile(variances, [0.0, 0.25, 0.5, 0.75, 1.0])
     return {

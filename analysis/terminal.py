@@ -9,7 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis import several_tasks
 from analysis.efficiency import Comparison
+from analysis.looks import looks_sentences
 from analysis.online import OnlineArm
 from analysis.report import write_analysis
 from analysis.statistics import Estimate
@@ -54,9 +56,13 @@ def terminal_report(analysis: Analysis) -> Group:
     if analysis.online:
         parts.append(online_terminal_table(analysis.online))
     parts += [Text(note, style="yellow") for note in settings.notes]
+    parts += [Text(sentence) for sentence in looks_sentences(settings)]
     for question, sentences in sentences_of(analysis.tuned) if analysis.tuned else ():
         parts.append(Text(f"\n{question}", style="bold"))
         parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in sentences]
+    if analysis.tasks:
+        parts += [Text("\nOver several tasks", style="bold")]
+        parts += [Padding(Text(sentence), (0, 0, 0, 2)) for sentence in several_tasks.sentences_of(analysis.tasks)]
     for verdict in analysis.verdicts:
         parts.append(Text(f"\n{verdict.headline}", style="bold"))
         if analysis.tuned is None:  # else its sentences say the same of the arms

@@ -162,7 +162,7 @@ def tuned_of(runs: pd.DataFrame, status: pd.DataFrame, settings: Settings, sensi
             equal=equal,
             equal_kl=None
             if own.baseline is None
-            else at_equal_kl(each.best, own.baseline, own.paired_seeds, metric, kl),
+            else at_equal_kl(each.best, own.baseline, own.paired_seeds, metric, kl, settings.level),
             edges=() if point is None else tuple(sensitivity.edges(each.best)),
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.claims import Claim, Claims, claims_of
 from analysis.efficiency import Comparison
 from analysis.reward_kl import EqualKL
-from analysis.statistics import Estimate, detectable, seeds_needed
+from analysis.statistics import LEVEL, Estimate, detectable, seeds_needed
 from analysis.wording import count, interval, number, spread
 
 
@@ -25,6 +25,8 @@ class Verdict:
     baseline: str
     headline: str
     sentences: tuple[str, ...]
+    decided: bool
+    """Whether a difference is claimed."""
     n_tested: int
     """Differences, of all verdicts of the report, that this one is corrected for."""
 
@@ -58,7 +60,12 @@ def _verdict(comparison: Comparison, equal_kl: EqualKL | None, claims: Claims) -
             *_caveats(comparison),
         ]
     return Verdict(
-        comparison.arm, comparison.baseline, headline, (*sentences, *_uncounted(comparison)), claims.area.n_tested
+        arm=comparison.arm,
+        baseline=comparison.baseline,
+        headline=headline,
+        sentences=(*sentences, *_uncounted(comparison)),
+        decided=bool(comparison.paired_seeds) and bool(claims.overall),
+        n_tested=claims.area.n_tested,
     )
 
 
@@ -122,9 +129,10 @@ def _why_not(estimate: Estimate, claim: Claim, *, signed: bool = False) -> str:
     ends = interval(estimate.low, estimate.high, signed=signed)
     if not estimate.excludes(claim.neutral):
         return f"the 95 % interval ({ends}) contains {claim.neutral}."
+    of_look = "" if estimate.level == LEVEL else f", above the {number(estimate.level)} of this look"
     return (
         f"the 95 % interval ({ends}) lies on one side of {claim.neutral}, but this report tests {claim.n_tested} "
-        f"differences, and corrected for that (Holm) p is {number(claim.p)}."
+        f"differences, and corrected for that (Holm) p is {number(claim.p)}{of_look}."
     )
 
 
@@ -245,4 +253,4 @@ def _uncounted(comparison: Comparison) -> tuple[str, ...]:
 def _inverse(estimate: Estimate) -> Estimate:
     """Turn baseline's steps / arm's steps into arm's / baseline's: the way people speak of steps."""
     values = tuple(1 / value for value in estimate.values)
-    return Estimate(1 / estimate.point, 1 / estimate.high, 1 / estimate.low, values, estimate.p)
+    return Estimate(1 / estimate.point, 1 / estimate.high, 1 / estimate.low, values, estimate.p, estimate.level)

@@ -77,8 +77,27 @@ def said_table(studies: pd.DataFrame) -> pd.DataFrame:
     return shares.assign(any=shares.sum(axis=1)).reset_index()
 
 
-def print_tables(console: Console, coverage: pd.DataFrame, said: pd.DataFrame) -> None:
-    """Print both tables, in percent, a rule between speed-ups."""
+def decided_table(added: pd.DataFrame) -> pd.DataFrame:
+    """Return for each speed-up and plan what studies say whose seeds are added until they are decided.
+
+    Args:
+        added: One row a study: `speedup`, `first` and `most` (the plan), `said`, `seeds` (at which it stopped),
+            `steps_covered` and `area_covered` (whether the intervals of that look contain the truth).
+
+    Returns:
+        One row a cell: shares of the studies, and the mean of `seeds`.
+    """
+    rows = []
+    for cell, of in groups(added, "speedup", "first", "most"):
+        shares = {claim: float(np.mean(of["said"] == claim)) for claim in CLAIMS}
+        means = {column: float(np.mean(of[column])) for column in ("seeds", "steps_covered", "area_covered")}
+        row = dict(zip(("speedup", "first", "most"), cell, strict=True))
+        rows.append(row | shares | {"any": sum(shares.values())} | means)
+    return pd.DataFrame(rows)
+
+
+def print_tables(console: Console, coverage: pd.DataFrame, said: pd.DataFrame, decided: pd.DataFrame) -> None:
+    """Print the tables, in percent, a rule between speed-ups."""
     for quantity, title in QUANTITIES.items():
         of = rows_where(coverage, coverage["quantity"] == quantity)
         columns = ["speed-up", "seeds", "known", "missed", *INTERVALS]
@@ -86,6 +105,15 @@ def print_tables(console: Console, coverage: pd.DataFrame, said: pd.DataFrame) -
         print_table(console, title, columns, _lines(of, ["known", "missed", *INTERVALS]))
     columns = ["speed-up", "seeds", *CLAIMS, "any"]
     print_table(console, "What headlines say, % of the studies", columns, _lines(said, [*CLAIMS, "any"]))
+    shares = [*CLAIMS, "any", "steps_covered", "area_covered"]
+    rows: list[list[str] | None] = []
+    for (speedup,), of in groups(decided, "speedup"):
+        rows += [None] if rows else []
+        for _, row in of.iterrows():
+            plan = [f"{speedup:g}", f"{row['first']:.0f} to {row['most']:.0f}", f"{row['seeds']:.1f}"]
+            rows.append([*plan, *(f"{100 * row[share]:.1f}" for share in shares)])
+    columns = ["speed-up", "seeds", "mean", *CLAIMS, "any", "steps: t", "area: t"]
+    print_table(console, "Seeds added until decided: headlines, and coverage where it stops, %", columns, rows)
 
 
 def _lines(table: pd.DataFrame, shares: list[str]) -> list[list[str] | None]:
@@ -99,8 +127,11 @@ def _lines(table: pd.DataFrame, shares: list[str]) -> list[list[str] | None]:
 
 
 @matplotlib.rc_context(RC)
-def calibration_figure(coverage: pd.DataFrame, said: pd.DataFrame) -> Figure:
-    """Draw coverage against seeds, a panel a quantity, and how often a difference is said."""
+def calibration_figure(coverage: pd.DataFrame, said: pd.DataFrame, decided: pd.DataFrame) -> Figure:
+    """Draw coverage against seeds, a panel a quantity, and how often a difference is said.
+
+    Stars: where seeds are added until a verdict is decided, against the mean number of them.
+    """
     figure = Figure(figsize=(10.4, 3.6), layout="constrained")
     panels = figure.subplots(1, len(QUANTITIES) + 1)
     seeds = sorted(said["seeds"].unique())
@@ -119,6 +150,9 @@ def calibration_figure(coverage: pd.DataFrame, said: pd.DataFrame) -> Figure:
         label = "no difference" if speedup == 1 else f"speed-up {speedup:g}"
         look = {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)][0]}
         panels[-1].plot(of["seeds"], 100 * of["any"], marker="o", markersize=3, label=label, **look)
+        stars = rows_where(decided, decided["speedup"] == speedup)
+        panels[-1].plot(stars["seeds"], 100 * stars["any"], marker="*", markersize=8, linestyle="", color=look["color"])
+    panels[-1].plot([], [], marker="*", markersize=8, linestyle="", color=FAINT, label="until decided")
     panels[-1].legend(fontsize=8)
     for axes in panels:
         axes.set_xscale("log")

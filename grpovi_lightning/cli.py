@@ -16,6 +16,7 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   test     evaluate on the test table, likewise
   task     write the embedded task: grpovi task --output DIR [--seed N ...]
   compare  run a study:        grpovi compare STUDY.yaml [--seeds 1,2,3] [--jobs N] [--output DIR] [--dry-run]
+                               [--until-decided MAX]
   report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM] [--watch]
   power    say how many seeds a difference takes, from a study or a pilot:
                                grpovi power DIR [--metric NAME] [--baseline ARM]
@@ -174,27 +175,9 @@ def _relabel(arguments: list[str]) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    from grpovi_lightning.one_line_parser import OneLineParser
-    from grpovi_lightning.report_commands import choose, print_report_of
-    from grpovi_lightning.study import Services, compare, dry_run
+    from grpovi_lightning.comparison_command import run
 
-    parser = OneLineParser(prog="grpovi compare", description="Runs the arms of a study for every seed, then reports.")
-    parser.add_argument("study", type=Path, help="the study's YAML file")
-    parser.add_argument("--seeds", type=_seeds, default=None, help="seeds instead of the study's, such as 1,2,3")
-    parser.add_argument("--jobs", type=int, default=None, help="runs at a time; default: one for each core")
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="where the study's folder is made")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check the study and print its runs and about how long they take"
-    )
-    given = parser.parse_args(arguments)
-    # Each point is built once to be checked; that its seed was set says nothing.
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    services = Services(preflight=check_command, settings=setting_names, choose=choose, report=print_report_of)
-    settings = {"seeds": given.seeds, "jobs": given.jobs, "output": given.output}
-    if given.dry_run:
-        print("\n".join(dry_run(given.study, services, **settings)))
-        return 0
-    return compare(given.study, services, **settings)
+    return run(arguments, check_command, setting_names)
 
 
 def _report(command: Literal["report", "power"], arguments: list[str]) -> int:
@@ -247,13 +230,6 @@ def _adjust(arguments: list[str]) -> int:
     status = deliver(content, given.output)
     print(summary, file=sys.stderr)
     return status
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected integers such as 1,2,3") from None
 
 
 def _refuse(message: str, status: int = 2) -> int:

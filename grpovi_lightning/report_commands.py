@@ -58,6 +58,16 @@ def choose(folder: Path) -> Any:
         raise UserError(str(error)) from error
 
 
+def undecided(folder: Path) -> list[str]:
+    """Return the questions of a study on which its report claims nothing."""
+    from analysis.looks import undecided as questions
+
+    try:
+        return questions(folder)
+    except ReportError as error:
+        raise UserError(str(error)) from error
+
+
 def print_report_of(folder: Path, **settings: Any) -> Any:
     """Analyse a folder of runs, print its table and write its report; return the `Analysis`."""
     from analysis import print_report

@@ -2,6 +2,7 @@
 
     <study>/study.yaml                 the study as resolved: a study file plus the contents of its config files
     <study>/choice.json                the best point of each arm on the tuning seeds, where the study has some
+    <study>/looks.json                 the looks planned and made, where seeds are added until verdicts are decided
     <study>/prepare/<stage>/           what all arms share; a run each, or the files of the task
     <study>/arms/<arm>/seed_<k>/       a run: status.json, process.log, config.yaml, events, checkpoints/, model/,
                                        completions/

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from grpovi_lightning.run_record.checking import check_choice, check_keys, check_mapping
+from grpovi_lightning.run_record.checking import check_choice, check_keys, check_mapping, kind
 from grpovi_lightning.run_record.layout import RecordError
 from grpovi_lightning.run_record.sweeps import Point, points_of, read_grid
 
-ARM_KEYS = ("configs", "baseline", "values")
+ARM_KEYS = ("configs", "baseline", "values", "task")
 POINT_KEYS = ("arm", "baseline", "values")
 
 Config = TypeVar("Config")
@@ -25,6 +25,8 @@ class Arm(Generic[Config]):
     """The arm that the report pairs this one with: for a point, the point of the baseline with the same values."""
     point: Point | None = None
     """What the study file says of the arm whose point this is; None for an arm without `values`."""
+    task: str | None = None
+    """What the arm learns, where a study compares methods over several tasks."""
 
     @property
     def written(self) -> str:
@@ -49,12 +51,21 @@ def read_arms(entries: Mapping[str, Mapping[str, Any]], where: str) -> tuple[Arm
     arms = []
     for name, entry in entries.items():
         configs, baseline = tuple(entry.get("configs", ())), entry.get("baseline")
+        task = _task(entry.get("task"), f"{where}: arm {name!r}: task")
         _check_pair(name, baseline, points, f"{where}: arm {name!r}: baseline {baseline!r}")
         if name not in points:
-            arms.append(Arm(name, configs, baseline, _recorded_point(entry, f"{where}: arm {name!r}: point")))
+            arms.append(Arm(name, configs, baseline, _recorded_point(entry, f"{where}: arm {name!r}: point"), task))
         for point in points.get(name, ()):
-            arms.append(Arm(point.name, configs, _equal_name(point, baseline, points), point))
+            arms.append(Arm(point.name, configs, _equal_name(point, baseline, points), point, task))
     return tuple(arms)
+
+
+def _task(value: Any, where: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise RecordError(f"{where} is {kind(value)} ({value!r}), expected the name of a task; put it in quotes")
+    return value
 
 
 def _recorded_point(entry: Mapping[str, Any], where: str) -> Point | None:

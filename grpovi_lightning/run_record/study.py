@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from grpovi_lightning.run_record.arms import ARM_KEYS, Arm, Config, point_mapping, read_arms, with_points
 from grpovi_lightning.run_record.checking import check_choice, check_keys, check_mapping, close_matches, kind
 from grpovi_lightning.run_record.layout import PREPARE_FOLDER, SCHEMA, RecordError, check_schema
+from grpovi_lightning.run_record.tasks import check_tasks
 
 COMMANDS = ("fit", "task", "sample", "relabel")
 STUDY_KEYS = ("name", "seeds", "tuning_seeds", "prepare", "arms", "report", "threads_per_run", "threads_per_stage")
@@ -71,6 +72,7 @@ def parse_study(content: Any, where: str, *, resolved: bool) -> StudyRecord[str]
     entries = _entries(content.get("arms"), (*ARM_KEYS, "point") if resolved else ARM_KEYS, where, "arms", "arm")
     arms = read_arms(entries, where)
     seeds = parse_seeds(content.get("seeds"), f"{where}: seeds")
+    check_tasks(arms, bool(content.get("tuning_seeds")), where)
     report = _report(content.get("report"), prepare, list(entries), f"{where}: report")
     return StudyRecord(
         name=_folder_name(content["name"], f"{where}: name") if "name" in content else "",
@@ -98,7 +100,7 @@ def with_configs(
         Stage(each.name, turn(each.configs, f"prepare stage {each.name!r}"), each.command) for each in study.prepare
     )
     turned = {each.written: turn(each.configs, f"arm {each.written!r}") for each in study.arms}
-    arms = tuple(Arm(each.name, turned[each.written], each.baseline, each.point) for each in study.arms)
+    arms = tuple(Arm(each.name, turned[each.written], each.baseline, each.point, each.task) for each in study.arms)
     return replace(study, prepare=stages, arms=arms)  # type: ignore[arg-type]  replace() cannot change the parameter
 
 
@@ -116,6 +118,7 @@ def study_mapping(study: StudyRecord[str]) -> dict[str, Any]:
             arm.name: {"configs": list(arm.configs)}
             | ({"baseline": arm.baseline} if arm.baseline else {})
             | ({"point": point_mapping(arm.point)} if arm.point else {})
+            | ({"task": arm.task} if arm.task else {})
             for arm in study.arms
         },
         "report": dict(study.report),

@@ -28,6 +28,8 @@ class Services:
     choose: Callable[[Path], Choice]
     """Called with the study's folder when the tuning runs are over; raises `RecordError` where an arm has no point that
     can be chosen."""
+    undecided: Callable[[Path], Sequence[str]]
+    """Called with the study's folder after a look; returns the questions on which its report would claim nothing."""
     report: Callable[[Path], None]
     """Called with the study's folder after the last run, also when runs failed."""
 
@@ -88,3 +90,9 @@ def is_finished(run: Run) -> bool:
     """Tell whether the run says that it is finished."""
     status = read_status(run.folder)
     return status is not None and status.state == State.FINISHED
+
+
+def has_failed(run: Run) -> bool:
+    """Tell whether the run says that it failed."""
+    status = read_status(run.folder)
+    return status is not None and status.state == State.FAILED

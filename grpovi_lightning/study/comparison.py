@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,11 +11,13 @@ from rich.console import Console
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.choice import Choice, outdated, read_choice, write_choice
 from grpovi_lightning.run_record.layout import CHOICE_FILE, RecordError
+from grpovi_lightning.run_record.looks import Looks, write_looks
 from grpovi_lightning.run_record.status import State
-from grpovi_lightning.study.checking import Services, checked, is_finished, kept_choice
+from grpovi_lightning.study.checking import Services, checked, has_failed, is_finished, kept_choice
 from grpovi_lightning.study.fairness import check_first_rollouts, check_held_out_rows
 from grpovi_lightning.study.forecast import forecast
 from grpovi_lightning.study.interruption import Interruption
+from grpovi_lightning.study.looks import looks_line, looks_of
 from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 from grpovi_lightning.study.process import Run
 from grpovi_lightning.study.progress import RunProgress, make_display, states
@@ -31,6 +34,7 @@ def compare(
     services: Services,
     *,
     seeds: str | Sequence[int] | None = None,
+    until_decided: int | None = None,
     jobs: int | None = None,
     output: str | Path = "runs",
     launcher: Sequence[str] = LAUNCHER,
@@ -45,6 +49,8 @@ def compare(
         study_file: path of `study.yaml`.
         services: what checks, chooses and reports.
         seeds: seeds to run instead of the file's. The folder keeps those it already has.
+        until_decided: add seeds in batches until every verdict claims a difference, and this many at most; judged at
+            the looks planned beforehand, each at a level of its own (`run_record.looks`).
         jobs: how many runs at a time; None: the machine's cores divided by the threads of a run.
         output: the study goes into `<output>/<name>`.
         launcher: program and first arguments in front of each command line.
@@ -63,8 +69,9 @@ def compare(
         with locked(folder):
             # Checked again: another compare may have made the folder since.
             recorded = check_folder(folder, study)
-            write_record(folder, recorded)
             choice = kept_choice(folder, study)
+            looks = looks_of(folder, study, until_decided, choice)
+            write_record(folder, recorded)
             if study.tuning_seeds and choice is None:
                 status = _run(plan_prepare(study, folder), plan_tuning(study, folder), settings)
                 if status is not None:
@@ -72,6 +79,8 @@ def compare(
                 choice = _choose(study, folder, services)
                 if choice is None:
                     return 1
+            if looks is not None:
+                return _until_decided(study, folder, choice, looks, services, settings)
             status = _run(plan_prepare(study, folder), plan_arms(study, folder, choice), settings)
             if status is not None:
                 return status
@@ -89,6 +98,7 @@ def dry_run(
     services: Services,
     *,
     seeds: str | Sequence[int] | None = None,
+    until_decided: int | None = None,
     jobs: int | None = None,
     output: str | Path = "runs",
 ) -> list[str]:
@@ -99,9 +109,49 @@ def dry_run(
     """
     try:
         study, folder = checked(study_file, services, seeds, output)
-        return forecast(study, folder, kept_choice(folder, study), _job_count(jobs, study.threads_per_run))
+        choice = kept_choice(folder, study)
+        looks = looks_of(folder, study, until_decided, choice)
+        done = looks is not None and _decided(folder, looks, services)
+        return forecast(study, folder, choice, _job_count(jobs, study.threads_per_run), looks, done=done)
     except RecordError as error:
         raise UserError(str(error)) from error
+
+
+def _until_decided(
+    study: Study, folder: Path, choice: Choice | None, looks: Looks, services: Services, settings: Settings
+) -> int:
+    """Run the seeds of the next look and look, until every verdict is decided or no look is left; then conclude."""
+    write_looks(folder, looks)
+    _say(looks_line(looks))
+    while not _decided(folder, looks, services):
+        batch = replace(study, seeds=looks.next_seeds)
+        write_record(folder, check_folder(folder, batch))
+        runs = plan_arms(batch, folder, choice)
+        before = [run for run in runs if has_failed(run)]
+        status = _run(plan_prepare(study, folder), runs, settings)
+        if status is not None:
+            return status
+        unfinished = [run for run in runs if not is_finished(run)]
+        if any(run not in before for run in unfinished):
+            _complain(
+                f"the look at {len(batch.seeds)} seeds waits for {len(unfinished)} of {len(runs)} runs; the same "
+                "command tries again, and leaves a run out of the look that fails once more"
+            )
+            return 1
+        looks = looks.after([run.folder.relative_to(folder).as_posix() for run in unfinished])
+        write_looks(folder, looks)
+    judged = replace(study, seeds=looks.seen)
+    return _conclude(judged, check_folder(folder, judged), folder, choice, services.report)
+
+
+def _decided(folder: Path, looks: Looks, services: Services) -> bool:
+    """Tell whether nothing is left to be run after the looks made so far, and say how the last one came out."""
+    if not looks.made:
+        return False
+    where = f"look {len(looks.made)} of {len(looks.counts)}, at {len(looks.seen)} seeds"
+    questions = services.undecided(folder)
+    _say(f"{where}: not decided: {' '.join(questions)}" if questions else f"{where}: every verdict is decided")
+    return not questions or looks.over
 
 
 def _job_count(jobs: int | None, threads: int) -> int:

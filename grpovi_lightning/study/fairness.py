@@ -10,8 +10,9 @@ from grpovi_lightning.study.process import Run
 def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """Compare the hashes of the step-0 completions over the arms of each seed.
 
-    Points of a grid must agree with the points that have equal values. Others may differ: a value can change what is
-    sampled, such as a temperature. Then a note says so.
+    Arms of different tasks are not compared, because their prompts may differ. Points of a grid must agree with the
+    points that have equal values. Others may differ: a value can change what is sampled, such as a temperature. Then a
+    note says so.
 
     Args:
         runs: all arms x seeds of a study. Runs that have no status yet are left out, and so are runs that ended
@@ -21,6 +22,19 @@ def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
         Errors, one line a seed whose arms differ; and notes, one line a seed where nothing could be compared although
         several arms finished, or whose points differ by their values.
     """
+    errors, notes = [], []
+    for of_task in _by_task(runs):
+        found = _check_first_rollouts(of_task)
+        errors += found[0]
+        notes += found[1]
+    return errors, notes
+
+
+def _by_task(runs: Sequence[Run]) -> list[list[Run]]:
+    return [[run for run in runs if run.task == task] for task in dict.fromkeys(run.task for run in runs)]
+
+
+def _check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     begun: dict[tuple[str, ...], list[tuple[int, str, str | None]]] = {}
     for run in runs:
         status = read_status(run.folder)
@@ -53,8 +67,12 @@ def check_first_rollouts(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
 def check_held_out_rows(runs: Sequence[Run]) -> list[str]:
     """Compare the hashes of the held-out rows over the arms of each seed; return one line a seed whose arms differ.
 
-    Runs that recorded none are left out.
+    Runs that recorded none are left out. Arms of different tasks are not compared.
     """
+    return [line for of_task in _by_task(runs) for line in _check_held_out_rows(of_task)]
+
+
+def _check_held_out_rows(runs: Sequence[Run]) -> list[str]:
     recorded = []
     for run in runs:
         status = read_status(run.folder)

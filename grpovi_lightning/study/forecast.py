@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import median
 
 from grpovi_lightning.run_record.choice import Choice
+from grpovi_lightning.run_record.looks import Looks
 from grpovi_lightning.run_record.status import State, read_status
+from grpovi_lightning.study.looks import looks_line
 from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 from grpovi_lightning.study.process import Run, usable_checkpoint
 from grpovi_lightning.study.progress import duration
@@ -31,10 +33,12 @@ class Prospect:
     seconds: float | None = None
     """Seconds that it took, where it is done."""
     sure: bool = True
-    """Whether it will run for certain; a point may turn out to be one that runs anyway."""
+    """Whether it will run for certain: a point may turn out to be one that runs anyway, a seed not to be needed."""
 
 
-def forecast(study: Study, folder: Path, choice: Choice | None, jobs: int) -> list[str]:
+def forecast(
+    study: Study, folder: Path, choice: Choice | None, jobs: int, looks: Looks | None = None, *, done: bool = False
+) -> list[str]:
     """Return the runs of a study as lines, then their number, then an estimate of the time that is left.
 
     Args:
@@ -42,7 +46,13 @@ def forecast(study: Study, folder: Path, choice: Choice | None, jobs: int) -> li
         folder: its output folder, which need not exist.
         choice: the choice that is kept, or None.
         jobs: how many run at a time.
+        looks: the looks that seeds are added for, or None.
+        done: whether no more seeds are needed after the looks that were made.
     """
+    sure = study.seeds
+    if looks is not None:
+        sure = looks.seen if done else looks.next_seeds
+        study = replace(study, seeds=sure if done else looks.seeds)
     tuned = bool(study.tuning_seeds)
     found = [_prospect(run, "prepare") for run in plan_prepare(study, folder)]
     tuning = [_prospect(run, "tuning") for run in plan_tuning(study, folder)]
@@ -51,13 +61,19 @@ def forecast(study: Study, folder: Path, choice: Choice | None, jobs: int) -> li
     found += [_prospect(run, "judging" if tuned else "run") for run in plan_arms(study, folder, choice)]
     if tuned and choice is None:
         found += _after_the_choice(study)
+    found = [
+        replace(each, state=f"{TO_DO}, unless decided before", sure=False)
+        if each.part in ("run", "judging") and each.seed not in sure and each.state.startswith(TO_DO)
+        else each
+        for each in found
+    ]
     rows = [
         (each.part, each.arm, each.point, "" if each.seed is None else f"seed {each.seed}", each.state)
         for each in found
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*lines, "", _numbers(found), *_time(found, jobs)]
+    return [*lines, "", *([looks_line(looks)] if looks else []), _numbers(found), *_time(found, jobs)]
 
 
 def _prospect(run: Run, part: str) -> Prospect:

@@ -44,7 +44,15 @@ def _plan_arm(study: Study, arm: Arm, seed: int, folder: Path) -> Run:
     arguments = (*_arguments("fit", arm.configs, folder, target), *values, "--seed_everything", str(seed))
     lock = folder / LOCKS / f"arm-{arm.name}-seed_{seed}"
     return Run(
-        arm.name, target, arguments, arm.configs, lock, seed=seed, threads=study.threads_per_run, point=arm.point
+        owner=arm.name,
+        folder=target,
+        arguments=arguments,
+        configs=arm.configs,
+        lock=lock,
+        seed=seed,
+        threads=study.threads_per_run,
+        point=arm.point,
+        task=arm.task,
     )
 
 

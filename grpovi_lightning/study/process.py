@@ -55,6 +55,8 @@ class Run:
     """CPU threads that its numerical libraries may use."""
     point: Point | None = None
     """The point of a grid that it runs, for an arm with `values`."""
+    task: str | None = None
+    """The task of its arm, in a study of several."""
 
     @property
     def label(self) -> str:

@@ -26,7 +26,7 @@ def results(scripts):
 def small(scripts, monkeypatch):
     """The script with one cell for each of two speed-ups and few seeds for the truth."""
     calibration = scripts("calibration")
-    for name, value in (("SPEEDUPS", (1.0, 2.0)), ("SEEDS", (4,)), ("ENDLESS", 50)):
+    for name, value in (("SPEEDUPS", (1.0, 2.0)), ("SEEDS", (4,)), ("PLANS", ((2, 4),)), ("ENDLESS", 50)):
         monkeypatch.setattr(calibration, name, value)
     return calibration
 
@@ -86,13 +86,38 @@ def test_coverage_and_claims_are_shares_of_the_studies_of_a_cell(results):
 
 def test_a_small_run_writes_a_row_a_cell_and_quantity_and_the_picture(small, run_in, tmp_path):
     printed = run_in("calibration", tmp_path, "--studies", "3")
-    (file,) = tmp_path.glob("runs/benchmarks/calibration_*.csv")
+    file, growing = sorted(tmp_path.glob("runs/benchmarks/calibration_*.csv"), key=lambda path: len(path.name))
     table = pd.read_csv(file)
     assert table[["speedup", "seeds", "quantity"]].to_numpy().tolist() == [
         [speedup, 4, quantity] for speedup in (1.0, 2.0) for quantity in ("area", "steps")
     ]
+    decided = pd.read_csv(growing)
+    assert decided[["speedup", "first", "most"]].to_numpy().tolist() == [[1.0, 2, 4], [2.0, 2, 4]]
+    assert decided["seeds"].between(2, 4).all()
     assert "evaluation_sd" in printed and "What headlines say" in printed
     assert Image.open(file.with_suffix(".png")).size == (1352, 468)
+
+
+def test_where_seeds_are_added_a_study_stops_at_the_look_that_decides_it(small, noise, results):
+    certain = replace(noise, rise_own_sd=0.0, log_steps_own_sd=1e-3, evaluation_sd=0.0)
+    rows = small.until_decided(certain, 2.0, 3, 0)
+    assert [row["study"] for row in rows] == [0, 1, 2] and {row["said"] for row in rows} == {"faster"}
+    assert max(row["seeds"] for row in rows) < 4
+    alike = replace(noise, rise_own_sd=0.0, log_steps_own_sd=0.3, evaluation_sd=0.0)
+    rows = small.until_decided(alike, 1.0, 3, 0)
+    assert {row["seeds"] for row in rows if row["said"] == "nothing"} == {4}
+    (cell,) = results.decided_table(pd.DataFrame(rows)).to_dict("records")
+    assert cell["any"] == np.mean([row["said"] != "nothing" for row in rows])
+    assert cell["steps_covered"] == np.mean([row["steps_covered"] for row in rows])
+
+
+def test_the_spread_of_runs_is_that_over_their_seeds(scripts, curves, noise):
+    calibration = scripts("calibration")
+    study = curves.simulate(noise, STEPS, 6, 1.0, np.random.default_rng(0))
+    found = calibration.spreads_of(study.curves())
+    areas = trapezoid(study.values, STEPS, axis=-1) / 60
+    assert found["difference in area"] == pytest.approx(np.std(areas[0] - areas[1], ddof=1))
+    assert found["final"] == pytest.approx(study.values[..., -3:].mean(axis=-1).std(axis=1, ddof=1).mean())
 
 
 def test_the_same_seed_gives_the_same_studies_and_the_truth_is_that_of_endless_seeds(small, noise):

@@ -21,7 +21,11 @@ def main() -> int:
     study_file, output, jobs, patience = sys.argv[1:]
     launcher = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
     services = Services(
-        preflight=lambda arguments: None, settings=lambda arguments: [], choose=choose_nothing, report=write_report
+        preflight=lambda arguments: None,
+        settings=lambda arguments: [],
+        choose=choose_nothing,
+        undecided=lambda folder: [],
+        report=write_report,
     )
     return compare(
         study_file,

@@ -14,6 +14,7 @@ import yaml
 
 from grpovi_lightning.run_record.choice import Choice, Score, choose
 from grpovi_lightning.run_record.layout import run_folder
+from grpovi_lightning.run_record.looks import read_looks
 from grpovi_lightning.run_record.status import read_status
 from grpovi_lightning.run_record.study import parse_study
 from grpovi_lightning.study import Services, compare
@@ -33,6 +34,7 @@ class Bench:
         self.preflighted: list[list[str]] = []
         self.reported: list[Path] = []
         self.scores: dict[str, float] = {}
+        self.decided_at = 0
 
     def write(self, **changes: Any) -> Path:
         study = {
@@ -66,7 +68,13 @@ class Bench:
 
     @property
     def services(self) -> Services:
-        return Services(self.preflighted.append, lambda _: [], self.choose, self.reported.append)
+        return Services(self.preflighted.append, lambda _: [], self.choose, self.undecided, self.reported.append)
+
+    def undecided(self, folder: Path) -> list[str]:
+        """Decide all at the look at `decided_at` seeds, and nothing before."""
+        looks = read_looks(folder)
+        assert looks is not None
+        return [] if len(looks.seen) == self.decided_at else ["Is other faster than plain?"]
 
     def choose(self, folder: Path) -> Choice:
         """Choose by the scores that a test gave to points; a run that did not finish cannot be chosen."""

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,17 @@ def test_arms_that_are_evaluated_on_different_rows_are_named_with_their_seed(run
     recorded = {("a", 1): "x", ("b", 1): "x", ("a", 2): "y", ("b", 2): "z" * 64, ("c", 2): None, ("d", 2): "absent"}
     (error,) = check_held_out_rows(runs(recorded, what="held_out"))
     assert error.startswith(f"seed 2: the arms were evaluated on different held-out rows (a y, b {'z' * 12}), so")
+
+
+def test_arms_of_different_tasks_may_begin_and_be_evaluated_differently_and_arms_of_one_may_not(runs):
+    def of_tasks(*tasks, **what):
+        made = runs({(f"{task}-{i}", 1): digest for i, (task, digest) in enumerate(tasks)}, **what)
+        return [replace(run, task=run.owner.partition("-")[0]) for run in made]
+
+    apart = [("a", "x"), ("a", "x"), ("b", "y"), ("b", "y")]
+    assert check_first_rollouts(of_tasks(*apart)) == ([], [])
+    (error,), _ = check_first_rollouts(of_tasks(("c", "x"), ("d", "y"), ("d", "z")))
+    assert "(d-1 y, d-2 z)" in error
+    assert check_held_out_rows(of_tasks(("e", "x"), ("f", "y"), what="held_out")) == []
+    (error,) = check_held_out_rows(of_tasks(("g", "x"), ("g", "y"), what="held_out"))
+    assert "(g-0 x, g-1 y)" in error
