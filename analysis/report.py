@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from analysis import figures, wording
 from analysis.curves import beside, curves_of
+from analysis.diagnoses import by_arm, diagnose_runs, told_live
 from analysis.diagnostics import (
     adjustment_means,
     config_differences,
@@ -173,6 +174,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
     """Return the page. The template escapes every text that comes from outside."""
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
+    counted = rows_where(status, status["reason"].isna())
+    found = diagnose_runs(analysis.runs, counted, analysis.path)
     adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all").dropna(axis="index", how="all")
     class_names = {arm: name.split(".")[-1] for arm, name in adjustments_of(analysis).items()}
     return _template().render(
@@ -209,7 +212,14 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         tuned=analysis.tuned,
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
-        warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
+        diagnoses=by_arm(found),
+        n_diagnosed=len(found),
+        warnings=[
+            (run, line)
+            for run, lines in zip(status["run"], status["warnings"], strict=True)
+            for line in lines
+            if not told_live(line, run, found)
+        ],
         n_tested=analysis.n_tested,
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
     )

@@ -94,7 +94,7 @@ COMPLETIONS_MIN_TERMINATED_LENGTH = scalar("completions/min_terminated_length", 
 COMPLETIONS_MAX_TERMINATED_LENGTH = scalar("completions/max_terminated_length", "max")
 """The longest of them; 0 where none ended."""
 LENGTH_REWARD_CORRELATION = scalar("completions/length_reward_correlation", "mean")
-"""Spearman's rank correlation of reward and length over the scored completions; NaN where either never differs."""
+"""Spearman's rank correlation of reward and length over the scored completions; 0 where either never differs."""
 ADVANTAGE_STD = scalar("advantages/std", "mean")
 ADVANTAGE_ABS_MEAN = scalar("advantages/abs_mean", "mean")
 ADVANTAGE_ABS_MAX = scalar("advantages/abs_max", "max")

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from grpovi_lightning.callbacks import (
     CompletionSamples,
+    Diagnoses,
     EvaluateAtStart,
     ExportModel,
     RewardWatch,
@@ -166,6 +167,7 @@ class RunCLI(LightningCLI):
             EvaluateAtStart(),
             config.samples,
             RewardWatch(),
+            Diagnoses(),
             RoundingWatch(),
             Throughput(),
         ]

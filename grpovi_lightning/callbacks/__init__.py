@@ -1,6 +1,7 @@
-"""Callbacks: run status, checkpoints, samples, throughput, warnings, first evaluation, time limit, export."""
+"""Callbacks: run status, checkpoints, samples, throughput, warnings, diagnoses, first evaluation, time limit, export."""
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
+from grpovi_lightning.callbacks.diagnoses import Diagnoses
 from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel, TimeLimit
 from grpovi_lightning.callbacks.rounding import RoundingWatch
 from grpovi_lightning.callbacks.samples import CompletionSamples
@@ -10,6 +11,7 @@ from grpovi_lightning.callbacks.watch import RewardWatch
 
 __all__ = [
     "CompletionSamples",
+    "Diagnoses",
     "EvaluateAtStart",
     "ExportModel",
     "RewardWatch",

@@ -6,11 +6,11 @@ standard library only, so that `analysis` can import it on a machine without tor
 
 from grpovi_lightning.diagnoses.checkpoints import kept_checkpoint
 from grpovi_lightning.diagnoses.held_out import OVER_OPTIMISED, PLATEAU_REACHED, best_step
-from grpovi_lightning.diagnoses.logged import Logged, logged
+from grpovi_lightning.diagnoses.logged import Logged, is_read, logged
 from grpovi_lightning.diagnoses.policy import CLIPPED_RATIOS, CUT, ENTROPY, KL_RUN_AWAY, LENGTH
 from grpovi_lightning.diagnoses.rewards import DOMINATED, FLAT, FLIPPED, LARGE_ADVANTAGES
 from grpovi_lightning.diagnoses.rule import Evidence, Finding, Rule
-from grpovi_lightning.diagnoses.series import Series
+from grpovi_lightning.diagnoses.series import WINDOW, Series
 
 RULES: tuple[Rule, ...] = (
     OVER_OPTIMISED,
@@ -49,6 +49,7 @@ def not_judged(run: Logged) -> dict[str, tuple[str, ...]]:
 
 __all__ = [
     "RULES",
+    "WINDOW",
     "Evidence",
     "Finding",
     "Logged",
@@ -56,6 +57,7 @@ __all__ = [
     "Series",
     "best_step",
     "diagnose",
+    "is_read",
     "kept_checkpoint",
     "logged",
     "not_judged",

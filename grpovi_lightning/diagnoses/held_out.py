@@ -1,5 +1,7 @@
 """Rules over the course of the reward: over-optimisation, and a plateau."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from grpovi_lightning import metric_keys as keys
@@ -8,7 +10,8 @@ from grpovi_lightning.diagnoses.rule import Evidence, Rule, number
 from grpovi_lightning.diagnoses.series import Series, Stretch, at_common_steps
 
 FEWEST_EVALUATIONS = 6
-"""Measurements without which the course of a curve is not judged."""
+FEWEST_STEPS = 30
+"""Measurements without which the course of a curve over evaluations, or over training steps, is not judged."""
 
 GOLD_FALLS_BY = 0.1
 """Share of the gold reward's own span. Ours: less is not worth going back for. That a gold reward first rises and then
@@ -24,15 +27,21 @@ PLATEAU = 0.05
 """Share of the reward's span by which it must rise in the second half. Ours: a run that learns at an even rate has 0.5,
 one that saturates exponentially over five time constants 0.08."""
 
+_SCOPES: tuple[Callable[[str], str], ...] = (keys.held_out, str)
+"""Held-out prompts first; the gold reward of training prompts is not trained on either."""
+
 
 def _over_optimised(run: Logged) -> Evidence | None:
     for name in run.gold:
-        for scope in (keys.held_out, str):  # held-out prompts first; training prompts are as good a judge of a reward
-            reward, gold = run.get(scope(keys.REWARD)), run.get(scope(keys.rewards_mean(name)))
+        for scope in _SCOPES:
+            reward, gold = _course(run, scope(keys.REWARD)), _course(run, scope(keys.rewards_mean(name)))
             if reward is None or gold is None:
                 continue
             names = scope(keys.REWARD), scope(keys.rewards_mean(name))
-            evidence = _falls(*at_common_steps(reward, gold), *names) or _stays(run, name, reward, gold, *names)
+            pair = at_common_steps(reward, gold)
+            if len(pair[0]) < FEWEST_EVALUATIONS:
+                continue
+            evidence = _falls(*pair, *names) or _stays(run, name, *pair, *names)
             if evidence is not None:
                 return Evidence(evidence.text, evidence.step, evidence.value, best_step(run))
     return None
@@ -41,8 +50,6 @@ def _over_optimised(run: Logged) -> Evidence | None:
 def _falls(reward: Series, gold: Series, reward_name: str, gold_name: str) -> Evidence | None:
     """Compare the last quarter with the best quarter before it."""
     n = len(gold)
-    if n < FEWEST_EVALUATIONS:
-        return None
     size = max(2, n // 4)
     peak = int(gold.means(size)[: n - 2 * size + 1].argmax())
     best, last = gold.stretch(peak, size), gold.stretch(n - size, size)
@@ -58,16 +65,13 @@ def _falls(reward: Series, gold: Series, reward_name: str, gold_name: str) -> Ev
     )
 
 
-def _stays(
-    run: Logged, name: str, all_rewards: Series, all_gold: Series, reward_name: str, gold_name: str
-) -> Evidence | None:
+def _stays(run: Logged, name: str, reward: Series, gold: Series, reward_name: str, gold_name: str) -> Evidence | None:
     """Compare the last quarter with the beginning, in units of the spread over the initial policy's completions."""
-    reward, gold = at_common_steps(all_rewards, all_gold)
     spread = run.get(keys.REWARD_BATCH_STD)
     gold_spread = run.get(keys.rewards_std(name)) or run.get(keys.held_out(keys.rewards_std(name)))
-    n = len(gold)
-    if n < FEWEST_EVALUATIONS or spread is None or gold_spread is None:
+    if spread is None or gold_spread is None:
         return None
+    n = len(gold)
     size = max(2, n // 4)
     unit, gold_unit = spread.first, gold_spread.first
     last = gold.stretch(n - size, size)
@@ -99,9 +103,9 @@ def best_step(run: Logged) -> int | None:
 
 
 def _plateau(run: Logged) -> Evidence | None:
-    for name in (keys.held_out(keys.REWARD), keys.REWARD):
-        series = run.get(name)
-        if series is None or len(series) < FEWEST_EVALUATIONS:
+    for name in (scope(keys.REWARD) for scope in _SCOPES):
+        series = _course(run, name)
+        if series is None:
             continue
         n, size = len(series), max(2, len(series) // 4)
         middle, last = series.stretch(n // 2 - size + 1, size), series.stretch(n - size, size)
@@ -116,14 +120,21 @@ def _of_plateau(name: str, middle: Stretch, last: Stretch) -> str:
     return f"{name} was {number(middle.mean)} {middle} and {number(last.mean)} {last}"
 
 
+def _course(run: Logged, tag: str) -> Series | None:
+    """Return a curve that is long enough to judge its course; None where there is none."""
+    series = run.get(tag)
+    fewest = FEWEST_EVALUATIONS if tag.startswith(keys.EVAL_PREFIX) else FEWEST_STEPS
+    return series if series is not None and len(series) >= fewest else None
+
+
 def _lacks_a_course(run: Logged) -> tuple[str, ...]:
-    return () if any(run.get(scope(keys.REWARD)) is not None for scope in (keys.held_out, str)) else (keys.REWARD,)
+    return () if any(_course(run, scope(keys.REWARD)) for scope in _SCOPES) else (keys.held_out(keys.REWARD),)
 
 
 def _lacks_gold(run: Logged) -> tuple[str, ...]:
     names = run.gold or ("<observed>",)
-    for scope in (keys.held_out, str):
-        if run.get(scope(keys.REWARD)) is not None and any(run.get(scope(keys.rewards_mean(name))) for name in names):
+    for scope in _SCOPES:
+        if _course(run, scope(keys.REWARD)) and any(_course(run, scope(keys.rewards_mean(name))) for name in names):
             return ()
     return tuple(keys.held_out(keys.rewards_mean(name)) for name in names)
 

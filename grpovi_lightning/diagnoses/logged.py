@@ -64,11 +64,6 @@ class Logged:
         found = self.series.get(key)
         return found if found is not None and len(found) else None
 
-    @property
-    def last_step(self) -> int:
-        """The last step of any measurement; -1 without any."""
-        return max((int(each.steps[-1]) for each in self.series.values() if len(each)), default=-1)
-
 
 def logged(series: Mapping[str, Series], adjusts: bool | None = None, gold: Iterable[str] | None = None) -> Logged:
     """Return the scalars of a run under this package's names.

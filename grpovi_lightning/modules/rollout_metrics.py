@@ -63,14 +63,15 @@ def _std(values: Tensor, of_fewer_than_two: float) -> Tensor:
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Spearman's rank correlation of [N] and [N], float64, equal values sharing their mean rank.
 
-    NaN where one of the two does not vary.
+    0 where one of the two never differs.
 
     >>> rank_correlation(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([10.0, 30.0, 20.0])).item()
     1.0
     """
     ranks = torch.stack([_mean_ranks(first), _mean_ranks(second)])
     ranks -= ranks.mean(dim=1, keepdim=True)
-    return (ranks[0] * ranks[1]).sum() / ranks.square().sum(dim=1).prod().sqrt()
+    scale = ranks.square().sum(dim=1).prod().sqrt()
+    return (ranks[0] * ranks[1]).sum() / torch.where(scale > 0, scale, 1.0)
 
 
 def _mean_ranks(values: Tensor) -> Tensor:

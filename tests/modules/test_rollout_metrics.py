@@ -112,8 +112,9 @@ def test_the_correlation_of_reward_and_length_is_spearmans(seed, missing):
 
 
 def test_there_is_no_correlation_with_what_does_not_vary():
-    assert math.isnan(metrics_of([[1.0, 2.0, 3.0]])[keys.LENGTH_REWARD_CORRELATION])
-    assert math.isnan(metrics_of([[1.0, 1.0, 1.0]], lengths=[1, 2, 3])[keys.LENGTH_REWARD_CORRELATION])
+    assert metrics_of([[1.0, 2.0, 3.0]])[keys.LENGTH_REWARD_CORRELATION] == 0.0
+    assert metrics_of([[1.0, 1.0, 1.0]], lengths=[1, 2, 3])[keys.LENGTH_REWARD_CORRELATION] == 0.0
+    assert metrics_of([[NAN, NAN]], lengths=[1, 2])[keys.LENGTH_REWARD_CORRELATION] == 0.0
 
 
 def test_the_largest_advantage_is_so_on_either_side():
