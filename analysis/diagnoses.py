@@ -54,7 +54,7 @@ class Diagnosed:
         if step is None:
             return ""
         kept = self.checkpoint(finding)
-        where = f"its checkpoint is {kept}" if kept else "no checkpoint of it is kept: `checkpoint: {save_top_k: -1}` does"
+        where = f"its checkpoint is {kept}" if kept else "no checkpoint of it is kept (`save_top_k: -1` keeps all)"
         return f"The best evaluation was at step {step}; {where}."
 
 
@@ -67,18 +67,20 @@ def diagnose(path: str | Path, *, gold: str | None = None) -> pd.DataFrame:
             the one named "gold".
 
     Returns:
-        One row a finding: `arm`, `seed`, `run`, `kind`, `step` (where it was seen last), `value` (what was over the
-        threshold), `evidence`, `threshold`, `source`, `remedy`, `best_step` and `checkpoint` (of the best evaluation, where
-        the remedy is to go back to it). `attrs["problems"]` maps the runs that could not be judged to the reason.
+        One row a finding: `arm`, `seed`, `run`, `kind`, `step` (where it was seen last), `value` (what was beyond the
+        threshold), `evidence`, `threshold`, `source`, `remedy`, `best_step` and `checkpoint` (of the best evaluation,
+        where the remedy is to go back to it). `attrs["problems"]` maps the runs that could not be judged to the reason.
 
     Raises:
         ReportError: `path` is no folder, or there is no run in it.
     """
     found = diagnosed(path, gold=gold)
     rows = [
-        (each.arm, each.seed, each.run, finding.kind, finding.evidence.step, finding.evidence.value)
-        + (finding.evidence.text, finding.threshold, finding.source, finding.remedy)
-        + (finding.evidence.best_step, str(kept) if (kept := each.checkpoint(finding)) else None)
+        (
+            *(each.arm, each.seed, each.run, finding.kind, finding.evidence.step, finding.evidence.value),
+            *(finding.evidence.text, finding.threshold, finding.source, finding.remedy),
+            *(finding.evidence.best_step, str(kept) if (kept := each.checkpoint(finding)) else None),
+        )
         for each in found
         for finding in each.findings
     ]

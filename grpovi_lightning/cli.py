@@ -1,4 +1,4 @@
-"""The command `grpovi`: fit, validate, test, task, compare, report, power, diagnose, sample, teach, relabel, adjust, push."""
+"""The command `grpovi`; see `_USAGE` for what it does."""
 
 import argparse
 import logging
@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status.
 
     Returns:
-        0 done, 1 a run failed or `diagnose` found something, 2 the request was wrong, 130 stopped, 141 the reader of the output went away.
+        0 done, 1 a run failed or `diagnose` found something, 2 the request was wrong, 130 stopped, 141 the reader of
+        the output went away.
     """
     # Imports stand inside the functions so that `grpovi --help` and `grpovi adjust` do not wait for Lightning.
     from grpovi_lightning.errors import TrainingError, UserError

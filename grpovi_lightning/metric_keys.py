@@ -54,8 +54,8 @@ REWARD_BATCH_STD = scalar("reward_batch_std", "mean")
 FRAC_REWARD_ZERO_STD = scalar("frac_reward_zero_std", "mean")
 """Share of groups whose scored rewards are all equal, or fewer than two; they carry no gradient."""
 FRAC_GROUPS_ALL_HIGH = scalar("frac_groups_all_high", "mean")
-"""Share of groups of two or more equal rewards, all above the middle of the adjustment's range, or the counterfactual's.
-In that very middle, the batch's smallest and largest reward tell; where these are equal, such groups are neither."""
+"""Share of groups of two or more equal rewards above the middle of the range, the adjustment's or the counterfactual's.
+Just in the middle the batch's smallest and largest reward tell; where these are equal, such groups are neither."""
 FRAC_GROUPS_ALL_LOW = scalar("frac_groups_all_low", "mean")
 """Share of such groups below the middle."""
 FRAC_UNSCORABLE = scalar("frac_unscorable", "mean")
@@ -228,8 +228,8 @@ def rewards_std(name: str) -> str:
 def rewards_variance_share(name: str) -> str:
     """Return the key of the share of trained component `name` in the variance of the reward within groups.
 
-    Its weight times its covariance with the reward, by the variance of the reward, so that all shares sum to 1; NaN where
-    no group has variance. Logged where two or more are trained on.
+    Its weight times its covariance with the reward, by the variance of the reward, so that all shares sum to 1; NaN
+    where no group has variance. Logged where two or more are trained on.
     """
     return f"{rewards(name)}/variance_share"
 

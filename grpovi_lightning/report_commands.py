@@ -1,4 +1,4 @@
-"""The commands `grpovi report`, `grpovi power` and `grpovi diagnose`, and what `grpovi compare` asks of the analysis."""
+"""The commands `grpovi report`, `power` and `diagnose`, and what `grpovi compare` asks of the analysis."""
 
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,12 @@ def diagnose(arguments: list[str]) -> int:
 
     parser = OneLineParser(
         prog="grpovi diagnose",
-        description="Tells what is wrong with runs, from their logged scalars: of this package, or TensorBoard folders of "
-        "TRL. Exit status: 0 nothing was found, 1 something was, 2 a run could not be judged.",
+        description="Tells what is wrong with runs, from their logged scalars: of this package, or TensorBoard folders "
+        "of TRL. Exit status: 0 nothing was found, 1 something was, 2 a run could not be judged.",
     )
     parser.add_argument("runs", type=Path, nargs="+", help="a run, a study's folder, or a folder of runs")
     parser.add_argument(
-        "--gold", default=None, help="the reward component that judges the reward; default: those only observed, or gold"
+        "--gold", default=None, help="the reward component that judges the reward; default: those only observed"
     )
     given = parser.parse_args(arguments)
     try:

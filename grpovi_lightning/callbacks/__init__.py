@@ -1,4 +1,4 @@
-"""Callbacks: run status, checkpoints, samples, throughput, warnings, diagnoses, first evaluation, time limit, export."""
+"""Callbacks: run status, checkpoints, samples, throughput, warnings, first evaluation, time limit, export."""
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
 from grpovi_lightning.callbacks.diagnoses import Diagnoses

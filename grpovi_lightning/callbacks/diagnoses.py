@@ -14,8 +14,8 @@ from grpovi_lightning.trainer_state import steps_done, stopped_early
 class Diagnoses(L.Callback):
     """Keeps the curves that the diagnoses read, and warns of each kind of finding once.
 
-    Judged after every `every` steps and after every evaluation, once there are enough steps for a mean, and at the end of
-    training.
+    Judged after every `every` steps and after every evaluation, once there are enough steps for a mean, and at the end
+    of training.
     """
 
     def __init__(self, every: int = 10) -> None:

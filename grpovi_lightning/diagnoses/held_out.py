@@ -14,15 +14,15 @@ FEWEST_STEPS = 30
 """Measurements without which the course of a curve over evaluations, or over training steps, is not judged."""
 
 GOLD_FALLS_BY = 0.1
-"""Share of the gold reward's own span. Ours: less is not worth going back for. That a gold reward first rises and then
-falls under a proxy that goes on rising is the pattern of Gao, Schulman and Hilton, arXiv 2210.10760, Figure 1."""
+"""Share of the gold reward's own span. Ours: less is not worth going back for. That a gold reward rises and then falls
+while its proxy goes on rising is the pattern of Gao, Schulman and Hilton, arXiv 2210.10760, Figure 1."""
 STANDARD_ERRORS = 3.0
-"""How far a fall must exceed its standard error. Ours: the best of some windows is too good by chance, so that the usual
-two would be too few."""
+"""How far a fall must exceed its standard error. Ours: the best of some windows is too good by chance, so that the
+usual two would be too few."""
 GOLD_PER_REWARD = 0.1
 """How far the gold reward must rise for each unit of the reward, both in standard deviations over completions at the
 start. Ours: a proxy that knows anything of the gold reward gives more; a correlation of 0.3 would give 0.3 (the
-regressional Goodhart effect, arXiv 2210.10760, Section 4)."""
+regressional Goodhart effect, arXiv 2210.10760, Section 4.2)."""
 PLATEAU = 0.05
 """Share of the reward's span by which it must rise in the second half. Ours: a run that learns at an even rate has 0.5,
 one that saturates exponentially over five time constants 0.08."""
@@ -143,11 +143,11 @@ OVER_OPTIMISED = Rule(
     "over-optimisation",
     _over_optimised,
     _lacks_gold,
-    f"a fall by more than {GOLD_FALLS_BY:g} of its span and {STANDARD_ERRORS:g} standard errors, or a rise of less than "
-    f"{GOLD_PER_REWARD:g} for each unit of the reward",
+    f"a fall by more than {GOLD_FALLS_BY:g} of its span and {STANDARD_ERRORS:g} standard errors, or a rise of less "
+    f"than {GOLD_PER_REWARD:g} for each unit of the reward",
     "pattern: Gao et al., arXiv 2210.10760; numbers: ours",
-    "The policy exploits the reward: go back to the best evaluation, stop there, raise beta or lower the learning rate, "
-    "and mend the reward.",
+    "The policy exploits the reward: go back to the best evaluation, stop there, raise beta or lower the learning "
+    "rate, and mend the reward.",
 )
 PLATEAU_REACHED = Rule(
     "plateau",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.diagnoses.series import Series
+from grpovi_lightning.diagnoses.series import Series, Stretch
 
 TRL_PREFIX = "train/"
 """TRL, through the trainer of transformers, logs training scalars below it; held-out ones stand below `eval/` as here.
@@ -64,6 +64,11 @@ class Logged:
         found = self.series.get(key)
         return found if found is not None and len(found) else None
 
+    def highest(self, key: str, above: float) -> Stretch | None:
+        """Return the stretch of a scalar with the largest mean; None where that is not above `above`, or not known."""
+        series = self.get(key)
+        return None if series is None else series.highest(above)
+
 
 def logged(series: Mapping[str, Series], adjusts: bool | None = None, gold: Iterable[str] | None = None) -> Logged:
     """Return the scalars of a run under this package's names.
@@ -103,7 +108,7 @@ def components(series: Iterable[str]) -> list[str]:
 
 
 def trained_components(series: Iterable[str]) -> list[str]:
-    """Return the components whose shares of the reward's variance are among these tags: those trained on, if several."""
+    """Return the components whose shares of the reward's variance are among these tags: those that are trained on."""
     return _named(series, keys.rewards_variance_share)
 
 

@@ -5,8 +5,8 @@ from grpovi_lightning.diagnoses.logged import Logged, components, trained_compon
 from grpovi_lightning.diagnoses.rule import Evidence, Rule, needs, number, share
 
 FLAT_GROUPS = 0.5
-"""Share of groups without variance. Ours: more than half of the sampling is wasted then. That the share grows in training
-and is worth replacing such groups for is in DAPO, arXiv 2503.14476, Section 3.2."""
+"""Share of groups without variance. Ours: more than half of the sampling is wasted then. That the share grows in
+training, and that it pays to replace such groups, is in DAPO, arXiv 2503.14476, Section 3.2."""
 DOMINATES = 0.95
 """Share of the variance of the reward within groups. Ours: the other components then move an advantage by less than a
 quarter of what this one does (the root of 0.05 / 0.95 is 0.23)."""
@@ -18,17 +18,17 @@ SIGN_FLIPS = 0.4
 
 def _flat_groups(run: Logged) -> Evidence | None:
     flat = run.get(keys.FRAC_REWARD_ZERO_STD)
-    found = flat and flat.highest(FLAT_GROUPS)
-    if not flat or not found:
+    found = run.highest(keys.FRAC_REWARD_ZERO_STD, FLAT_GROUPS)
+    if flat is None or found is None:
         return None
-    sides = [run.get(name) for name in (keys.FRAC_GROUPS_ALL_HIGH, keys.FRAC_GROUPS_ALL_LOW)]
-    if sides[0] and sides[1]:
-        split = f"{share(sides[0].between(found))} of all groups all good, {share(sides[1].between(found))} all bad"
+    high, low = run.get(keys.FRAC_GROUPS_ALL_HIGH), run.get(keys.FRAC_GROUPS_ALL_LOW)
+    if high is not None and low is not None:
+        split = f"{share(high.between(found))} of all groups all good, {share(low.between(found))} all bad"
     else:
         split = "which of them were all good and which all bad was not logged"
     return Evidence(
-        f"{share(found.mean)} of the groups had no two different rewards {found}, and that share of the sampling taught "
-        f"nothing: {split}; {share(float(flat.values.mean()))} over all steps",
+        f"{share(found.mean)} of the groups had no two different rewards {found}, and that share of the sampling "
+        f"taught nothing: {split}; {share(float(flat.values.mean()))} over all steps",
         found.last,
         found.mean,
     )
@@ -36,8 +36,7 @@ def _flat_groups(run: Logged) -> Evidence | None:
 
 def _dominates(run: Logged) -> Evidence | None:
     for name in trained_components(run.series):
-        part = run.get(keys.rewards_variance_share(name))
-        found = part and part.highest(DOMINATES)
+        found = run.highest(keys.rewards_variance_share(name), DOMINATES)
         if found:
             return Evidence(
                 f"{name} made {share(found.mean)} of the variance of the reward within groups {found}",
@@ -68,8 +67,7 @@ def _large_advantages(run: Logged) -> Evidence | None:
 
 
 def _sign_flips(run: Logged) -> Evidence | None:
-    flips = run.get(keys.ADJUSTMENT_SIGN_FLIPS)
-    found = flips and flips.highest(SIGN_FLIPS) if run.adjusts else None
+    found = run.highest(keys.ADJUSTMENT_SIGN_FLIPS, SIGN_FLIPS) if run.adjusts else None
     return found and Evidence(
         f"the adjustment changed the sign of {share(found.mean)} of the advantages {found}", found.last, found.mean
     )

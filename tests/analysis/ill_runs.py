@@ -117,7 +117,7 @@ DISEASES: dict[str, tuple[str, Scalars]] = {
     "entropy": ("entropy collapse", {"entropy": curve(lambda t: 2.6 * float(np.exp(-3 * t)), 0.02, 4)}),
     "kl": ("KL run-away", {"kl": curve(lambda t: 3 * t * t, 0.05, 3)}),
     "held-out kl": ("KL run-away", {"kl": {}, "eval/kl": curve(lambda t: 3 * t, 0.05, 16, EVALUATIONS)}),
-    "clipped": ("clipped ratios", {"clip_ratio/region_mean": curve(lambda t: 0.5, 0.05, 18)}),
+    "clipped": ("clipped ratios", {"clip_ratio/region_mean": curve(lambda t: 0.7, 0.05, 18)}),
     "plateau": ("plateau", _plateau()),
 }
 """What was planted -> its diagnosis, and the scalars that differ from those of a healthy run."""

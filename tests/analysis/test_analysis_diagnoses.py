@@ -143,8 +143,8 @@ def test_a_folder_of_trl_is_diagnosed_as_far_as_it_logs(tmp_path, disease):
 
 
 def test_the_judge_of_a_run_of_trl_can_be_named(tmp_path):
-    renamed = {tag.replace("gold", "judge"): values for tag, values in (healthy() | DISEASES["gold rises and falls"][1]).items()}
-    write_trl(tmp_path, of_trl(renamed))
+    ill = healthy() | dict(DISEASES["gold rises and falls"][1])
+    write_trl(tmp_path, of_trl({tag.replace("gold", "judge"): values for tag, values in ill.items()}))
     assert diagnose(tmp_path).empty and "over-optimisation (eval/rewards/gold/mean)" in text_of(tmp_path)
     assert list(diagnose(tmp_path, gold="judge")["kind"]) == ["over-optimisation"]
 
@@ -206,9 +206,7 @@ def study(tmp_path):
 
 def test_all_runs_of_a_study_are_diagnosed(tmp_path):
     found = diagnose(study(tmp_path))
-    assert found[["arm", "seed", "run", "kind"]].values.tolist() == [
-        ["grpovi", 2, "arms/grpovi/seed_2", "KL run-away"]
-    ]
+    assert found[["arm", "seed", "run", "kind"]].values.tolist() == [["grpovi", 2, "arms/grpovi/seed_2", "KL run-away"]]
 
 
 def test_the_report_lists_findings_by_arm_with_their_seeds(tmp_path):

@@ -49,7 +49,7 @@ def test_groups_that_are_all_good_are_told_from_those_that_are_all_bad(policy_fo
     _, (warning, _), _ = run(policy_folder, tmp_path, ends)
     logged = scalars(tmp_path)
     high, low = (list(logged[f"frac_groups_all_{side}"].values()) for side in ("high", "low"))
-    assert [h + l for h, l in zip(high[1:], low[1:], strict=True)] == pytest.approx([1.0] * 4)
+    assert [good + bad for good, bad in zip(high[1:], low[1:], strict=True)] == pytest.approx([1.0] * 4)
     assert 0.0 < sum(high) / 5 < 1.0
     assert " of all groups all good, " in warning
 
@@ -81,14 +81,14 @@ def test_the_curves_are_those_that_were_logged(policy_folder, tmp_path):
 
 
 def test_a_resumed_run_does_not_repeat_a_warning_and_goes_on_with_its_curves(policy_folder, tmp_path):
-    every = {"checkpoint_every": 3, "max_epochs": -1}
-    _, first, _ = run(policy_folder, tmp_path, constant, steps=3, **every)
+    every = {"checkpoint_every": 10, "max_epochs": -1}
+    _, first, _ = run(policy_folder, tmp_path, constant, steps=10, **every)
     last = tmp_path / "checkpoints" / "last.ckpt"
 
-    shown, recorded, diagnoses = run(policy_folder, tmp_path, constant, steps=6, ckpt_path=last, **every)
+    shown, recorded, diagnoses = run(policy_folder, tmp_path, constant, steps=12, ckpt_path=last, **every)
 
     assert kinds(first) == [FLAT, CUT] and shown == [] and recorded == first
-    assert diagnoses.state_dict()["curves"]["reward"][0] == list(range(6))
+    assert diagnoses.state_dict()["curves"]["reward"][0] == list(range(12))
 
 
 class Clock(L.Callback):
