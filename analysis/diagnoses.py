@@ -172,6 +172,12 @@ def by_arm(found: Sequence[Diagnosed]) -> list[ArmFinding]:
     return rows
 
 
+def lacking(found: Sequence[Diagnosed]) -> list[tuple[str, str, int]]:
+    """Return what was not judged: the kind, the scalars that were missing, and in how many of the judged runs."""
+    told = [(kind, ", ".join(tags)) for each in found for kind, tags in each.not_judged]
+    return [(*one, told.count(one)) for one in dict.fromkeys(told)]
+
+
 def told_live(warning: str, run: str, found: Sequence[Diagnosed]) -> bool:
     """Return whether a warning of a run's record is one of these findings, told while the run was under way."""
     kinds = [finding.kind for each in found if each.run == run for finding in each.findings]

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from analysis import figures, wording
 from analysis.curves import beside, curves_of
-from analysis.diagnoses import by_arm, diagnose_runs, told_live
+from analysis.diagnoses import by_arm, diagnose_runs, lacking, told_live
 from analysis.diagnostics import (
     adjustment_means,
     config_differences,
@@ -213,7 +213,8 @@ def render(analysis: Analysis, pictures: Mapping[str, list[Picture]]) -> str:
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
         diagnoses=by_arm(found),
-        n_diagnosed=len(found),
+        diagnosed=[each for each in found if each.problem is None],
+        not_diagnosed=lacking(found),
         warnings=[
             (run, line)
             for run, lines in zip(status["run"], status["warnings"], strict=True)

@@ -220,7 +220,22 @@ def test_the_report_says_that_nothing_was_found(tmp_path):
     for seed in (1, 2):
         write_ill_run(tmp_path / "grpo" / f"seed_{seed}", seed=seed)
     section = write_report(tmp_path).read_text().partition('<section id="diagnoses">')[2].partition("</section>")[0]
-    assert "Nothing was found" in section and "<table" not in section
+    assert "Nothing was found in 2 runs" in section and "<table" not in section and "Not judged" not in section
+
+
+def test_the_report_says_what_could_not_be_judged(tmp_path):
+    known = {tag: values for tag, values in healthy().items() if tag != "entropy"}
+    write_events(tmp_path / "grpo", known)
+    write_status(tmp_path / "grpo", step=60, max_steps=60)
+    section = write_report(tmp_path).read_text().partition('<section id="diagnoses">')[2].partition("</section>")[0]
+    assert "Not judged, because not logged: entropy collapse (<code>entropy</code>, 1 of 1 runs)." in section
+
+
+def test_the_report_of_runs_that_logged_nothing_to_judge_calls_none_healthy(tmp_path):
+    write_events(tmp_path / "grpo", {"eval/score": {0: 0.1, 10: 0.2, 20: 0.3}})
+    write_status(tmp_path / "grpo")
+    section = write_report(tmp_path, metric="eval/score").read_text().partition('<section id="diagnoses">')[2]
+    assert "No run could be judged" in section.partition("</section>")[0]
 
 
 def test_a_warning_that_the_diagnoses_repeat_is_not_listed_twice(tmp_path):
