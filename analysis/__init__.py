@@ -1,12 +1,15 @@
 """Logged runs -> pandas tables, figures and one HTML report.
 
-Opens runs on a machine without torch: of the training package it imports `metric_keys` and `run_record` only.
+Opens runs on a machine without torch: of the training package it imports `metric_keys`, `run_record` and `diagnoses`
+only.
 
 `metric_figure`, `report_figures` and the functions of `analysis.figures` return `matplotlib.figure.Figure` objects,
 which notebooks show and `savefig` writes.
 """
 
 from analysis.completions import load_completions
+from analysis.diagnoses import diagnose
+from analysis.diagnoses_terminal import print_diagnoses
 from analysis.efficiency import efficiency_table
 from analysis.errors import ReportError
 from analysis.loading import load_runs, load_status
@@ -23,11 +26,13 @@ __all__ = [
     "ReportError",
     "TasksComparison",
     "TunedComparison",
+    "diagnose",
     "efficiency_table",
     "load_completions",
     "load_runs",
     "load_status",
     "metric_figure",
+    "print_diagnoses",
     "print_power",
     "print_report",
     "prompt_rewards",

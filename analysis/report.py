@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from analysis import figures, several_tasks, wording
 from analysis.chart import chart_of, page_scripts
 from analysis.curves import beside
+from analysis.diagnoses import by_arm, diagnose_runs, lacking, told_live
 from analysis.diagnostics import (
     adjustment_means,
     config_differences,
@@ -94,6 +95,8 @@ def render(analysis: Analysis, pictures: Pictures, texts: Texts | None) -> str:
     """Return the page. The template escapes every text that comes from outside."""
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
+    counted = rows_where(status, status["reason"].isna())
+    found = diagnose_runs(analysis.runs, counted, analysis.path)
     adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all").dropna(axis="index", how="all")
     chart = chart_of(analysis.runs, analysis.settings.metric, styles_of(analysis))
     class_names = {arm: name.split(".")[-1] for arm, name in adjustments_of(analysis).items()}
@@ -137,7 +140,15 @@ def render(analysis: Analysis, pictures: Pictures, texts: Texts | None) -> str:
         tasks_answers=several_tasks.sentences_of(analysis.tasks) if analysis.tasks else [],
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
         n_excluded=sum(reason is not None for reason in status["reason"]),
-        warnings=[(run, line) for run, lines in zip(status["run"], status["warnings"], strict=True) for line in lines],
+        diagnoses=by_arm(found),
+        diagnosed=[each for each in found if each.problem is None],
+        not_diagnosed=lacking(found),
+        warnings=[
+            (run, line)
+            for run, lines in zip(status["run"], status["warnings"], strict=True)
+            for line in lines
+            if not told_live(line, run, found)
+        ],
         n_tested=analysis.n_tested,
         looks=looks_sentences(analysis.settings),
         level=f"{100 * analysis.settings.level:.2g} %",

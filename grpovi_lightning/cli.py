@@ -1,4 +1,4 @@
-"""The command `grpovi`: fit, validate, test, task, compare, report, power, sample, teach, relabel, adjust, push."""
+"""The command `grpovi`; see `_USAGE` for what it does."""
 
 import argparse
 import logging
@@ -20,6 +20,7 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   report   analyse a folder of runs: grpovi report DIR [--metric NAME] [--baseline ARM] [--watch]
   power    say how many seeds a difference takes, from a study or a pilot:
                                grpovi power DIR [--metric NAME] [--baseline ARM]
+  diagnose tell what is wrong with runs, of TRL as well: grpovi diagnose RUN... [--gold NAME]
   sample   sample completions of a policy and score them, without training:
                                grpovi sample --config A.yaml --output DIR [--preferences REWARD]
   teach    measure which reward will teach a policy fastest, and what GRPOVI can add: the arguments are those of sample
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status.
 
     Returns:
-        0 done, 1 a run failed, 2 the request was wrong, 130 stopped, 141 the reader of the output went away.
+        0 done, 1 a run failed or `diagnose` found something, 2 the request was wrong, 130 stopped, 141 the reader of
+        the output went away.
     """
     # Imports stand inside the functions so that `grpovi --help` and `grpovi adjust` do not wait for Lightning.
     from grpovi_lightning.errors import TrainingError, UserError
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         "compare": _compare,
         "report": partial(_report, "report"),
         "power": partial(_report, "power"),
+        "diagnose": _diagnose,
         "sample": partial(_sample, "sample"),
         "teach": partial(_sample, "teach"),
         "relabel": _relabel,
@@ -185,6 +188,12 @@ def _report(command: Literal["report", "power"], arguments: list[str]) -> int:
 
     (report if command == "report" else power)(arguments)
     return 0
+
+
+def _diagnose(arguments: list[str]) -> int:
+    from grpovi_lightning.report_commands import diagnose
+
+    return diagnose(arguments)
 
 
 def _push(arguments: list[str]) -> int:

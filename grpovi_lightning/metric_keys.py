@@ -53,12 +53,16 @@ REWARD_BATCH_STD = scalar("reward_batch_std", "mean")
 """Standard deviation over all scored completions of the batch; 0 of fewer than two."""
 FRAC_REWARD_ZERO_STD = scalar("frac_reward_zero_std", "mean")
 """Share of groups whose scored rewards are all equal, or fewer than two; they carry no gradient."""
+FRAC_GROUPS_ALL_HIGH = scalar("frac_groups_all_high", "mean")
+"""Share of groups of two or more equal rewards above the middle of the range, the adjustment's or the counterfactual's.
+Just in the middle the batch's smallest and largest reward tell; where these are equal, such groups are neither."""
+FRAC_GROUPS_ALL_LOW = scalar("frac_groups_all_low", "mean")
+"""Share of such groups below the middle."""
 FRAC_UNSCORABLE = scalar("frac_unscorable", "mean")
 """Share of completions without a reward: a function returned None or NaN for them. They are not trained on."""
 
 FRAC_GROUPS_RESAMPLED = scalar("frac_groups_resampled", "mean")
 """Share of groups that took the place of groups without reward variance; logged where `resampling` is set.
-
 All statistics of training rewards are then those of the groups that are trained on, a selection; held-out ones are not.
 """
 
@@ -89,8 +93,11 @@ COMPLETIONS_MIN_TERMINATED_LENGTH = scalar("completions/min_terminated_length", 
 """The shortest of them; 0 where none ended."""
 COMPLETIONS_MAX_TERMINATED_LENGTH = scalar("completions/max_terminated_length", "max")
 """The longest of them; 0 where none ended."""
+LENGTH_REWARD_CORRELATION = scalar("completions/length_reward_correlation", "mean")
+"""Spearman's rank correlation of reward and length over the scored completions; 0 where either never differs."""
 ADVANTAGE_STD = scalar("advantages/std", "mean")
 ADVANTAGE_ABS_MEAN = scalar("advantages/abs_mean", "mean")
+ADVANTAGE_ABS_MAX = scalar("advantages/abs_max", "max")
 
 # How far the sampler's log-probabilities are from the trainer's, for the same weights: tokens of the first update.
 SAMPLING_PREFIX = "sampling/"
@@ -216,6 +223,15 @@ def rewards_mean(name: str) -> str:
 def rewards_std(name: str) -> str:
     """Return TRL's key of the standard deviation of reward component `name`; NaN of fewer than two scores."""
     return f"{rewards(name)}/std"
+
+
+def rewards_variance_share(name: str) -> str:
+    """Return the key of the share of trained component `name` in the variance of the reward within groups.
+
+    Its weight times its covariance with the reward, by the variance of the reward, so that all shares sum to 1; NaN
+    where no group has variance. Logged where two or more are trained on.
+    """
+    return f"{rewards(name)}/variance_share"
 
 
 def rewards_truncated(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands `grpovi report` and `grpovi power`, and what `grpovi compare` asks of the analysis."""
+"""The commands `grpovi report`, `power` and `diagnose`, and what `grpovi compare` asks of the analysis."""
 
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,36 @@ def power(arguments: list[str]) -> None:
         print_power(given.folder, metric=given.metric, baseline=given.baseline)
     except ReportError as error:
         raise UserError(str(error)) from error
+
+
+def diagnose(arguments: list[str]) -> int:
+    """Print what is wrong with runs.
+
+    Returns:
+        0 where nothing was found, 1 where something was, 2 where a run could not be judged.
+
+    Raises:
+        UserError: the request is wrong, or there is no run.
+    """
+    from analysis import print_diagnoses
+
+    parser = OneLineParser(
+        prog="grpovi diagnose",
+        description="Tells what is wrong with runs, from their logged scalars: of this package, or TensorBoard folders "
+        "of TRL. Exit status: 0 nothing was found, 1 something was, 2 a run could not be judged.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="a run, a study's folder, or a folder of runs")
+    parser.add_argument(
+        "--gold", default=None, help="the reward component that judges the reward; default: those only observed"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        found = print_diagnoses(given.runs, gold=given.gold)
+    except ReportError as error:
+        raise UserError(str(error)) from error
+    if any(each.problem for each in found):
+        return 2
+    return int(any(each.findings for each in found))
 
 
 def choose(folder: Path) -> Any:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from grpovi_lightning.callbacks import (
     CompletionFiles,
     CompletionSamples,
+    Diagnoses,
     EvaluateAtStart,
     ExportModel,
     RewardWatch,
@@ -169,6 +170,7 @@ class RunCLI(LightningCLI):
             EvaluateAtStart(),
             config.samples,
             RewardWatch(),
+            Diagnoses(),
             RoundingWatch(),
             Throughput(),
         ]

@@ -38,7 +38,7 @@ def test_no_file_has_more_lines_than_a_reader_takes_in():
 
 
 PUBLIC = {
-    "analysis": ["TunedComparison", "efficiency_table", "load_runs", "tuned_comparison"],
+    "analysis": ["TunedComparison", "diagnose", "efficiency_table", "load_runs", "tuned_comparison"],
     "grpovi_lightning.adjustment": ["IdentityAdjustment", "VarianceIncrease", "increase_variance"],
     "grpovi_lightning.adjustment.reference": ["enumeration_search", "one_pass_search"],
     "grpovi_lightning.advantages": ["Advantage", "GroupAdvantage", "LeaveOneOutAdvantage"],

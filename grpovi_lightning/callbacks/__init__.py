@@ -2,6 +2,7 @@
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
 from grpovi_lightning.callbacks.completions import CompletionFiles
+from grpovi_lightning.callbacks.diagnoses import Diagnoses
 from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel, TimeLimit
 from grpovi_lightning.callbacks.rounding import RoundingWatch
 from grpovi_lightning.callbacks.samples import CompletionSamples
@@ -12,6 +13,7 @@ from grpovi_lightning.callbacks.watch import RewardWatch
 __all__ = [
     "CompletionFiles",
     "CompletionSamples",
+    "Diagnoses",
     "EvaluateAtStart",
     "ExportModel",
     "RewardWatch",

@@ -14,9 +14,9 @@ _MANY_UNSCORED = 0.1
 
 
 class RewardWatch(L.Callback):
-    """Warns, once each, of groups without variance, of an adjustment without effect, of completions without reward.
+    """Warns, once each, of an adjustment without effect and of completions without reward.
 
-    All are judged over windows of `window` steps, and at the end of training over the steps that are left. Problems of
+    Both are judged over windows of `window` steps, and at the end of training over the steps that are left. Problems of
     a reward that learns, such as an oracle that does not answer, are passed on as they come.
     """
 
@@ -68,15 +68,8 @@ class RewardWatch(L.Callback):
                 "a reward function returned None or NaN for them; they are not trained on. Check that the function "
                 "scores what the policy writes",
             )
-        if self._flat > _NEARLY_ALL * self._groups:
-            kind = "equal or missing rewards" if self._unscored else "equal rewards"
-            self._warn(
-                trainer,
-                "groups without reward variance",
-                f"{self._flat} of {self._groups} groups had {kind} over {self._steps} steps; they carry no "
-                "gradient. Use prompts of middling difficulty, a larger group or a finer reward",
-            )
-        elif self._adjustment is not None and self._changed == 0:
+        some_vary = self._flat <= _NEARLY_ALL * self._groups  # else `Diagnoses` says what is wrong
+        if some_vary and self._adjustment is not None and self._changed == 0:
             self._warn(
                 trainer,
                 "adjustment without effect",

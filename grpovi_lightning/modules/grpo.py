@@ -255,8 +255,7 @@ class GRPOModule(FrozenLeftOut):
         self.n_tokens += sum_over_ranks(outcome.scored.n_tokens)
         self.train_seconds += seconds[keys.STEP_TIME]
         increase = outcome.adjusted.increase or self.counterfactual.increase(outcome.rewards, outcome.rollout)
-        observed = [name for name, weight in self.reward.weights().items() if weight == 0.0]
-        scalars = step_scalars(outcome, increase, self.advantage, observed)
+        scalars = step_scalars(outcome, increase, self.advantage, self.reward.weights())
         of_rank = seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
         if self.resampling is not None:
             of_rank[keys.FRAC_GROUPS_RESAMPLED] = outcome.scored.n_replaced / len(outcome.rewards)

@@ -1,6 +1,6 @@
 """The report of a training step: its time is taken, its scalars are computed, callbacks get its outcome."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from typing import Any
@@ -13,7 +13,13 @@ from grpovi_lightning.adjustment import Increase, increase_metrics
 from grpovi_lightning.advantages import Advantage
 from grpovi_lightning.distributed import gather_named_rows, on_gathered_rows
 from grpovi_lightning.modules.outcome import StepOutcome, as_outputs
-from grpovi_lightning.modules.rollout_metrics import as_floats, pair_agreement, rollout_metrics
+from grpovi_lightning.modules.rollout_metrics import (
+    as_floats,
+    groups_without_variance,
+    pair_agreement,
+    rollout_metrics,
+    variance_shares,
+)
 from grpovi_lightning.modules.update_metrics import combined_metrics
 from grpovi_lightning.structures import PromptBatch
 
@@ -45,7 +51,7 @@ def announce_diagnostics(module: L.LightningModule, needs_reference: bool) -> No
 
 
 def step_scalars(
-    outcome: StepOutcome, increase: Increase, advantage: Advantage, observed: Collection[str]
+    outcome: StepOutcome, increase: Increase, advantage: Advantage, weights: Mapping[str, float]
 ) -> dict[str, float]:
     """Return the scalars of a step over the completions of all ranks.
 
@@ -53,7 +59,8 @@ def step_scalars(
         outcome: of this rank.
         increase: the variance increase that the run makes, or would make of these rewards.
         advantage: adjusted rewards to advantages.
-        observed: reward components that are not trained on, whose agreement with the reward is reported.
+        weights: of the reward components. Those of weight 0 are not trained on: their agreement with the reward is
+            reported.
     """
     rollout, components = outcome.rollout, outcome.scored.components
     rows: dict[str, Tensor] = {
@@ -76,6 +83,10 @@ def step_scalars(
         {name: rows[f"rewards/{name}"] for name in components},
         rows["advantages"],
     )
+    scalars |= groups_without_variance(whole.rewards, whole.lower, whole.upper)
+    trained = {name: weight * rows[f"rewards/{name}"] for name, weight in weights.items() if weight != 0.0}
+    scalars |= variance_shares(rewards, trained)
+    observed = [name for name in weights if name not in trained]
     scalars |= {keys.pair_agreement(name): pair_agreement(rewards, rows[f"rewards/{name}"]) for name in observed}
     scalars |= increase_metrics(whole, raw_advantages, increased_advantages)
     return as_floats(scalars) | combined_metrics(list(outcome.updates))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.ops.masked import differs, masked_moments
+from grpovi_lightning.ops.masked import differs, masked_extremes, masked_mean, masked_moments
 
 
 def rollout_metrics(
@@ -45,6 +45,8 @@ def rollout_metrics(
         keys.COMPLETIONS_MAX_TERMINATED_LENGTH: ended.max(),
         keys.ADVANTAGE_STD: advantages.std(),
         keys.ADVANTAGE_ABS_MEAN: advantages.abs().mean(),
+        keys.ADVANTAGE_ABS_MAX: advantages.abs().max(),
+        keys.LENGTH_REWARD_CORRELATION: rank_correlation(rewards[scored], lengths[scored]),
     }
     for name, values in components.items():
         known = values[~values.isnan()]
@@ -56,6 +58,74 @@ def rollout_metrics(
 def _std(values: Tensor, of_fewer_than_two: float) -> Tensor:
     """Return the standard deviation (Bessel) of [N], without torch's warning where there is none."""
     return values.std() if values.numel() > 1 else values.new_full((), of_fewer_than_two)
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of [N] and [N], float64, equal values sharing their mean rank.
+
+    0 where one of the two never differs.
+
+    >>> rank_correlation(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([10.0, 30.0, 20.0])).item()
+    1.0
+    """
+    ranks = torch.stack([_mean_ranks(first), _mean_ranks(second)])
+    ranks -= ranks.mean(dim=1, keepdim=True)
+    scale = ranks.square().sum(dim=1).prod().sqrt()
+    return (ranks[0] * ranks[1]).sum() / torch.where(scale > 0, scale, 1.0)
+
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    """Return the rank of each of [N] values from 1, equal ones at the mean of theirs; float64."""
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    last = count.cumsum(0).double()
+    return (last - (count.double() - 1) / 2)[place]
+
+
+def groups_without_variance(rewards: Tensor, lower: Tensor, upper: Tensor) -> dict[str, Tensor]:
+    """Return the shares of groups whose completions are all good, and all bad; see `metric_keys`.
+
+    Args:
+        rewards: [P, G] as the range let them through, NaN where a completion could not be scored.
+        lower: [P, 1] smallest possible reward.
+        upper: [P, 1] largest possible reward.
+    """
+    values = rewards.double()
+    scored = ~values.isnan()
+    lowest, highest = masked_extremes(values, scored)
+    flat = (lowest == highest) & (scored.sum(dim=1, keepdim=True) > 1)
+    side = highest - (lower + upper) / 2
+    side = torch.where(side == 0.0, highest - (lowest.amin() + highest.amax()) / 2, side)
+    return {
+        keys.FRAC_GROUPS_ALL_HIGH: (flat & (side > 0.0)).double().mean(),
+        keys.FRAC_GROUPS_ALL_LOW: (flat & (side < 0.0)).double().mean(),
+    }
+
+
+def variance_shares(rewards: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the share that each component has in the variance of the reward within groups; see `metric_keys`.
+
+    Args:
+        rewards: [P, G] raw, NaN where a completion could not be scored.
+        parts: name -> [P, G], the component times its weight; NaN where it adds nothing.
+
+    Returns:
+        key -> scalar; nothing where there are fewer than two components.
+    """
+    if len(parts) < 2:
+        return {}
+    scored = ~rewards.isnan()
+    total = _from_group_mean(rewards, scored)
+    variance = total.square().sum()
+    return {
+        keys.rewards_variance_share(name): (total * _from_group_mean(part.nan_to_num(), scored)).sum() / variance
+        for name, part in parts.items()
+    }
+
+
+def _from_group_mean(values: Tensor, scored: Tensor) -> Tensor:
+    """Return the distance of [P, G] from the means of the groups, float64; 0 where not scored."""
+    values = values.double()
+    return (values - masked_mean(values, scored, dim=1)[:, None]).masked_fill(~scored, 0.0)
 
 
 def pair_agreement(rewards: Tensor, observed: Tensor) -> Tensor:

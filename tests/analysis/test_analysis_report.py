@@ -27,7 +27,10 @@ from analysis.diagnostics import config_differences, read_config
 from analysis.study import analyse
 from analysis.style import arm_styles
 
-SECTIONS = ["verdicts", "efficiency", "learning", "paired", "kl", "adjustment", "rewards", "runs", "step-0", "configs"]
+SECTIONS = [
+    *("verdicts", "efficiency", "learning", "paired", "kl", "adjustment", "rewards"),
+    *("diagnoses", "runs", "step-0", "configs"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,6 @@ def run(policy_folder, folder, reward, adjustment, steps=5, window=2, **settings
     return shown, json.loads((folder / "status.json").read_text())["warnings"]
 
 
-def test_groups_without_variance_are_warned_about_once_and_in_the_record(policy_folder, tmp_path):
-    shown, recorded = run(policy_folder, tmp_path, constant, None)
-
-    assert len(shown) == 1 and shown == recorded
-    assert shown[0].startswith("groups without reward variance: 6 of 6 groups had equal rewards over 2 steps")
-
-
 def test_an_adjustment_that_finds_nothing_to_adjust_is_warned_about_once_and_in_the_record(policy_folder, tmp_path):
     shown, recorded = run(policy_folder, tmp_path, binary, zero_one())
 
@@ -52,18 +45,18 @@ def test_a_healthy_run_gets_no_warning(policy_folder, tmp_path, reward, adjustme
 
 
 def test_a_run_shorter_than_the_window_is_judged_at_its_end(policy_folder, tmp_path):
-    shown, recorded = run(policy_folder, tmp_path, constant, None, steps=3, window=10)
+    shown, recorded = run(policy_folder, tmp_path, binary, zero_one(), steps=3, window=10)
 
     assert len(shown) == 1 and shown == recorded
-    assert "9 of 9 groups had equal rewards over 3 steps" in shown[0]
+    assert "changed none of 9 groups over 3 steps" in shown[0]
 
 
 def test_a_resumed_run_does_not_repeat_the_warning(policy_folder, tmp_path):
     every = {"checkpoint_every": 3, "max_epochs": -1}
-    first, _ = run(policy_folder, tmp_path, constant, None, steps=3, **every)
+    first, _ = run(policy_folder, tmp_path, binary, zero_one(), steps=3, **every)
     last = tmp_path / "checkpoints" / "last.ckpt"
 
-    second, recorded = run(policy_folder, tmp_path, constant, None, steps=6, ckpt_path=last, **every)
+    second, recorded = run(policy_folder, tmp_path, binary, zero_one(), steps=6, ckpt_path=last, **every)
 
     assert len(first) == 1
     assert second == []
@@ -93,15 +86,8 @@ def test_a_few_completions_without_a_reward_are_normal_in_a_run_that_adjusts(pol
     assert run(policy_folder, tmp_path, sometimes({7}), increase()) == ([], [])
 
 
-def test_groups_with_fewer_than_two_rewards_count_as_groups_without_variance(policy_folder, tmp_path):
-    only_one_a_group = sometimes({0, 1, 2, 4, 5, 6, 8, 9, 10})
-    shown, recorded = run(policy_folder, tmp_path, only_one_a_group, None)
-
-    assert shown == recorded and [text.split(":")[0] for text in shown] == [
-        "unscorable completions",
-        "groups without reward variance",
-    ]
-    assert "6 of 6 groups had equal or missing rewards over 2 steps" in shown[1]
+def test_an_adjustment_of_groups_without_variance_is_not_called_one_without_effect(policy_folder, tmp_path):
+    assert run(policy_folder, tmp_path, constant, zero_one()) == ([], [])
 
 
 def test_a_missing_reward_is_no_change_that_an_adjustment_made(policy_folder, tmp_path):
