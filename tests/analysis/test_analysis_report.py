@@ -167,7 +167,7 @@ def test_the_last_held_out_pair_accuracy_is_shown(page: str):
 
 def test_an_unknown_pair_accuracy_says_why(tmp_path: Path):
     study = write_study(tmp_path, {"a": {1: ramp(50)}}, {}, pair_accuracy="prepare/reward_model")
-    assert "is not known: there are no event files in that folder" in write_report(study).read_text()
+    assert "is not known: there are no log files in that folder" in write_report(study).read_text()
     write_events(study / "prepare" / "reward_model", {"loss": {0: 1.0}})
     assert "is not known: the run did not log eval/pair_accuracy" in write_report(study).read_text()
 
