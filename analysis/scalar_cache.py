@@ -1,7 +1,8 @@
 """What was read of a run's logs, kept as Parquet: found again only under the key of the very same logs.
 
 A file that cannot be read, belongs to other logs, or was damaged on the disk is as good as none: the logs are read
-again. One that cannot be written, as in a folder that others own, is left out. It is data only: reading it runs no code.
+again. One that cannot be written, as in a folder that others own, is left out. It holds data only: reading it runs no
+code.
 """
 
 import json

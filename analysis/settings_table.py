@@ -17,8 +17,9 @@ class SettingsTable:
 
     Attributes:
         arms: Names of the arms that have a config, in the order of the report.
-        rows: Key of config.yaml, flattened -> one value an arm, "" where the arm has no such key. Where its seeds differ,
-            their values in the order of the seeds, between `BETWEEN_SEEDS`. "<run>" stands for the run's own folder.
+        rows: Key of config.yaml, flattened -> one value an arm, "" where the arm has no such key. Where its seeds
+            differ, their values in the order of the seeds, between `BETWEEN_SEEDS`. "<run>" stands for the run's own
+            folder.
         unread: Runs without a config.yaml that can be read.
     """
 

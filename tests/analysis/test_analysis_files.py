@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import yaml
-from synthetic_runs import GOLD, line, run_folder, write_run, write_study
+from synthetic_runs import line, run_folder, write_run, write_study
 
 from analysis import curve_file, load_runs, write_report
 
