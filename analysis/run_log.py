@@ -72,7 +72,7 @@ def _key(paths: Sequence[Path], contents: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _parsed(paths: Sequence[Path], contents: Sequence[bytes]) -> RunScalars:
+def _parsed(paths: list[Path], contents: Sequence[bytes]) -> RunScalars:
     logs: list[ScalarLog] = []
     is_csv = paths[0].name == csv_logs.CSV_FILE
     for attempt, (path, content) in enumerate(zip(paths, contents, strict=True)):

@@ -17,8 +17,8 @@ import pandas as pd
 import yaml
 from command import run_command
 from reporting import consoles, duration, machine, output_path, print_table, write_table
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]  generated code
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]  generated code
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.run_record.layout import CONFIG_FILE, STUDY_FILE, run_folder

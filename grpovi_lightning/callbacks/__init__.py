@@ -1,4 +1,4 @@
-"""Callbacks: run status, checkpoints, completions, samples, tabs, throughput, warnings, first evaluation, time, export."""
+"""Callbacks: run status, checkpoints, completions, samples, tabs, throughput, warnings, evaluation, time, export."""
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
 from grpovi_lightning.callbacks.completions import CompletionFiles

@@ -41,9 +41,16 @@ def page(study: Path) -> str:
 
 
 def test_the_report_has_its_sections_in_order_and_its_files_beside_it(study: Path, page: str):
-    assert re.findall(r'<section id="([\w-]+)">', page) == [*SECTIONS, "methods"]
+    assert re.findall(r'<section id="([\w-]+)">', page) == [*SECTIONS, "all-settings", "methods"]
     files = {file.name for file in (study / "report").iterdir()}
-    assert {"index.html", "efficiency.csv", "learning_metric.svg", "reward_against_kl.svg"} <= files
+    assert {
+        "index.html",
+        "efficiency.csv",
+        "curves.csv",
+        "settings.csv",
+        "learning_metric.svg",
+        "reward_against_kl.svg",
+    } <= files
     assert {"paired_difference_1.svg", "paired_difference_2.svg"} <= files
 
 
