@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
-from analysis.events import event_files, read_scalars
 from analysis.run_config import RunConfig
+from analysis.run_log import log_files, read_scalars
 from analysis.settings import DEFAULT_METRICS
 from analysis.study import analyse
 from analysis.tables import rows_where
@@ -55,9 +55,9 @@ class StudyPart:
 
 def held_out(folder: Path, record: RunRecord) -> tuple[list[HeldOutRow], str]:
     """Return the held-out scalars of a run, those that reports compare first; and a sentence where some are missing."""
-    if not event_files(folder):
+    if not log_files(folder):
         loggers = f"; it logged with {', '.join(record.loggers)}" if record.loggers else ""
-        return [], f"No held-out values: the run has no TensorBoard files{loggers}."
+        return [], f"No held-out values: the run has no TensorBoard or CSV log{loggers}."
     scalars = read_scalars(folder)
     if scalars.damage is not None:
         return [], f"No held-out values: the log is damaged ({public(scalars.damage)})."

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from analysis import figures, several_tasks, wording
 from analysis.chart import chart_of, page_scripts
+from analysis.curve_file import curve_file, outdated_curve_file
 from analysis.curves import beside
 from analysis.diagnoses import by_arm, diagnose_runs, lacking, told_live
 from analysis.diagnostics import (
@@ -27,6 +28,7 @@ from analysis.online import WINDOW_STEPS, agreement_names
 from analysis.pictures import Pictures, adjustments_of, draw, drawn_points, is_thinned, styles_of
 from analysis.report_files import files_of
 from analysis.settings import Settings
+from analysis.settings_table import SettingsTable, settings_table
 from analysis.study import Analysis, analyse
 from analysis.tables import rows_where
 from analysis.texts import Texts, last_evaluations, texts_of
@@ -61,6 +63,9 @@ def write_report(
 
     Where arms have tasks, also `report/tasks.csv`, as `analysis.TasksComparison.table` describes it.
 
+    For other programs, `report/curves.csv` has every value of every run (`analysis.curve_file`; of large studies it is
+    `curves.parquet`), and `report/settings.csv` every setting of every arm (`analysis.settings_table`).
+
     The same runs give the same bytes. Nothing is written before everything has been computed.
 
     Args:
@@ -83,15 +88,17 @@ def write_analysis(analysis: Analysis) -> Path:
     """Write the report of what has been computed; return the path of `index.html`."""
     pictures = draw(analysis)
     last, unreadable = last_evaluations(analysis)
-    page = render(analysis, pictures, texts_of(analysis, last, unreadable))
-    content = files_of(analysis, pictures, last) | {INDEX: page}
+    table = settings_table(analysis)
+    page = render(analysis, pictures, texts_of(analysis, last, unreadable), table)
+    content = files_of(analysis, pictures, last, table) | {INDEX: page}
     folder = analysis.path / REPORT_FOLDER
     for name, text in content.items():
         replace_file(folder / name, text)
+    (folder / outdated_curve_file(analysis.all_runs)).unlink(missing_ok=True)
     return folder / INDEX
 
 
-def render(analysis: Analysis, pictures: Pictures, texts: Texts | None) -> str:
+def render(analysis: Analysis, pictures: Pictures, texts: Texts | None, table: SettingsTable) -> str:
     """Return the page. The template escapes every text that comes from outside."""
     drawn = {picture.name for picture in pictures["learning"]}
     status = analysis.status
@@ -127,6 +134,8 @@ def render(analysis: Analysis, pictures: Pictures, texts: Texts | None) -> str:
         first_rollouts=recorded_by_seed(status, "first_rollout", analysis.settings.tasks),
         held_out_rows=recorded_by_seed(status, "held_out", analysis.settings.tasks),
         differences=differences(analysis),
+        settings_table=table,
+        curve_file=curve_file(analysis.all_runs),
         environment=environment(analysis.path, status),
         runs=[
             *(run | {"use": "yes"} for run in status.to_dict("records")),

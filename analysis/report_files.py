@@ -3,22 +3,28 @@
 import pandas as pd
 
 from analysis import wording
+from analysis.curve_file import curve_file, curves_content
 from analysis.efficiency import Comparison, table_of
 from analysis.markdown import plain
 from analysis.online import online_table
 from analysis.pictures import Pictures
+from analysis.settings_table import SettingsTable
 from analysis.statistics import Estimate
 from analysis.study import Analysis
 from analysis.svg import to_pdf, to_png
 from analysis.texts import as_csv, prompt_rewards
 
 
-def files_of(analysis: Analysis, pictures: Pictures, last: pd.DataFrame) -> dict[str, str | bytes]:
+def files_of(
+    analysis: Analysis, pictures: Pictures, last: pd.DataFrame, settings: SettingsTable
+) -> dict[str, str | bytes]:
     """Compute every file beside the page: name -> content. The same analysis gives the same bytes.
 
     `last`: the completions of the last evaluation of each run, where they were kept.
     """
     content: dict[str, str | bytes] = {"efficiency.csv": _csv(table_of(analysis.comparisons))}
+    content["settings.csv"] = _csv(settings.frame())
+    content[curve_file(analysis.all_runs)] = curves_content(analysis.all_runs, analysis.status)
     if not last.empty:
         content["prompts.csv"] = as_csv(prompt_rewards(last))
     if analysis.online:

@@ -27,6 +27,7 @@ class Analysis:
     """The results for one folder.
 
     Attributes:
+        all_runs: Rows of all runs, also of those that do not count.
         runs: Rows of the runs that count.
         status: One row a run, with the `reason` where it does not count.
         curves: The compared metric: arm -> seed -> curve.
@@ -45,6 +46,7 @@ class Analysis:
 
     path: Path
     settings: Settings
+    all_runs: pd.DataFrame
     runs: pd.DataFrame
     status: pd.DataFrame
     curves: Mapping[str, Mapping[int, Curve]]
@@ -102,6 +104,7 @@ def analyse(
     return Analysis(
         path=path,
         settings=settings,
+        all_runs=all_runs,
         runs=runs,
         status=status,
         curves=curves,

@@ -13,5 +13,5 @@ def rows_where(table: pd.DataFrame, mask: Any) -> pd.DataFrame:
 
 def groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
     """Yield the groups of equal values in `columns`, in sorted order: (the values, the rows)."""
-    for key, group in table.groupby(list(columns)):
+    for key, group in table.groupby(list(columns), observed=True):
         yield cast(tuple[Any, ...], key), group

@@ -47,7 +47,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 def clear_attempt(folder: Path) -> None:
     """Remove what a run that left no checkpoint has logged and sampled, which the new attempt does again."""
     shutil.rmtree(folder / COMPLETIONS_FOLDER, ignore_errors=True)
-    for path in (folder / STATUS_FILE, *folder.glob("events.out.tfevents.*")):
+    csv_logs = folder.glob("*/version_*/metrics.csv")
+    for path in (folder / STATUS_FILE, *folder.glob("events.out.tfevents.*"), *csv_logs):
         path.unlink(missing_ok=True)
 
 

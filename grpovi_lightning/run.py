@@ -22,6 +22,7 @@ from grpovi_lightning.callbacks import (
     RoundingWatch,
     RunCheckpoint,
     RunStatus,
+    TensorBoardTabs,
     Throughput,
     TimeLimit,
 )
@@ -167,6 +168,7 @@ class RunCLI(LightningCLI):
             ExportModel(self.folder / MODEL_FOLDER),  # before the status, which says that all is done
             config.completions,
             self.status,
+            TensorBoardTabs(self.folder, self.config.seed_everything),
             EvaluateAtStart(),
             config.samples,
             RewardWatch(),

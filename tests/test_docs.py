@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 every_page = pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
 ONE_PASS = "one_pass", "one_pass_embedded", "one_pass_settings"
-SCRIPTS = "adjustment", "against_trl", "calibration", *ONE_PASS, "profile_step"
+SCRIPTS = "adjustment", "against_trl", "calibration", "load_runs", *ONE_PASS, "profile_step"
 
 
 def blocks(page, language):

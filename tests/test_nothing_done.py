@@ -87,7 +87,7 @@ def test_an_evaluation_that_logged_nothing_says_so(refused, inputs, tmp_path, co
 
 def test_a_report_on_runs_without_scalars_says_why(refused, tmp_path):
     for seed in (1, 2):
-        record = RunRecord(state="finished", seed=seed, step=3, max_steps=3, loggers=("CSVLogger",))
+        record = RunRecord(state="finished", seed=seed, step=3, max_steps=3, loggers=("WandbLogger",))
         write_status(tmp_path / "runs" / "grpo" / f"seed_{seed}", record)
     line = refused("report", str(tmp_path / "runs"))
-    assert "no run has scalars; grpo/seed_1: this run has no TensorBoard files; it logged with CSVLogger" in line
+    assert "no run has scalars; grpo/seed_1: this run has no TensorBoard or CSV log; it logged with WandbLogger" in line

@@ -5,9 +5,9 @@
     <study>/looks.json                 the looks planned and made, where seeds are added until verdicts are decided
     <study>/prepare/<stage>/           what all arms share; a run each, or the files of the task
     <study>/arms/<arm>/seed_<k>/       a run: status.json, process.log, config.yaml, events, checkpoints/, model/,
-                                       completions/
+                                       completions/, .scalars.parquet (what reports keep of the events)
                                        <arm> of a point of a grid: grpo@lr=0.0001,beta=0
-    <study>/report/                    index.html, efficiency.csv, pictures
+    <study>/report/                    index.html, efficiency.csv, curves.csv, settings.csv, pictures
 
 Standard library only, but for pyarrow in `completions`, so that `analysis` can import it on a machine without torch.
 Callers therefore parse the YAML.

@@ -13,6 +13,8 @@ PREFERENCES_FILE = "preferences.jsonl"
 CONFIG_FILE = "config.yaml"
 CHOICE_FILE = "choice.json"
 LOOKS_FILE = "looks.json"
+SCALARS_FILE = ".scalars.parquet"
+"""What reports keep of the log files of a run, so that they need not read them again."""
 LOG_FILE = "process.log"
 PREPARE_FOLDER = "prepare"
 ARMS_FOLDER = "arms"
@@ -56,8 +58,11 @@ def replace_file(path: Path, content: str | bytes) -> None:
     """Write a whole file at once: whoever reads it meanwhile sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # there only where writing failed
 
 
 def is_whole_checkpoint(path: Path) -> bool:

@@ -99,6 +99,17 @@ def points_of(arm: str, baseline: str | None, grid: Grid, where: str) -> list[Po
     return points
 
 
+def values_of(name: str) -> dict[str, str]:
+    """Return the values in the name of a point's folder, by their short names; none for another arm.
+
+    >>> values_of("grpo@lr=0.0001,beta=0"), values_of("grpo")
+    ({'lr': '0.0001', 'beta': '0'}, {})
+    """
+    _, at, values = name.rpartition("@")
+    parts = [part.partition("=") for part in values.split(",")] if at else []
+    return {short: text for short, equals, text in parts if equals}
+
+
 def text_of(value: Value) -> str:
     """Return a value as it is shown; equal values have equal texts.
 

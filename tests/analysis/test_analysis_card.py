@@ -156,9 +156,9 @@ def test_a_run_that_did_not_finish_says_how_far_it_came(run):
 
 
 def test_a_run_without_tensorboard_files_says_why_there_are_no_numbers(tmp_path):
-    write_status(tmp_path / "run", loggers=["CSVLogger"])
+    write_status(tmp_path / "run", loggers=["WandbLogger"])
     found = card(with_config(tmp_path / "run"))
-    assert "No held-out values: the run has no TensorBoard files; it logged with CSVLogger." in found.text
+    assert "No held-out values: the run has no TensorBoard or CSV log; it logged with WandbLogger." in found.text
 
 
 def test_a_log_that_ends_inside_a_record_is_said_to(run):

@@ -16,7 +16,8 @@ from synthetic_runs import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from analysis import ReportError, load_runs, load_status
-from analysis.events import is_torn, read_scalars
+from analysis.events import read_events
+from analysis.run_log import read_scalars
 
 COLUMNS = ["arm", "seed", "run", "metric", "step", "value", "wall_time"]
 
@@ -155,7 +156,7 @@ def test_a_flipped_bit_in_an_event_file_is_a_reason_and_its_values_are_not_used(
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
     (problem,) = load_status(tmp_path)["problem"]
-    assert problem.startswith(f"damaged event file {file.name}: ")
+    assert problem.startswith(f"damaged log file {file.name}: ")
     assert load_runs(tmp_path).empty
 
 
@@ -166,7 +167,7 @@ def test_a_torn_last_record_is_a_reason_only_in_the_newest_file_of_a_finished_ru
     whole = first.read_bytes()
     first.write_bytes(whole[:-5])
     (problem,) = load_status(tmp_path)["problem"]
-    assert problem == f"event file {first.name} ends inside a record, so its last values are missing"
+    assert problem == f"log file {first.name} ends inside a record, so its last values are missing"
     write_events(folder, {GOLD: line(0, 1)}, name="2")
     assert load_status(tmp_path)["problem"].tolist() == [None]
 
@@ -177,7 +178,7 @@ def test_every_cut_of_an_event_file_is_torn_except_between_records(tmp_path: Pat
     boundaries = []
     for length in range(len(whole) + 1):
         file.write_bytes(whole[:length])
-        if not is_torn(file):
+        if not read_events(file.read_bytes()).is_torn:
             boundaries.append(length)
     assert len(boundaries) == 4, "nothing, the version record, and after each of two values"
     assert boundaries[0] == 0 and boundaries[-1] == len(whole)

@@ -44,9 +44,16 @@ def page(study: Path) -> str:
 
 
 def test_the_report_has_its_sections_in_order_and_its_files_beside_it(study: Path, page: str):
-    assert re.findall(r'<section id="([\w-]+)">', page) == [*SECTIONS, "methods"]
+    assert re.findall(r'<section id="([\w-]+)">', page) == [*SECTIONS, "all-settings", "methods"]
     files = {file.name for file in (study / "report").iterdir()}
-    assert {"index.html", "efficiency.csv", "learning_metric.svg", "reward_against_kl.svg"} <= files
+    assert {
+        "index.html",
+        "efficiency.csv",
+        "curves.csv",
+        "settings.csv",
+        "learning_metric.svg",
+        "reward_against_kl.svg",
+    } <= files
     assert {"paired_difference_1.svg", "paired_difference_2.svg"} <= files
 
 
@@ -170,7 +177,7 @@ def test_the_last_held_out_pair_accuracy_is_shown(page: str):
 
 def test_an_unknown_pair_accuracy_says_why(tmp_path: Path):
     study = write_study(tmp_path, {"a": {1: ramp(50)}}, {}, pair_accuracy="prepare/reward_model")
-    assert "is not known: there are no event files in that folder" in write_report(study).read_text()
+    assert "is not known: there are no log files in that folder" in write_report(study).read_text()
     write_events(study / "prepare" / "reward_model", {"loss": {0: 1.0}})
     assert "is not known: the run did not log eval/pair_accuracy" in write_report(study).read_text()
 

@@ -13,7 +13,7 @@ from modules.module_kinds import KINDS, checkpoint, fit
 from safetensors.torch import load_file
 from torch import nn
 
-from analysis.events import read_scalars
+from analysis.run_log import read_scalars
 from grpovi_lightning.callbacks import ExportModel
 from grpovi_lightning.callbacks.status import report_warning
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
