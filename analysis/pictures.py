@@ -23,7 +23,7 @@ from grpovi_lightning import metric_keys
 Pictures = Mapping[str, Sequence["Picture"]]
 """section -> its pictures"""
 
-DRAWN_POINTS = 20_000
+DRAWN_POINTS = 10_000
 """Points of one picture's thin lines together, at most: a page of a hundred long runs would be tens of megabytes."""
 
 
