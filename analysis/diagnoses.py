@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.events import read_scalars
 from analysis.loading import load_study
+from analysis.run_log import read_scalars
 from analysis.tables import groups, rows_where
 from grpovi_lightning import diagnoses, metric_keys
 from grpovi_lightning.diagnoses import Finding, Series, is_read, kept_checkpoint, logged, not_judged
