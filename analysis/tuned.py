@@ -230,7 +230,10 @@ def _sentences(arm: TunedArm, baseline: TunedArm, claims: _Claims) -> list[str]:
     else:
         said.append(f"At equal settings, those of {_named(baseline)}: {_difference(claims.equal)}.")
     if arm.equal_kl is None or claims.at_kl is None:
-        said.append("At equal KL nothing is compared: KL was not logged in both, or did not rise.")
+        said.append(
+            "At equal KL nothing is compared: KL was not logged in both (with `beta: 0`, `evaluation: {kl: true}` logs "
+            "it), or did not rise."
+        )
     else:
         level = number(arm.equal_kl.kl)
         difference = _difference(claims.at_kl)
