@@ -69,6 +69,8 @@ All statistics of training rewards are then those of the groups that are trained
 # Policy.
 KL = scalar("kl", "mean")
 """Mean over completion tokens of the k3 estimate of KL(policy || reference), nats."""
+FRAC_TOKENS_SELECTED = scalar("frac_tokens_selected", "mean")
+"""Share of completion tokens whose policy loss counts; logged where `token_selection` is set."""
 ENTROPY = scalar("entropy", "mean")
 """Mean over completion tokens of the entropy of the temperature-scaled policy, nats."""
 LOSS = scalar("loss", "mean")

@@ -224,6 +224,7 @@ class Experience:
         old_logprobs: [B, T] of the policy before the first update on this rollout, 0 where masked; None: those of
             the update's own forward pass.
         sampling_weights: [B, T] factors that correct for a sampler that differs from the trained policy, or None.
+        selected: [B, T] bool, the tokens on which the policy loss is taken, penalties apart; None: all.
     """
 
     rollout: Rollout
@@ -231,6 +232,7 @@ class Experience:
     loss_mask: Tensor
     old_logprobs: Tensor | None
     sampling_weights: Tensor | None = None
+    selected: Tensor | None = None
 
     def groups_with_advantage(self) -> Tensor:
         """Return [P] bool: which groups have a completion that is trained on with an advantage other than 0."""
@@ -252,4 +254,5 @@ class Experience:
             loss_mask=self.loss_mask[rows, :length],
             old_logprobs=cut(self.old_logprobs),
             sampling_weights=cut(self.sampling_weights),
+            selected=cut(self.selected),
         )

@@ -51,10 +51,19 @@ def test_an_arm_and_its_baseline_differ_in_the_adjustment_alone(name):
 
 def test_an_arm_of_the_family_differs_from_grpo_in_what_makes_the_method_and_not_in_the_penalty():
     for name, overlay in overlays(ROOT / "family" / "study.yaml"):
-        own = {"dapo": {"loss", "updates", "resampling"}, "dr-grpo": {"loss", "advantage"}}
+        own = {
+            "dapo": {"loss", "updates", "resampling"},
+            "dr-grpo": {"loss", "advantage"},
+            "rloo": {"advantage"},
+            "high-entropy-tokens": {"updates"},
+            "kl-in-reward": {"loss", "adjustment"},
+        }
         settings = overlay["model"]["init_args"]
-        assert set(settings) == own.get(name, {"advantage"} if name == "rloo" else {"loss"})
-        assert settings.get("loss", {"init_args": {"beta": 0.04}})["init_args"]["beta"] == 0.04
+        assert set(settings) == own.get(name, {"loss"})
+        loss = settings.get("loss", {"init_args": {"beta": 0.04}})["init_args"]
+        in_loss = loss["loss"]["init_args"]["beta"] if name == "entropy-bonus" else loss["beta"]
+        in_reward = settings["adjustment"]["init_args"]["beta"] if name == "kl-in-reward" else 0.0
+        assert sorted([in_loss, in_reward]) == [0.0, 0.04]
         assert set(overlay) == ({"model", "data"} if name == "dapo" else {"model"})
 
 

@@ -42,7 +42,15 @@ PUBLIC = {
     "grpovi_lightning.adjustment": ["IdentityAdjustment", "VarianceIncrease", "increase_variance"],
     "grpovi_lightning.adjustment.reference": ["enumeration_search", "one_pass_search"],
     "grpovi_lightning.advantages": ["Advantage", "GroupAdvantage", "LeaveOneOutAdvantage"],
-    "grpovi_lightning.losses": ["BNPOLoss", "CISPOLoss", "DAPOLoss", "DrGRPOLoss", "GRPOLoss", "GSPOLoss"],
+    "grpovi_lightning.losses": [
+        "BNPOLoss",
+        "CISPOLoss",
+        "DAPOLoss",
+        "DrGRPOLoss",
+        "GRPOLoss",
+        "GSPOLoss",
+        "LossInputs",
+    ],
     "grpovi_lightning.modules": [
         "DynamicResampling",
         "GRPOModule",

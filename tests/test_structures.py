@@ -224,7 +224,7 @@ def test_a_rollout_may_be_sampled_for_prompts_that_have_spare_ones_beside_them()
     assert Rollout.concatenate([rollout, rollout]).prompts.spare is None
 
 
-def experience_of(rollout, old_logprobs=True, sampling_weights=True):
+def experience_of(rollout, old_logprobs=True, sampling_weights=True, selected=True):
     ids, mask = rollout.completion_ids, rollout.completion_mask
     return Experience(
         rollout,
@@ -232,21 +232,22 @@ def experience_of(rollout, old_logprobs=True, sampling_weights=True):
         loss_mask=mask & (ids[:, :1] % 2 == 0),  # some completions are left out as a whole
         old_logprobs=numbered(ids, mask, 0.125) if old_logprobs else None,
         sampling_weights=torch.where(mask, ids + 0.0625, 1.0) if sampling_weights else None,
+        selected=mask & (ids % 3 == 0) if selected else None,
     )
 
 
-@given(uneven_rollouts(), st.booleans(), st.booleans(), st.data())
-def test_the_parts_of_an_experience_stay_in_line_with_their_completions(rollout, old, weights, data):
-    experience = experience_of(rollout, old, weights)
+@given(uneven_rollouts(), st.booleans(), st.booleans(), st.booleans(), st.data())
+def test_the_parts_of_an_experience_stay_in_line_with_their_completions(rollout, old, weights, selected, data):
+    experience = experience_of(rollout, old, weights, selected)
     chosen = data.draw(st.lists(st.integers(0, len(rollout.prompts) - 1), min_size=1, unique=True))
     part = experience.select(chosen)
     whole = contents(rollout)
     assert contents(part.rollout) == [whole[p] for p in chosen]
     # Every number tells which token it belongs to, so the part's own tokens say what must stand beside them.
-    expected = experience_of(part.rollout, old, weights)
+    expected = experience_of(part.rollout, old, weights, selected)
     assert torch.equal(part.advantages, expected.advantages)
     assert torch.equal(part.loss_mask, expected.loss_mask) and part.loss_mask.dtype == torch.bool
-    for name, there in (("old_logprobs", old), ("sampling_weights", weights)):
+    for name, there in (("old_logprobs", old), ("sampling_weights", weights), ("selected", selected)):
         found = getattr(part, name)
         assert torch.equal(found, getattr(expected, name)) if there else found is None
 

@@ -9,6 +9,7 @@ from grpovi_lightning.adjustment.adjustments import (
     VarianceIncrease,
 )
 from grpovi_lightning.adjustment.diagnostics import increase_metrics
+from grpovi_lightning.adjustment.kl_in_reward import KLInReward
 from grpovi_lightning.adjustment.ranges import FixedRange, GroupRange, RewardRange, RunningRange, SigmoidRange
 from grpovi_lightning.adjustment.ties import MergeTies, SplitTies, Ties
 from grpovi_lightning.adjustment.variance_increase import increase_variance
@@ -22,6 +23,7 @@ __all__ = [
     "GroupRange",
     "IdentityAdjustment",
     "Increase",
+    "KLInReward",
     "MergeTies",
     "RangeOnly",
     "RewardRange",

@@ -23,8 +23,30 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+class LossInputs(NamedTuple):
+    """What the loss of each token is computed from, in float32 or better; 0 where masked.
+
+    Attributes:
+        logprobs: [B, T] of the current policy, with gradient.
+        old_logprobs: [B, T] of the policy that sampled.
+        log_ratio: [B, T] logprobs - old_logprobs, at most `MAX_LOG_RATIO`, with gradient.
+        advantages: [B, 1].
+        mask: [B, T] bool.
+        ref_logprobs: [B, T] of the reference policy, or None.
+        entropies: [B, T] of the current policy's distributions, nats, with gradient; None unless `needs_entropies`.
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    log_ratio: Tensor
+    advantages: Tensor
+    mask: Tensor
+    ref_logprobs: Tensor | None
+    entropies: Tensor | None
+
+
 class Surrogate(NamedTuple):
-    """The loss of each token [B, T] before the KL penalty, and scalars to log about it."""
+    """The loss of each token [B, T] before any penalty, and scalars to log about it."""
 
     token_loss: Tensor
     metrics: dict[str, Tensor]
@@ -33,10 +55,11 @@ class Surrogate(NamedTuple):
 class PolicyLoss(ABC):
     """Advantages and log-probabilities -> loss.
 
-        total( surrogate * sampling_weight + beta * kl ) / denominator
+        total( selected * sampling_weight * surrogate + penalty ) / denominator,   penalty = beta * kl
 
     A new loss is a file with a subclass that defines the `surrogate` of a token. Unless it is a mean over tokens, it
-    also defines how token losses are added up (`total`) and what the sum is divided by (`denominator`).
+    also defines how token losses are added up (`total`) and what the sum is divided by (`denominator`). What it needs
+    is in `LossInputs`; entropies are computed with gradient for losses that say `needs_entropies`, and for no others.
 
     The denominator is computed apart from the sum, so that micro-batches and ranks can share that of the whole batch.
     It is therefore a plain count, which can be added over ranks and may be 0.
@@ -59,16 +82,25 @@ class PolicyLoss(ABC):
         """Whether `ref_logprobs` must be given."""
         return self.beta > 0
 
-    @abstractmethod
-    def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
-        """Return the loss of each token, before the KL penalty.
+    @property
+    def needs_entropies(self) -> bool:
+        """Whether `entropies` must be given, with gradient."""
+        return False
 
-        Args:
-            logprobs: [B, T] of the current policy, with gradient; 0 where masked.
-            log_ratio: [B, T] logprobs - old_logprobs, at most `MAX_LOG_RATIO`, with gradient; 0 where masked.
-            advantages: [B, 1].
-            mask: [B, T] bool.
-        """
+    @property
+    def penalties(self) -> list[str]:
+        """The settings, with values, that give tokens a gradient whatever their advantage."""
+        return [f"beta {self.beta:g}"] if self.beta > 0 else []
+
+    @abstractmethod
+    def surrogate(self, inputs: LossInputs) -> Surrogate:
+        """Return the loss of each token, before any penalty."""
+
+    def penalty(self, inputs: LossInputs) -> Tensor | None:
+        """Return what is added to the loss of each token, [B, T]; None: nothing. Here beta * kl."""
+        if inputs.ref_logprobs is None or self.beta == 0:
+            return None
+        return self.beta * self.kl(inputs.logprobs, inputs.ref_logprobs)
 
     def total(self, token_loss: Tensor, mask: Tensor) -> Tensor:
         """Add up the token losses [B, T] to a scalar, the numerator of the loss; here where `mask` is true."""
@@ -99,10 +131,13 @@ class PolicyLoss(ABC):
         ref_logprobs: Tensor | None = None,
         denominator: Tensor | float | None = None,
         sampling_weights: Tensor | None = None,
+        selected: Tensor | None = None,
+        entropies: Tensor | None = None,
     ) -> LossOutput:
         """Compute the loss of some of the sequences of a batch, in float32 or better.
 
-        Only `logprobs` gets a gradient. Values at masked positions are never read.
+        Only `logprobs` gets a gradient, and `entropies` where they are needed. Values at masked positions are never
+        read.
 
         Args:
             logprobs: [B, T] of the current policy, with gradient.
@@ -113,12 +148,13 @@ class PolicyLoss(ABC):
             denominator: a scalar that divides the total; pass the whole batch's when these are only a part of it, so
                 that splitting does not change the gradient. None: that of these sequences.
             sampling_weights: [B, T] factors of the surrogate (not of the penalty) that correct the sampling; None: 1.
+            selected: [B, T] bool, the tokens whose surrogate counts; the denominator counts the others, too. None: all.
+            entropies: [B, T] of the current policy, nats, with gradient; needed when `needs_entropies`.
 
         Raises:
-            ValueError: shapes differ, or there is no reference where beta needs one.
+            ValueError: shapes differ, or something that is needed is not there.
         """
-        if self.beta > 0 and ref_logprobs is None:
-            raise ValueError(f"ref_logprobs: got None, expected [B, T] because beta is {self.beta}")
+        self._check_needed(ref_logprobs, entropies)
         _check_shapes(
             logprobs,
             advantages,
@@ -126,30 +162,66 @@ class PolicyLoss(ABC):
             completion_mask=completion_mask,
             ref_logprobs=ref_logprobs,
             sampling_weights=sampling_weights,
+            selected=selected,
+            entropies=entropies,
         )
         mask = completion_mask.bool()
-        dtype = torch.promote_types(logprobs.dtype, torch.float32)
-
-        def filled(values: Tensor) -> Tensor:
-            return torch.where(mask, values.to(dtype), 0.0)
-
-        logprobs = filled(logprobs)
-        log_ratio = (logprobs - filled(old_logprobs.detach())).clamp(max=MAX_LOG_RATIO)
-        token_loss, metrics = self.surrogate(logprobs, log_ratio, advantages.detach().to(dtype)[:, None], mask)
+        inputs = _filled(logprobs, old_logprobs, advantages, mask, ref_logprobs, entropies)
+        token_loss, metrics = self.surrogate(inputs)
         if sampling_weights is not None:
-            token_loss = token_loss * filled(sampling_weights.detach())
-        if ref_logprobs is not None:
-            ref_logprobs = filled(ref_logprobs.detach())
-            metrics = metrics | {keys.KL: masked_mean(k3_divergence(logprobs.detach(), ref_logprobs), mask)}
-            if self.beta > 0:
-                token_loss = token_loss + self.beta * self.kl(logprobs, ref_logprobs)
+            token_loss = token_loss * torch.where(mask, sampling_weights.detach().to(token_loss.dtype), 0.0)
+        if selected is not None:
+            token_loss = torch.where(selected, token_loss, 0.0)
+            metrics = metrics | {keys.FRAC_TOKENS_SELECTED: masked_mean(selected.to(token_loss.dtype), mask)}
+        penalty = self.penalty(inputs)
+        if penalty is not None:
+            token_loss = token_loss + penalty
+        if inputs.ref_logprobs is not None:
+            divergence = k3_divergence(inputs.logprobs.detach(), inputs.ref_logprobs)
+            metrics = metrics | {keys.KL: masked_mean(divergence, mask)}
+        return LossOutput(self._mean(token_loss, mask, denominator), metrics)
+
+    def _check_needed(self, ref_logprobs: Tensor | None, entropies: Tensor | None) -> None:
+        needed = ("ref_logprobs", ref_logprobs, self.needs_reference), ("entropies", entropies, self.needs_entropies)
+        for name, given, is_needed in needed:
+            if is_needed and given is None:
+                raise ValueError(f"{name}: got None, expected [B, T] because of {' and '.join(self.penalties)}")
+
+    def _mean(self, token_loss: Tensor, mask: Tensor, denominator: Tensor | float | None) -> Tensor:
+        """Divide the total by the given denominator, or by that of these sequences."""
         count = torch.as_tensor(self.denominator(mask) if denominator is None else denominator)
         if count.ndim > 0:
             raise ValueError(f"denominator: got shape {list(count.shape)}, expected a scalar")
         total = self.total(token_loss, mask)
         count = count.to(total)
         # Where the count is 0 the total is 0, too: 0 / 1 has a gradient of 0, and 0 / 0 would be NaN.
-        return LossOutput(total / torch.where(count == 0, 1.0, count), metrics)
+        return total / torch.where(count == 0, 1.0, count)
+
+
+def _filled(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    ref_logprobs: Tensor | None,
+    entropies: Tensor | None,
+) -> LossInputs:
+    """Return the inputs in float32 or better, 0 where masked, and without gradient where they are constants."""
+    dtype = torch.promote_types(logprobs.dtype, torch.float32)
+
+    def filled(values: Tensor) -> Tensor:
+        return torch.where(mask, values.to(dtype), 0.0)
+
+    logprobs, old_logprobs = filled(logprobs), filled(old_logprobs.detach())
+    return LossInputs(
+        logprobs=logprobs,
+        old_logprobs=old_logprobs,
+        log_ratio=(logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO),
+        advantages=advantages.detach().to(dtype)[:, None],
+        mask=mask,
+        ref_logprobs=None if ref_logprobs is None else filled(ref_logprobs.detach()),
+        entropies=None if entropies is None else filled(entropies),
+    )
 
 
 def _check_shapes(logprobs: Tensor, advantages: Tensor, **per_token: Tensor | None) -> None:

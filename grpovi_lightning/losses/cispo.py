@@ -1,10 +1,8 @@
 """CISPO: the ratio is capped, not the update."""
 
-from torch import Tensor
-
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.losses.base import PolicyLoss, Surrogate
+from grpovi_lightning.losses.base import LossInputs, PolicyLoss, Surrogate
 from grpovi_lightning.losses.kl import KLEstimator
 from grpovi_lightning.ops import masked_mean
 
@@ -41,11 +39,11 @@ class CISPOLoss(PolicyLoss):
             )
         self.epsilon_high = epsilon_high
 
-    def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
-        ratio = log_ratio.detach().exp()
+    def surrogate(self, inputs: LossInputs) -> Surrogate:
+        ratio = inputs.log_ratio.detach().exp()
         # Counted as in TRL, for comparison; the cap itself holds for advantages of either sign.
-        capped = (ratio > self.epsilon_high) & (advantages > 0)
+        capped = (ratio > self.epsilon_high) & (inputs.advantages > 0)
         return Surrogate(
-            -ratio.clamp(max=self.epsilon_high) * advantages * logprobs,
-            {keys.CISPO_CLIP_RATIO: masked_mean(capped.float(), mask)},
+            -ratio.clamp(max=self.epsilon_high) * inputs.advantages * inputs.logprobs,
+            {keys.CISPO_CLIP_RATIO: masked_mean(capped.float(), inputs.mask)},
         )

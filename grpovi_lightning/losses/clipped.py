@@ -5,7 +5,7 @@ from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.losses.base import PolicyLoss, Surrogate
+from grpovi_lightning.losses.base import LossInputs, PolicyLoss, Surrogate
 from grpovi_lightning.losses.kl import KLEstimator
 from grpovi_lightning.ops import masked_mean
 
@@ -61,16 +61,20 @@ class ClippedLoss(PolicyLoss):
         """Return the log ratios that are clipped, [B, T]; here each token's own."""
         return log_ratio
 
-    def surrogate(self, logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Surrogate:
-        ratio = self.importance(log_ratio, mask).exp()
+    def surrogate(self, inputs: LossInputs) -> Surrogate:
+        advantages, ratio = inputs.advantages, self.importance(inputs.log_ratio, inputs.mask).exp()
         lower, upper = 1.0 - self.epsilon, 1.0 + self.epsilon_high
         raw = ratio if self.delta is None else ratio.clamp(max=self.delta)
         token_loss = -torch.minimum(raw * advantages, ratio.clamp(lower, upper) * advantages)
         # Counted as in TRL: tokens that `delta` caps are not among them.
         low, high = (ratio < lower) & (advantages < 0), (ratio > upper) & (advantages > 0)
-        metrics = {
-            keys.CLIP_RATIO_LOW_MEAN: masked_mean(low.float(), mask),
-            keys.CLIP_RATIO_HIGH_MEAN: masked_mean(high.float(), mask),
-            keys.CLIP_RATIO_REGION_MEAN: masked_mean((low | high).float(), mask),
-        }
-        return Surrogate(token_loss, metrics)
+        return Surrogate(token_loss, clip_ratios(low, high, inputs.mask))
+
+
+def clip_ratios(low: Tensor, high: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return the shares of tokens that lose their gradient below and above, and of both; all [B, T] bool."""
+    return {
+        keys.CLIP_RATIO_LOW_MEAN: masked_mean(low.float(), mask),
+        keys.CLIP_RATIO_HIGH_MEAN: masked_mean(high.float(), mask),
+        keys.CLIP_RATIO_REGION_MEAN: masked_mean((low | high).float(), mask),
+    }

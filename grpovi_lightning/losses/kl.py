@@ -9,17 +9,18 @@ its expectation, given the tokens before, is
     k1        | 0
     k2        | the gradient of KL(policy || reference), exactly
     k3        | the gradient of KL(reference || policy), exactly: the other direction
+    k3+       | that of k2, with the value of k3
 
-Near the reference the gradients of k2 and k3 differ only in second order. No estimator sees what a token does to the
-divergence of the tokens after it, and none is re-weighted for tokens that an older policy sampled (further updates on
-one rollout). At a token to which the policy gives 0.5 and the reference 0.25, in nats:
+(arXiv 2510.01555, 2512.21852.) Near the reference the gradients of k2 and k3 differ only in second order. No estimator
+sees what a token does to the divergence of the tokens after it, as the adjustment `KLInReward` does, and none is
+re-weighted for tokens that an older policy sampled (further updates on one rollout). At a token to which the policy
+gives 0.5 and the reference 0.25, in nats:
 
->>> import torch
 >>> logprobs, ref_logprobs = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
->>> [round(estimator(logprobs, ref_logprobs).item(), 4) for estimator in (K1(), K2(), K3())]
-[0.6931, 0.2402, 0.1931]
+>>> [round(estimator(logprobs, ref_logprobs).item(), 4) for estimator in (K1(), K2(), K3(), K3Plus())]
+[0.6931, 0.2402, 0.1931, 0.1931]
 
-These are log 2, (log 2)^2 / 2 and 0.5 + log 2 - 1.
+These are log 2, (log 2)^2 / 2 and, twice, 0.5 + log 2 - 1.
 """
 
 from abc import ABC, abstractmethod
@@ -68,6 +69,17 @@ class K3(KLEstimator):
 
     def __call__(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
         return k3_divergence(logprobs, ref_logprobs)
+
+
+class K3Plus(KLEstimator):
+    """The value of k3 with the gradient of k2: verl's `k3+`.
+
+    The loss then shows an unbiased estimate, while the penalty pulls as KL(policy || reference) does.
+    """
+
+    def __call__(self, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+        k2 = (logprobs - ref_logprobs).square() / 2
+        return k3_divergence(logprobs, ref_logprobs).detach() + (k2 - k2.detach())
 
 
 def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

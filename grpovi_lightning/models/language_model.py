@@ -121,14 +121,16 @@ class LanguageModel(nn.Module):
         """Whether weights are spread over processes, so that a forward pass gathers them."""
         return has_sharded_weights(self.model)
 
-    def completion_statistics(self, rollout: Rollout, temperature: float) -> TokenStatistics:
+    def completion_statistics(
+        self, rollout: Rollout, temperature: float, entropy_gradient: bool = False
+    ) -> TokenStatistics:
         """Return log-probabilities and entropies of completions, in nats, with logits divided by the temperature.
 
         Each prompt is run once, with gradient, and its keys and values are expanded to the group. Where that is not
         possible (`runs_prompts_once`), prompt and completion are run as one sequence.
 
         Returns:
-            two [B, T] float32 tensors, 0 at masked positions.
+            two [B, T] float32 tensors, 0 at masked positions; the entropies carry gradient where asked.
         """
         passes = self.passes
         if self._compiled is not None and self._compiled.take(rollout):
@@ -136,7 +138,9 @@ class LanguageModel(nn.Module):
         else:
             states = passes.completion_states(rollout)
         ids, mask = rollout.completion_ids, rollout.completion_mask
-        return chunked_statistics(states, passes.parts.logits, ids, mask, temperature)
+        return chunked_statistics(
+            states, passes.parts.logits, ids, mask, temperature, entropy_gradient=entropy_gradient
+        )
 
     def compile_passes(self) -> None:
         """Have `completion_statistics` run compiled code from now on; see `CompiledPasses`."""

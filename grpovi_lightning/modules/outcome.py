@@ -69,7 +69,7 @@ class PolicyWork:
         dtype: in which the matrices are multiplied.
         runs_prompts_once: whether the updates run a prompt once for its whole group.
         num_iterations: passes of the updates over the rollout.
-        old_pass: whether the log-probabilities before the updates took a pass of their own.
+        old_pass: whether the log-probabilities or entropies before the updates took a pass of their own.
         trained: [P] bool, the groups that the updates ran.
     """
 

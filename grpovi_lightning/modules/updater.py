@@ -9,11 +9,12 @@ from torch import Tensor
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import largest_over_ranks, reduce_scalars, share_of_rank, sum_over_ranks
 from grpovi_lightning.errors import TrainingError, UserError, at_least_one
-from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
+from grpovi_lightning.losses import ImportanceSampling, PolicyLoss, TokenSelection
 from grpovi_lightning.models import LanguageModel, SharedReference
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import experience_content, refuse_non_finite
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
+from grpovi_lightning.ops import TokenStatistics
 from grpovi_lightning.structures import Experience, Rollout
 from grpovi_lightning.timing import phase
 
@@ -39,6 +40,7 @@ class UpdateSettings:
             groups that do go through the model.
         importance_sampling: corrects for a sampler that differs from the trained policy, as in mixed precision; None:
             no correction.
+        token_selection: on which tokens the policy loss is taken; None: all.
     """
 
     max_grad_norm: float = 1.0
@@ -49,6 +51,7 @@ class UpdateSettings:
     mask_truncated_completions: bool = False
     skip_zero_advantage_groups: bool = False
     importance_sampling: ImportanceSampling | None = None
+    token_selection: TokenSelection | None = None
 
     def __post_init__(self) -> None:
         if not self.max_grad_norm > 0:
@@ -75,10 +78,10 @@ class PolicyUpdater:
         Raises:
             UserError: a setting cannot take effect.
         """
-        if settings.skip_zero_advantage_groups and loss.beta > 0:
+        if settings.skip_zero_advantage_groups and loss.penalties:
             raise UserError(
-                f"updates.skip_zero_advantage_groups cannot take effect: got beta {loss.beta}, whose KL penalty has a "
-                "gradient in every group; set beta 0 or leave it out"
+                f"updates.skip_zero_advantage_groups cannot take effect: got {' and '.join(loss.penalties)}, and "
+                "penalties have a gradient in every group; set 0 there or leave it out"
             )
         self.loss, self.settings, self.temperature = loss, settings, temperature
 
@@ -145,16 +148,20 @@ class PolicyUpdater:
                 f"got no reward and {int(rollout.truncated.sum())} were truncated; look at the reward function, or "
                 "raise max_completion_length"
             )
-        if settings.importance_sampling is None and precision in _EXACT:
-            return Experience(rollout, advantages.flatten(), loss_mask, rollout.old_logprobs)
+        exact = settings.importance_sampling is None and precision in _EXACT
+        old_logprobs, weights, selected = rollout.old_logprobs if exact else None, None, None
         # In lower precision a cached forward rounds otherwise than the update's, which clipping would take for change.
-        if settings.per_rollout == 1:
-            return Experience(rollout, advantages.flatten(), loss_mask, None)
-        with phase(keys.STEP_TIME_FORWARD):
-            old_logprobs, weights = self.logprobs(policy, rollout), None
-        if settings.importance_sampling is not None:
-            weights = settings.importance_sampling(old_logprobs - rollout.old_logprobs)
-        return Experience(rollout, advantages.flatten(), loss_mask, old_logprobs, weights)
+        recomputed = not exact and settings.per_rollout > 1
+        if recomputed or settings.token_selection is not None:
+            with phase(keys.STEP_TIME_FORWARD):
+                before = self.statistics(policy, rollout)
+            if recomputed:
+                old_logprobs = before.logprobs
+                if settings.importance_sampling is not None:
+                    weights = settings.importance_sampling(old_logprobs - rollout.old_logprobs)
+            if settings.token_selection is not None:
+                selected = settings.token_selection(before.entropies, loss_mask)
+        return Experience(rollout, advantages.flatten(), loss_mask, old_logprobs, weights, selected)
 
     def minibatches(self, rollout: Rollout, seed: int) -> list[list[int]]:
         """Return the prompts of each update on a rollout."""
@@ -182,7 +189,9 @@ class PolicyUpdater:
         for part in self.micro_batches(policy, experience, prompts):
             batch = experience.select(part)
             with phase(keys.STEP_TIME_FORWARD):
-                statistics = policy.completion_statistics(batch.rollout, self.temperature)
+                statistics = policy.completion_statistics(
+                    batch.rollout, self.temperature, entropy_gradient=self.loss.needs_entropies
+                )
                 old_logprobs, sampling_weights = self.old_policy(batch, statistics.logprobs.detach())
                 output = self.loss(
                     statistics.logprobs,
@@ -192,6 +201,8 @@ class PolicyUpdater:
                     batch.rollout.ref_logprobs,
                     denominator=denominator,
                     sampling_weights=sampling_weights,
+                    selected=batch.selected,
+                    entropies=statistics.entropies if self.loss.needs_entropies else None,
                 )
             with phase(keys.STEP_TIME_BACKWARD):
                 module.manual_backward(output.loss)
@@ -242,18 +253,24 @@ class PolicyUpdater:
         limits = self.settings.prompts_per_micro_batch, self.settings.tokens_per_micro_batch
         return micro_batches(rollout, prompts, *limits, at_least=at_least, shares_prefix=model.runs_prompts_once)
 
-    @torch.no_grad()
     def logprobs(
         self, model: LanguageModel | SharedReference, rollout: Rollout, temperature: float | None = None
     ) -> Tensor:
-        """Return log-probabilities of the completions under a model, [B, T], 0 where masked.
+        """Return the log-probabilities that `statistics` gives."""
+        return self.statistics(model, rollout, temperature).logprobs
+
+    @torch.no_grad()
+    def statistics(
+        self, model: LanguageModel | SharedReference, rollout: Rollout, temperature: float | None = None
+    ) -> TokenStatistics:
+        """Return log-probabilities and entropies of the completions under a model, [B, T] each, 0 where masked.
 
         They are at the sampler's temperature where none is given.
         """
         temperature = self.temperature if temperature is None else temperature
-        found = torch.zeros_like(rollout.old_logprobs)
+        found = TokenStatistics(*(torch.zeros_like(rollout.old_logprobs) for _ in TokenStatistics._fields))
         for part in self.parts(model, rollout, list(range(len(rollout.prompts)))):
             some = rollout.select(part)
-            logprobs = model.completion_statistics(some, temperature).logprobs
-            found[rollout.rows(part), : logprobs.shape[1]] = torch.where(some.completion_mask, logprobs, 0.0)
+            for whole, values in zip(found, model.completion_statistics(some, temperature), strict=True):
+                whole[rollout.rows(part), : values.shape[1]] = torch.where(some.completion_mask, values, 0.0)
         return found

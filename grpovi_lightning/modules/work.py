@@ -24,7 +24,8 @@ def policy_work(policy: LanguageModel, experience: Experience, num_iterations: i
         dtype=torch.get_autocast_dtype(device) if mixed else next(policy.model.parameters()).dtype,
         runs_prompts_once=policy.runs_prompts_once,
         num_iterations=num_iterations,
-        old_pass=old_logprobs is not None and old_logprobs is not experience.rollout.old_logprobs,
+        old_pass=experience.selected is not None
+        or (old_logprobs is not None and old_logprobs is not experience.rollout.old_logprobs),
         trained=has_gradient if skips_groups else torch.ones_like(has_gradient),
     )
 

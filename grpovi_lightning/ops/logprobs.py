@@ -11,13 +11,15 @@ _LOGITS_AT_ONCE = 1 << 22
 
 
 class TokenStatistics(NamedTuple):
-    """Per token: log-probability and, without gradient, the entropy of the distribution it came from; [B, T]."""
+    """Per token: log-probability, and the entropy of the distribution it came from; [B, T]."""
 
     logprobs: Tensor
     entropies: Tensor
 
 
-def token_statistics(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenStatistics:
+def token_statistics(
+    logits: Tensor, ids: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
+) -> TokenStatistics:
     """Return the log-probability of each id under softmax(logits / temperature), and that softmax's entropy, in nats.
 
     >>> logits = torch.tensor([[0.25, 0.75]]).log()  # one token, a vocabulary of two
@@ -29,14 +31,15 @@ def token_statistics(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> T
         logits: [..., V], of any float dtype; the computation is in float32.
         ids: [...] int64.
         temperature: the sampling temperature.
+        entropy_gradient: whether the entropies carry gradient, too.
 
     Returns:
-        two [...] float32 tensors; only the log-probabilities carry gradient.
+        two [...] float32 tensors.
     """
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        entropies = -(logprobs.exp() * logprobs.clamp(min=torch.finfo(torch.float32).min)).sum(dim=-1)
+    full = logprobs if entropy_gradient else logprobs.detach()
+    entropies = -(full.exp() * full.clamp(min=torch.finfo(torch.float32).min)).sum(dim=-1)
     return TokenStatistics(chosen, entropies)
 
 
@@ -47,6 +50,7 @@ def chunked_statistics(
     mask: Tensor,
     temperature: float = 1.0,
     logits_at_once: int = _LOGITS_AT_ONCE,
+    entropy_gradient: bool = False,
 ) -> TokenStatistics:
     """Return `token_statistics` of logits = head(states) without the logits [B, T, V] of all tokens at once.
 
@@ -60,28 +64,26 @@ def chunked_statistics(
         mask: [B, T] bool.
         temperature: the sampling temperature.
         logits_at_once: numbers in a chunk of logits; the default is 16 MiB in float32.
+        entropy_gradient: whether the entropies carry gradient, too.
 
     Returns:
-        two [B, T] float32 tensors, 0 where masked; only the log-probabilities carry gradient.
+        two [B, T] float32 tensors, 0 where masked.
     """
     kept_states, kept_ids = states[mask], ids[mask]
     with torch.no_grad():
         vocabulary = head(kept_states[:1]).shape[-1]  # any callable can be a head, so ask it
     size = max(1, logits_at_once // vocabulary)
     chunks = list(zip(kept_states.split(size), kept_ids.split(size), strict=True))
-    entropies: list[Tensor] = []
 
-    def logprobs_of(some_states: Tensor, some_ids: Tensor) -> Tensor:
-        found = token_statistics(head(some_states), some_ids, temperature)
-        if len(entropies) < len(chunks):  # the backward pass calls this once more for each chunk
-            entropies.append(found.entropies)
-        return found.logprobs
+    def statistics_of(some_states: Tensor, some_ids: Tensor) -> TokenStatistics:
+        return token_statistics(head(some_states), some_ids, temperature, entropy_gradient)
 
     if len(chunks) == 1 or not torch.is_grad_enabled():
-        logprobs = [logprobs_of(*chunk) for chunk in chunks]
+        parts = [statistics_of(*chunk) for chunk in chunks]
     else:
-        logprobs = [checkpoint(logprobs_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return TokenStatistics(_scattered(torch.cat(logprobs), mask), _scattered(torch.cat(entropies), mask))
+        parts = [checkpoint(statistics_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    logprobs, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
+    return TokenStatistics(_scattered(logprobs, mask), _scattered(entropies, mask))
 
 
 def _scattered(values: Tensor, mask: Tensor) -> Tensor:

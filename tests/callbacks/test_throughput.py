@@ -381,6 +381,8 @@ def test_the_work_of_a_step_names_the_passes_over_its_rollout(small):
     policy, rollout = small
     for old_logprobs, expected in ((None, False), (rollout.old_logprobs, False), (torch.zeros(4, 2), True)):
         assert policy_work(policy, experience_of(rollout, None, old_logprobs), 3, False).old_pass is expected
+    selected = replace(experience_of(rollout, None, rollout.old_logprobs), selected=torch.ones(4, 2).bool())
+    assert policy_work(policy, selected, 3, False).old_pass is True  # for the entropies
     assert policy_work(policy, experience_of(rollout), 3, False).num_iterations == 3
 
 

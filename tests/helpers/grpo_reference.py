@@ -1,6 +1,7 @@
 """GRPO in NumPy float64, written from the formulas of the papers with loops, to compare the tensor code with."""
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -64,6 +65,7 @@ KL_TERMS = {
     "k1": (lambda lp, ref: lp - ref, lambda lp, ref: 1.0),
     "k2": (lambda lp, ref: 0.5 * (lp - ref) ** 2, lambda lp, ref: lp - ref),
     "k3": (k3, lambda lp, ref: 1 - math.exp(ref - lp)),
+    "k3+": (k3, lambda lp, ref: lp - ref),
 }
 
 
@@ -73,6 +75,12 @@ def clipped(rho, advantage, epsilon, epsilon_high, delta=math.inf):
     if raw * advantage <= inside * advantage:
         return -raw * advantage, -rho * advantage if rho < delta else 0.0
     return -inside * advantage, 0.0  # the constant end of the clip range
+
+
+def clipped_above_or_below(log_rho, advantage, epsilon, epsilon_high):
+    """GMPO's ratio of a token: at most exp(epsilon_high) where A > 0, at least exp(-epsilon) elsewhere."""
+    rho = math.exp(log_rho)
+    return min(rho, math.exp(epsilon_high)) if advantage > 0 else max(rho, math.exp(-epsilon))
 
 
 def policy_loss(
@@ -91,10 +99,14 @@ def policy_loss(
     epsilon_high=None,
     delta=math.inf,
     max_completion_length=None,
+    sapo_temperature_pos=1.0,
+    sapo_temperature_neg=1.05,
+    max_ratio=20.0,
 ):
-    """(loss, gradient [B, T]) of one of grpo, bnpo, dapo, dr_grpo, gspo, cispo over a batch that is a whole rollout.
+    """(loss, gradient [B, T]) of a loss of the family, over a batch that is a whole rollout.
 
-    lp, old, ref, weights: [B][T] numbers; advantage: [B]; mask: [B][T] bools. epsilon_high None is epsilon.
+    family: grpo, bnpo, dapo, dr_grpo, gspo, cispo, sapo, gmpo or dppo. lp, old, ref, weights: [B][T] numbers;
+    advantage: [B]; mask: [B][T] bools. epsilon_high None is epsilon.
     """
     n_rows, length = np.shape(mask)
     high = epsilon if epsilon_high is None else epsilon_high
@@ -102,12 +114,13 @@ def policy_loss(
     n_tokens = sum(len(kept) for kept in rows)
     total, gradient = 0.0, np.zeros((n_rows, length))
     for b, kept in enumerate(rows):
-        if family in ("grpo", "gspo"):
+        if family in ("grpo", "gspo", "sapo", "gmpo"):
             share = 1 / max(len(kept), 1) / (denominator or n_rows)
         elif family == "dr_grpo":
             share = 1 / (denominator or n_rows * max_completion_length)
         else:
             share = 1 / (denominator or max(n_tokens, 1))
+        one_sided = partial(clipped_above_or_below, advantage=advantage[b], epsilon=epsilon, epsilon_high=high)
         # exp of the mean log ratio is the geometric mean of the ratios
         mean_ratio = math.prod(math.exp(lp[b][t] - old[b][t]) ** (1 / len(kept)) for t in kept)
         for t in kept:
@@ -116,6 +129,23 @@ def policy_loss(
                 factor = min(math.exp(lp[b][t] - old[b][t]), high)
                 total += share * weight * -factor * advantage[b] * lp[b][t]
                 gradient[b, t] += share * weight * -factor * advantage[b]
+            elif family == "dppo":
+                factor, moved = min(math.exp(lp[b][t] - old[b][t]), max_ratio), math.exp(lp[b][t]) - math.exp(old[b][t])
+                inside = moved <= high if advantage[b] > 0 else moved >= -epsilon
+                total += share * weight * -factor * advantage[b] * lp[b][t] * inside
+                gradient[b, t] += share * weight * -factor * advantage[b] * inside
+            elif family == "sapo":
+                tau = sapo_temperature_pos if advantage[b] > 0 else sapo_temperature_neg
+                rho = math.exp(lp[b][t] - old[b][t])
+                gate = 1 / (1 + math.exp(-tau * (rho - 1)))
+                total += share * weight * -4 / tau * gate * advantage[b]
+                gradient[b, t] += share * weight * -4 * gate * (1 - gate) * rho * advantage[b]
+            elif family == "gmpo":
+                factor = math.prod(one_sided(lp[b][o] - old[b][o]) ** (1 / len(kept)) for o in kept)
+                total += share * weight * -factor * advantage[b]
+                for other in kept:
+                    inside = one_sided(lp[b][other] - old[b][other]) == math.exp(lp[b][other] - old[b][other])
+                    gradient[b, other] += share * weight * -factor * advantage[b] / len(kept) * inside
             elif family == "gspo":
                 loss, slope = clipped(mean_ratio, advantage[b], epsilon, high, delta)
                 total += share * weight * loss

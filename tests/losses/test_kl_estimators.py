@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import grpo_reference
-from losses.loss_batches import LOSSES, random_batch
+from losses.loss_batches import LOSSES, computed, random_batch
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.losses import K1, K2, K3, KLEstimator
+from grpovi_lightning.losses import K1, K2, K3, K3Plus, KLEstimator
 
-ESTIMATORS = {"k1": K1(), "k2": K2(), "k3": K3()}
+ESTIMATORS = {"k1": K1(), "k2": K2(), "k3": K3(), "k3+": K3Plus()}
 
 
 def categorical(seed, n=6, distance=1.0):
@@ -54,7 +54,7 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not(seed):
     divergence = (logprobs.exp() * (logprobs - reference)).sum().item()
     means = {name: (logprobs.exp() * kl(logprobs, reference)).sum().item() for name, kl in ESTIMATORS.items()}
     assert means["k1"] == pytest.approx(divergence, rel=1e-12)
-    assert means["k3"] == pytest.approx(divergence, rel=1e-12)
+    assert means["k3"] == means["k3+"] == pytest.approx(divergence, rel=1e-12)
     assert abs(means["k2"] - divergence) > 0.01 * divergence
 
 
@@ -64,10 +64,24 @@ def test_k1_as_a_penalty_does_not_pull(seed):
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-15, rtol=0)
 
 
+@pytest.mark.parametrize("estimator", [K2, K3Plus])
 @pytest.mark.parametrize("seed", range(5))
-def test_k2_as_a_penalty_pulls_like_the_divergence_from_policy_to_reference(seed):
+def test_k2_as_a_penalty_pulls_like_the_divergence_from_policy_to_reference(seed, estimator):
     case = categorical(seed)
-    torch.testing.assert_close(expected_penalty_gradient(K2(), *case), divergence_gradient(*case))
+    torch.testing.assert_close(expected_penalty_gradient(estimator(), *case), divergence_gradient(*case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_k3_plus_is_k3_in_value_and_k2_in_gradient_to_the_last_bit(dtype):
+    lp = -torch.tensor(np.random.default_rng(4).exponential(3.0, 200), dtype=dtype)
+    ref = -torch.tensor(np.random.default_rng(5).exponential(3.0, 200), dtype=dtype)
+    found = {}
+    for estimator in (K2, K3, K3Plus):
+        leaf = lp.clone().requires_grad_()
+        value = estimator()(leaf, ref)
+        found[estimator] = value.detach(), *torch.autograd.grad(value.sum(), leaf)
+    assert torch.equal(found[K3Plus][0], found[K3][0]) and torch.equal(found[K3Plus][1], found[K2][1])
+    assert not torch.equal(found[K3Plus][1], found[K3][1])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -93,9 +107,9 @@ def test_the_metric_is_the_mean_of_k3_whatever_is_penalised(name, estimator):
     kept = [(b, t) for b, t in np.ndindex(*batch.completion_mask.shape) if batch.completion_mask[b, t]]
     expected = np.mean([grpo_reference.k3(batch.logprobs[i].item(), batch.ref_logprobs[i].item()) for i in kept])
     for beta in (0.0, 0.5):
-        metrics = LOSSES[name](beta=beta, kl=ESTIMATORS[estimator])(*batch).metrics
+        metrics = computed(LOSSES[name](beta=beta, kl=ESTIMATORS[estimator]), batch).metrics
         assert metrics[keys.KL].item() == pytest.approx(expected, rel=1e-12)
-    assert keys.KL not in LOSSES[name]()(*batch._replace(ref_logprobs=None)).metrics
+    assert keys.KL not in computed(LOSSES[name](), batch._replace(ref_logprobs=None)).metrics
 
 
 def test_small_differences_keep_their_digits_in_float32():

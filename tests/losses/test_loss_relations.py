@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from losses.loss_batches import LONGEST, LOSSES, Batch, random_batch, random_weights, value_and_gradient
+from losses.loss_batches import (
+    CLIPPED,
+    LONGEST,
+    LOSSES,
+    PENALISED,
+    SHARING,
+    Batch,
+    random_batch,
+    random_weights,
+    value_and_gradient,
+)
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.losses import BNPOLoss, CISPOLoss, DAPOLoss, DrGRPOLoss, GRPOLoss, GSPOLoss, PolicyLoss
@@ -15,21 +25,38 @@ def same(one, other, factor=1.0):
     torch.testing.assert_close(one[1], other[1] * factor, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def share_of_tokens(loss, mask):
+    """What a token's loss counts in the whole, as `total` and `denominator` of the loss have it."""
+    token_loss = torch.zeros(mask.shape, dtype=torch.float64, requires_grad=True)
+    return torch.autograd.grad(loss.total(token_loss, mask) / loss.denominator(mask), token_loss)[0]
+
+
+def test_what_is_found_out_about_the_losses_is_so():
+    known = {"grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "dppo", "entropy_bonus", "clipped"}
+    assert known <= LOSSES.keys()
+    assert known.intersection(SHARING) == {"gspo", "gmpo"} and known.intersection(PENALISED) == {"entropy_bonus"}
+    assert known.intersection(CLIPPED) == {"grpo", "bnpo", "dapo", "dr_grpo", "gspo", "clipped"}
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in PENALISED])
 def test_at_ratio_1_every_loss_has_the_gradient_of_minus_advantage_times_logprob(name):
     batch = random_batch(0)
     batch = batch._replace(old_logprobs=batch.logprobs.clone())
     mask, lengths = batch.completion_mask, batch.completion_mask.sum(1, keepdim=True)
-    share = {
+    by_name = {
         "grpo": 1 / lengths / 6,
         "gspo": 1 / lengths / 6,
+        "sapo": 1 / lengths / 6,
+        "gmpo": 1 / lengths / 6,
         "dr_grpo": torch.tensor(1 / (6 * LONGEST), dtype=torch.float64),
-    }.get(name, 1 / mask.sum())
+        **dict.fromkeys(("bnpo", "dapo", "clipped", "cispo", "dppo"), 1 / mask.sum()),
+    }
+    share = by_name[name] if name in by_name else share_of_tokens(LOSSES[name](), mask)
     expected = torch.where(mask, -batch.advantages[:, None] * share, 0.0)
     torch.testing.assert_close(value_and_gradient(LOSSES[name](), batch)[1], expected, rtol=1e-6, atol=0)
 
     weights = random_weights(0, batch)
-    if name != "gspo":
+    if name not in SHARING:
         weighted = value_and_gradient(LOSSES[name](), batch, sampling_weights=weights)[1]
         torch.testing.assert_close(weighted, expected * weights, rtol=1e-6, atol=0)
 
@@ -102,7 +129,7 @@ def test_cispo_counts_capped_tokens_of_positive_advantage_as_trl_does():
     assert metrics[keys.CISPO_CLIP_RATIO].item() == pytest.approx(2 / 5)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cispo"])
+@pytest.mark.parametrize("name", CLIPPED)
 def test_delta_does_not_change_what_counts_as_clipped(name):
     batch = random_batch(3)
     assert LOSSES[name](delta=1.3)(*batch).metrics == LOSSES[name]()(*batch).metrics
@@ -110,8 +137,8 @@ def test_delta_does_not_change_what_counts_as_clipped(name):
 
 def test_a_loss_of_ones_own_is_a_surrogate():
     class Plain(PolicyLoss):
-        def surrogate(self, logprobs, log_ratio, advantages, mask):
-            return Surrogate(-advantages * logprobs, {})
+        def surrogate(self, inputs):
+            return Surrogate(-inputs.advantages * inputs.logprobs, {})
 
     batch = random_batch(4)
     value, gradient = value_and_gradient(Plain(beta=0.1), batch)

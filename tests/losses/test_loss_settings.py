@@ -4,7 +4,7 @@ import math
 
 import pytest
 from jsonargparse import ArgumentParser
-from losses.loss_batches import LOSSES
+from losses.loss_batches import CLIPPED, LOSSES
 
 from grpovi_lightning import losses
 from grpovi_lightning.errors import UserError
@@ -14,13 +14,16 @@ from grpovi_lightning.losses import (
     BNPOLoss,
     CISPOLoss,
     DAPOLoss,
+    DPPOTVLoss,
     DrGRPOLoss,
+    EntropyBonus,
+    GMPOLoss,
     GRPOLoss,
     GSPOLoss,
     PolicyLoss,
+    SAPOLoss,
 )
-
-CLIPPED = [name for name in LOSSES if name != "cispo"]
+from grpovi_lightning.losses.clipped import ClippedLoss
 
 
 @pytest.mark.parametrize(
@@ -75,19 +78,57 @@ def test_dr_grpo_refuses_a_length_that_is_none(length):
         DrGRPOLoss(length)
 
 
-@pytest.mark.parametrize("name", [n for n in losses.__all__ if n.endswith("Loss") and n != "PolicyLoss"])
-def test_every_loss_and_its_penalty_can_be_chosen_in_yaml(name):
+def from_yaml(name, settings):
+    """The loss that `model.init_args.loss` makes."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--loss", type=PolicyLoss)
-    settings = {"beta": 0.1, "kl": {"class_path": "grpovi_lightning.losses.K2"}}
-    if name == "DrGRPOLoss":
-        settings["max_completion_length"] = 64
-    if name != "CISPOLoss":
-        settings["delta"] = 2.0
     parsed = parser.parse_object({"loss": {"class_path": f"grpovi_lightning.losses.{name}", "init_args": settings}})
     instantiate = (
         getattr(parser, "instantiate", None) or parser.instantiate_classes
     )  # its name before jsonargparse 4.49
-    loss = instantiate(parsed).loss
+    return instantiate(parsed).loss
+
+
+@pytest.mark.parametrize("name", [n for n in losses.__all__ if n.endswith("Loss") and n != "PolicyLoss"])
+def test_every_loss_and_its_penalty_can_be_chosen_in_yaml(name):
+    settings = {"beta": 0.1, "kl": {"class_path": "grpovi_lightning.losses.K2"}}
+    settings |= {"max_completion_length": 64} if name == "DrGRPOLoss" else {}
+    settings |= {"delta": 2.0} if issubclass(getattr(losses, name), ClippedLoss) else {}
+    loss = from_yaml(name, settings)
     assert type(loss) is getattr(losses, name)
     assert loss.beta == 0.1 and isinstance(loss.kl, K2)
+
+
+def test_a_bonus_is_put_beside_any_loss_in_yaml():
+    inner = {"class_path": "grpovi_lightning.losses.SAPOLoss", "init_args": {"beta": 0.1, "sapo_temperature_neg": 2.0}}
+    loss = from_yaml("EntropyBonus", {"loss": inner, "entropy_coef": 0.01})
+    assert type(loss.loss) is SAPOLoss and (loss.beta, loss.entropy_coef) == (0.1, 0.01)
+    assert loss.loss.sapo_temperature_neg == 2.0 and loss.penalties == ["beta 0.1", "entropy_coef 0.01"]
+
+
+@pytest.mark.parametrize("name", ["sapo_temperature_pos", "sapo_temperature_neg"])
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan, math.inf])
+def test_sapo_refuses_a_temperature_that_is_none(name, tau):
+    with pytest.raises(UserError, match=rf"^{name}: got {tau}, expected a finite number above 0$"):
+        SAPOLoss(**{name: tau})
+
+
+@pytest.mark.parametrize("bad", [{"epsilon": 0.0}, {"epsilon": math.inf}, {"epsilon_high": -0.1}])
+def test_gmpo_refuses_a_clip_range_that_is_none(bad):
+    with pytest.raises(UserError, match="clip range: got epsilon"):
+        GMPOLoss(**bad)
+    assert (GMPOLoss().epsilon, GMPOLoss().epsilon_high) == (0.4, 0.4)
+
+
+@pytest.mark.parametrize("bad", [{"epsilon": 0.0}, {"epsilon": 1.1}, {"epsilon_high": -0.1}, {"epsilon": math.nan}])
+def test_dppo_refuses_a_change_of_probability_that_is_none(bad):
+    with pytest.raises(UserError, match="trust region: got epsilon"):
+        DPPOTVLoss(**bad)
+    with pytest.raises(UserError, match=r"max_ratio: got 0\.5, expected at least 1"):
+        DPPOTVLoss(max_ratio=0.5)
+
+
+@pytest.mark.parametrize("coefficient", [-0.1, math.nan, math.inf])
+def test_an_entropy_coefficient_that_is_none_is_refused(coefficient):
+    with pytest.raises(UserError, match=f"entropy_coef: got {coefficient}, expected a finite number of at least 0"):
+        EntropyBonus(GRPOLoss(), coefficient)

@@ -10,7 +10,15 @@ from modules.grpo_runs import PROMPTS, graded, grpo, prompt_data, quiet, trainer
 
 from grpovi_lightning.adjustment import VarianceIncrease
 from grpovi_lightning.advantages import GroupAdvantage
-from grpovi_lightning.losses import BNPOLoss, DAPOLoss, GRPOLoss, GSPOLoss, TruncatedImportanceSampling
+from grpovi_lightning.losses import (
+    BNPOLoss,
+    DAPOLoss,
+    EntropyBonus,
+    GRPOLoss,
+    GSPOLoss,
+    HighEntropyTokens,
+    TruncatedImportanceSampling,
+)
 from grpovi_lightning.modules.resampling import DynamicResampling
 from grpovi_lightning.rewards import CompositeReward, RewardFunction
 from grpovi_lightning.rewards.online import (
@@ -57,6 +65,12 @@ VARIANTS = {
     "resampling": {"loss": GRPOLoss(beta=0.04), "reward": half_equal, "resampling": DynamicResampling(1)},
     "minibatches": {"loss": GSPOLoss(), "num_iterations": 2, "num_minibatches": 2},
     "learning": {"loss": GRPOLoss(beta=0.04), "reward": learning},
+    "entropies": {
+        "loss": EntropyBonus(GRPOLoss(beta=0.04), entropy_coef=0.05),
+        "token_selection": HighEntropyTokens(0.3),
+        "prompts_per_micro_batch": 1,
+        "num_minibatches": 2,
+    },
     "correction": {"loss": GRPOLoss(beta=0.04), "importance_sampling": TruncatedImportanceSampling()},
 }
 

@@ -63,13 +63,13 @@ MASKS = {
 
 
 class Problem:
-    """States [B, T, D], a linear head with a bias, and ids; an upstream gradient for each log-probability."""
+    """States [B, T, D], a linear head with a bias, and ids; upstream gradients of log-probabilities and entropies."""
 
     def __init__(self, tied=False):
         generator = torch.Generator().manual_seed(4)
         self.head = torch.nn.Linear(D, V)
         self.tokens = torch.randint(0, V, (B, T), generator=generator)
-        self.upstream = torch.randn(B, T, generator=generator)
+        self.upstream, self.of_entropies = (torch.randn(B, T, generator=generator) for _ in range(2))
         self.ids = torch.randint(0, V, (B, T), generator=generator)
         with torch.no_grad():
             self.head.weight.copy_(torch.randn(V, D, generator=generator))
@@ -81,16 +81,19 @@ class Problem:
     def states(self):
         return self.inputs + self.head.weight[self.tokens] if self.tied else self.inputs * 1.0
 
-    def solve(self, mask, tokens_at_once, temperature=0.7):
-        """Statistics, and the gradients of the sum of upstream * log-probability."""
-        found = chunked_statistics(self.states, self.head, self.ids, mask, temperature, tokens_at_once * V)
-        (found.logprobs * self.upstream).sum().backward()
+    def solve(self, mask, tokens_at_once, temperature=0.7, entropy_gradient=False):
+        """Statistics, and the gradients of the sum of upstream * log-probability, and of the same of the entropies."""
+        found = chunked_statistics(
+            self.states, self.head, self.ids, mask, temperature, tokens_at_once * V, entropy_gradient
+        )
+        total = (found.logprobs * self.upstream).sum()
+        (total + (found.entropies * self.of_entropies).sum() if entropy_gradient else total).backward()
         gradients = [x.grad.clone() for x in (self.inputs, self.head.weight, self.head.bias)]
         for x in (self.inputs, self.head.weight, self.head.bias):
             x.grad = None
         return found, gradients
 
-    def reference(self, mask, temperature=0.7):
+    def reference(self, mask, temperature=0.7, entropy_gradient=False):
         """The same in NumPy and float64, one token after the other, with the gradient worked out by hand."""
         weight, bias = self.head.weight.detach().double().numpy(), self.head.bias.detach().double().numpy()
         states = self.states.detach().double().numpy()
@@ -101,6 +104,8 @@ class Problem:
             p, token = np.exp(row), int(self.ids[b, t])
             logprobs[b, t], entropies[b, t] = row[token], -np.sum(p * row)
             slope = float(self.upstream[b, t]) * (np.eye(V)[token] - p) / temperature
+            if entropy_gradient:  # dH / dz_j = -p_j (log p_j + H) / temperature
+                slope -= float(self.of_entropies[b, t]) * p * (row + entropies[b, t]) / temperature
             of_states[b, t] = slope @ weight
             of_weight += np.outer(slope, states[b, t])
             of_bias += slope
@@ -110,17 +115,18 @@ class Problem:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("entropy_gradient", [False, True], ids=["", "entropies"])
 @pytest.mark.parametrize("tokens_at_once", [1, 2, 5, 1000])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_chunks_give_numpys_statistics_and_gradients_whatever_their_size(mask, tokens_at_once, tied):
+def test_chunks_give_numpys_statistics_and_gradients_whatever_their_size(mask, tokens_at_once, entropy_gradient, tied):
     problem = Problem(tied)
 
-    found, gradients = problem.solve(mask, tokens_at_once)
+    found, gradients = problem.solve(mask, tokens_at_once, entropy_gradient=entropy_gradient)
 
-    statistics, expected = problem.reference(mask)
+    statistics, expected = problem.reference(mask, entropy_gradient=entropy_gradient)
     assert found.logprobs.dtype == found.entropies.dtype == torch.float32
     np.testing.assert_allclose(found.logprobs.detach(), statistics[0], atol=1e-5)
-    np.testing.assert_allclose(found.entropies, statistics[1], atol=1e-5)
+    np.testing.assert_allclose(found.entropies.detach(), statistics[1], atol=1e-5)
     for gradient, reference in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, reference, atol=2e-5)
 
@@ -171,12 +177,32 @@ def test_entropies_carry_no_gradient_and_are_not_doubled_by_the_backward_pass():
 def test_without_gradient_there_is_no_graph():
     problem = Problem()
     with torch.no_grad():
-        found = chunked_statistics(problem.states, problem.head, problem.ids, MASKS["all"], logits_at_once=V)
+        found = chunked_statistics(
+            problem.states, problem.head, problem.ids, MASKS["all"], logits_at_once=V, entropy_gradient=True
+        )
 
-    assert not found.logprobs.requires_grad
+    assert not found.logprobs.requires_grad and not found.entropies.requires_grad
 
 
-def kept_for_the_backward(tokens_at_once, n_tokens=64, vocabulary=50):
+def test_asking_for_the_gradient_of_the_entropies_changes_neither_values_nor_the_other_gradient():
+    problem = Problem()
+    plain, gradients = problem.solve(MASKS["holes"], 2)
+    problem.of_entropies.zero_()
+    found, others = problem.solve(MASKS["holes"], 2, entropy_gradient=True)
+
+    assert torch.equal(found.logprobs, plain.logprobs) and torch.equal(found.entropies, plain.entropies)
+    assert all(torch.equal(a, b) for a, b in zip(others, gradients, strict=True))
+
+
+def test_tokens_that_are_ruled_out_leave_the_gradient_of_the_entropy_finite():
+    logits = torch.tensor([[0.0, 1.0, -math.inf], [5.0, -math.inf, -math.inf]], requires_grad=True)
+    token_statistics(logits, torch.tensor([1, 0]), entropy_gradient=True).entropies.sum().backward()
+    p = math.exp(1) / (1 + math.exp(1))
+    slope = p * (1 - p)  # of the entropy of two outcomes, by the difference of their logits, which is 1
+    torch.testing.assert_close(logits.grad, torch.tensor([[slope, -slope, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def kept_for_the_backward(tokens_at_once, n_tokens=64, vocabulary=50, entropy_gradient=False):
     """Sizes of the tensors that the graph keeps, and of those that exist at once while it is walked backwards."""
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(D, vocabulary)
@@ -195,18 +221,20 @@ def kept_for_the_backward(tokens_at_once, n_tokens=64, vocabulary=50):
             ids,
             torch.ones(1, n_tokens, dtype=torch.bool),
             logits_at_once=tokens_at_once * vocabulary,
+            entropy_gradient=entropy_gradient,
         )
     while_forward = list(logits)
-    found.logprobs.sum().backward()
+    (found.logprobs + found.entropies).sum().backward()
     return max(kept), sum(kept), while_forward, logits[len(while_forward) :]
 
 
-def test_no_tensor_of_the_size_of_all_logits_is_kept_where_there_are_several_chunks():
+@pytest.mark.parametrize("entropy_gradient", [False, True], ids=["", "entropies"])
+def test_no_tensor_of_the_size_of_all_logits_is_kept_where_there_are_several_chunks(entropy_gradient):
     all_logits = 64 * 50
 
     assert kept_for_the_backward(64)[0] >= all_logits  # one chunk keeps them: the count can tell
 
-    largest, total, forward, backward = kept_for_the_backward(8)
+    largest, total, forward, backward = kept_for_the_backward(8, entropy_gradient=entropy_gradient)
     assert largest < 8 * 50 < all_logits
     assert total < all_logits
     assert max(forward) == max(backward) == 8
