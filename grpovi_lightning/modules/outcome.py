@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpovi_lightning.adjustment import Adjusted
+from grpovi_lightning.adjustment import Adjusted, Increase
 from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.modules.update_metrics import UpdateResult
 from grpovi_lightning.rewards.base import RewardUpdate
@@ -51,6 +51,13 @@ class StepOutcome:
     def rewards(self) -> Tensor:
         """[P, G] raw rewards, in units of the reward."""
         return self.scored.rewards
+
+    @property
+    def increase(self) -> Increase | None:
+        """What the adjustment did to the rewards, whether it says so itself or not; None for GRPO."""
+        if not self.adjusts:
+            return None
+        return self.adjusted.increase or Increase.unweighted(self.rewards, self.adjusted.rewards)
 
     @property
     def bounded(self) -> Tensor:

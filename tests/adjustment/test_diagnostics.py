@@ -191,3 +191,31 @@ def test_a_batch_without_any_reward_has_all_the_names_and_says_nothing():
     assert residuals == [0.0, 0.0, 0.0] and metrics[keys.ADJUSTMENT_ADVANTAGE_COSINE] == 1.0
     others = [v for name, v in metrics.items() if "residual" not in name and name != keys.ADJUSTMENT_ADVANTAGE_COSINE]
     assert all(value.isnan() for value in others)
+
+
+def test_where_there_are_no_advantages_to_compare_cosine_and_flips_are_no_numbers_and_the_rest_is_as_ever():
+    item = increase()
+    nothing = torch.full_like(REWARDS, torch.nan)
+    for first, second in ((nothing, centred(REWARDS)), (centred(REWARDS), nothing), (nothing, nothing)):
+        found = increase_metrics(item, first, second)
+        undefined = {name for name, value in found.items() if value.isnan()}
+        assert undefined == {keys.ADJUSTMENT_ADVANTAGE_COSINE, keys.ADJUSTMENT_SIGN_FLIPS}
+
+
+def test_an_adjustment_without_weights_and_range_is_described_by_equal_weights_and_each_groups_own_range():
+    rewards = torch.tensor([[0.0, 1.0, 3.0, 4.0], [NAN, 2.0, 2.0, NAN]])
+    adjusted = torch.tensor([[1.0, 1.0, 7.0, -1.0], [NAN, 2.5, 2.0, NAN]])
+    found = metrics_of(Increase.unweighted(rewards, adjusted))
+    expected = {
+        keys.ADJUSTMENT_VARIANCE_BEFORE: (2.5 + 0.0) / 2,
+        keys.ADJUSTMENT_VARIANCE_AFTER: (9.0 + 0.0625) / 2,
+        keys.ADJUSTMENT_FRAC_CHANGED: 1.0,
+        keys.ADJUSTMENT_FRAC_ZERO_VARIANCE: 0.5,
+        keys.ADJUSTMENT_EFFECTIVE_WEIGHTS: 3.0,
+        keys.ADJUSTMENT_RANGE_LOWER: 0.5,
+        keys.ADJUSTMENT_RANGE_UPPER: 3.5,
+        keys.ADJUSTMENT_RESIDUAL_MEAN: 0.125,  # 0.25 of a range of 2, made up around equal rewards
+        keys.ADJUSTMENT_RESIDUAL_BOUNDS: 0.75,  # 7 is 3 of 4 beyond the range
+        keys.ADJUSTMENT_RESIDUAL_ORDER: 2.0,  # the best became the worst
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
