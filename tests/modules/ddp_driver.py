@@ -86,7 +86,8 @@ def run_variant(policy_folder: str, folder: Path, devices: int, variant: str) ->
     module = grpo(
         policy_folder,
         learning(policy_folder) if reward is learning else reward,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        # One step has to be seen also where advantages are not scaled.
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.3 if variant in EVERY_CLASS else 0.1),
         **made,
         **settings,
     )
