@@ -144,9 +144,9 @@ STEP_SHARE_REST = scalar("throughput/frac_rest", "mean")
 """Share of `step_time` that no phase took."""
 
 # The adjustment. Every GRPO-family run logs all of these: what its adjustment did, and where it has none, what a
-# variance increase would have done to its rollouts. An adjustment without weights of its own has equal ones here, and
-# one without a range that of each group's rewards. Means over groups, where nothing else is said; only completions with
-# a reward count, and only groups that have one. NaN where no group has.
+# variance increase would have done to its rollouts. An adjustment without weights and range of its own is described by
+# those of the run's `counterfactual`. Means over groups, where nothing else is said; only completions with a reward
+# count, and only groups that have one. NaN where no group has.
 ADJUSTMENT_VARIANCE_BEFORE = scalar("adjustment/variance_before", "mean")
 """Reward variance under the adjustment's weights."""
 ADJUSTMENT_VARIANCE_AFTER = scalar("adjustment/variance_after", "mean")

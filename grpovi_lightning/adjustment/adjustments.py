@@ -39,20 +39,13 @@ class Increase:
         """[P, G] bool, the completions that have a reward."""
         return ~self.rewards.isnan()
 
-    @staticmethod
-    def unweighted(rewards: Tensor, adjusted: Tensor) -> "Increase":
-        """Describe an adjustment that has neither weights nor a range: equal weights, and each group's own range."""
-        _, lower, upper = GroupRange()(rewards)
-        log_weights = torch.zeros_like(rewards, dtype=torch.float64).masked_fill(rewards.isnan(), -torch.inf)
-        return Increase(rewards, adjusted, log_weights, lower, upper)
-
 
 class Adjusted(NamedTuple):
     """Result of an adjustment.
 
     Attributes:
         rewards: [P, G] adjusted, to compute advantages from.
-        increase: what was done, for diagnostics; None where the adjustment has neither weights nor bounds.
+        increase: what was done, for diagnostics; None where the adjustment has no weights and range of its own.
     """
 
     rewards: Tensor
@@ -182,6 +175,15 @@ class VarianceIncrease(Adjustment):
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         increase = self.increase(rewards, rollout)
         return Adjusted(increase.adjusted, increase)
+
+    def describe(self, adjusted: Tensor, rewards: Tensor, rollout: Rollout) -> Increase:
+        """Describe what an adjustment without weights and range of its own made of rewards, by those of this one.
+
+        A range that moves rewards is not one of them: each group's smallest and largest stand in its place.
+        """
+        here = self.increase(rewards, rollout)
+        _, lower, upper = GroupRange()(rewards) if self.range.moves_rewards else (None, here.lower, here.upper)
+        return Increase(rewards, adjusted, here.log_weights, lower, upper)
 
     def increase(self, rewards: Tensor, rollout: Rollout) -> Increase:
         """Pose and solve model (3) for raw rewards [P, G]; NaN where a completion could not be scored."""

@@ -255,7 +255,7 @@ class GRPOModule(FrozenLeftOut):
         """Count and log a step that took so many seconds on this rank: `step_time`, and each phase."""
         self.n_tokens += sum_over_ranks(outcome.scored.n_tokens)
         self.train_seconds += seconds[keys.STEP_TIME]
-        increase = outcome.increase or self.counterfactual.increase(outcome.rewards, outcome.rollout)
+        increase = outcome.increase(self.counterfactual)
         scalars = step_scalars(outcome, increase, self.advantage, self.reward.weights())
         of_rank = seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
         if self.resampling is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpovi_lightning.adjustment import Adjusted, Increase
+from grpovi_lightning.adjustment import Adjusted, Increase, VarianceIncrease
 from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.modules.update_metrics import UpdateResult
 from grpovi_lightning.rewards.base import RewardUpdate
@@ -52,12 +52,13 @@ class StepOutcome:
         """[P, G] raw rewards, in units of the reward."""
         return self.scored.rewards
 
-    @property
-    def increase(self) -> Increase | None:
-        """What the adjustment did to the rewards, whether it says so itself or not; None for GRPO."""
-        if not self.adjusts:
-            return None
-        return self.adjusted.increase or Increase.unweighted(self.rewards, self.adjusted.rewards)
+    def increase(self, counterfactual: VarianceIncrease) -> Increase:
+        """Return what the adjustment did to the rewards; for GRPO, what the variance increase would have done."""
+        if self.adjusted.increase is not None:
+            return self.adjusted.increase
+        if self.adjusts:
+            return counterfactual.describe(self.adjusted.rewards, self.rewards, self.rollout)
+        return counterfactual.increase(self.rewards, self.rollout)
 
     @property
     def bounded(self) -> Tensor:

@@ -44,10 +44,11 @@ def reported(step: Callable[[Any, PromptBatch, int], StepOutcome]) -> Callable[.
 
 def announce_diagnostics(module: L.LightningModule, needs_reference: bool) -> None:
     """Tell the user where the diagnostics cannot use the paper's weights."""
-    if not needs_reference and not module.adjustment.adjusts:  # type: ignore[union-attr]
+    if not needs_reference:
+        done = "the adjustment did" if module.adjustment.adjusts else "GRPOVI would have done"  # type: ignore[union-attr]
         module.print(
             "adjustment/*: no update needs the reference policy, so it does not score what is trained on, and what "
-            "GRPOVI would have done is logged for uniform weights; set model.counterfactual for the paper's weights"
+            f"{done} is logged for uniform weights; set model.counterfactual for the paper's weights"
         )
 
 

@@ -11,7 +11,7 @@ from helpers.two_processes import run_in_two_processes
 from torch.nn.functional import pad
 
 from grpovi_lightning import adjustment as room
-from grpovi_lightning.adjustment import Increase
+from grpovi_lightning.adjustment import GroupRange, SigmoidRange, UniformWeights, VarianceIncrease
 from grpovi_lightning.advantages import GroupAdvantage
 
 NAN = math.nan
@@ -127,10 +127,16 @@ def test_what_it_does_to_standardised_advantages_of_pairs_and_of_groups_is_what_
 
 
 @each
-def test_its_effect_can_be_described(name):
+@pytest.mark.parametrize("range_", [GroupRange(), SigmoidRange(0.0, 1.0)], ids=["group", "sigmoid"])
+def test_its_effect_can_be_described(name, range_):
     adjustment, rewards, rollout = ADJUSTMENTS[name](), given(), sampled()
     adjusted = adjustment(rewards, rollout)
-    described = adjusted.increase or Increase.unweighted(rewards, adjusted.rewards)
+    other = VarianceIncrease(UniformWeights(), range_)
+    described = adjusted.increase or other.describe(adjusted.rewards, rewards, rollout)
+    if adjusted.increase is None:  # whatever range it is described by, the rewards are its own
+        assert described.rewards is rewards
+        lowest, highest = (described.lower <= rewards.nan_to_num(0.3)), (described.upper >= rewards.nan_to_num(0.3))
+        assert (lowest & highest)[:-1].all()
     assert described.adjusted is adjusted.rewards and described.lower.shape == described.upper.shape == (P, 1)
     assert (described.lower < described.upper).all() and torch.equal(described.scored, ~rewards.isnan())
     assert (described.log_weights[~described.scored] == -torch.inf).all()
