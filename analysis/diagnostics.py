@@ -40,7 +40,7 @@ _FACTS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer
 
 
 def adjustment_means(runs: pd.DataFrame) -> pd.DataFrame:
-    """Average the scalars of variance increase, applied or not, over each run's training and then over seeds.
+    """Average the scalars of the adjustment, or of the variance increase not applied, over training, then over seeds.
 
     Args:
         runs: Rows of the runs that count.

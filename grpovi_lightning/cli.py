@@ -21,6 +21,7 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   power    say how many seeds a difference takes, from a study or a pilot:
                                grpovi power DIR [--metric NAME] [--baseline ARM]
   diagnose tell what is wrong with runs, of TRL as well: grpovi diagnose RUN... [--gold NAME]
+  methods  list the adjustments, advantages, losses and the rest that a run can be made of
   sample   sample completions of a policy and score them, without training:
                                grpovi sample --config A.yaml --output DIR [--preferences REWARD]
   teach    measure which reward will teach a policy fastest, and what GRPOVI can add: the arguments are those of sample
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         "report": partial(_report, "report"),
         "power": partial(_report, "power"),
         "diagnose": _diagnose,
+        "methods": _methods,
         "sample": partial(_sample, "sample"),
         "teach": partial(_sample, "teach"),
         "relabel": _relabel,
@@ -194,6 +196,13 @@ def _diagnose(arguments: list[str]) -> int:
     from grpovi_lightning.report_commands import diagnose
 
     return diagnose(arguments)
+
+
+def _methods(arguments: list[str]) -> int:
+    from grpovi_lightning.methods_command import show
+
+    show(arguments)
+    return 0
 
 
 def _push(arguments: list[str]) -> int:

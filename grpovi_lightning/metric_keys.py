@@ -145,9 +145,10 @@ MFU = scalar("throughput/mfu", "mean")
 STEP_SHARE_REST = scalar("throughput/frac_rest", "mean")
 """Share of `step_time` that no phase took."""
 
-# The variance increase. Every GRPO-family run logs all of these: what it did where the run applies one, and what it
-# would have done to the run's own rollouts where it does not. Means over groups, where nothing else is said; only
-# completions with a reward count, and only groups that have one. NaN where no group has.
+# The adjustment. Every GRPO-family run logs all of these: what its adjustment did, and where it has none, what a
+# variance increase would have done to its rollouts. An adjustment without weights and range of its own is described by
+# those of the run's `counterfactual`. Means over groups, where nothing else is said; only completions with a reward
+# count, and only groups that have one. NaN where no group has.
 ADJUSTMENT_VARIANCE_BEFORE = scalar("adjustment/variance_before", "mean")
 """Reward variance under the adjustment's weights."""
 ADJUSTMENT_VARIANCE_AFTER = scalar("adjustment/variance_after", "mean")
@@ -163,9 +164,10 @@ ADJUSTMENT_EFFECTIVE_WEIGHTS = scalar("adjustment/effective_weights", "mean")
 ADJUSTMENT_RANGE_LOWER = scalar("adjustment/range_lower", "mean")
 ADJUSTMENT_RANGE_UPPER = scalar("adjustment/range_upper", "mean")
 ADJUSTMENT_ADVANTAGE_COSINE = scalar("adjustment/advantage_cosine", "mean")
-"""Cosine, over the batch, between the advantages from increased and from raw rewards."""
+"""Cosine, over the batch, between the advantages from adjusted and from raw rewards; NaN where the advantage is not
+defined for the raw ones, as of the next."""
 ADJUSTMENT_SIGN_FLIPS = scalar("adjustment/sign_flips", "mean")
-"""Share of completions whose advantage changes sign through the increase."""
+"""Share of completions whose advantage changes sign through the adjustment."""
 ADJUSTMENT_RESIDUAL_MEAN = scalar("adjustment/residual_mean", "max")
 """Largest violation of the constraint on the weighted mean in any group, as a share of the range."""
 ADJUSTMENT_RESIDUAL_BOUNDS = scalar("adjustment/residual_bounds", "max")

@@ -14,6 +14,7 @@ from grpovi_lightning.errors import UserError
 
 # First word of the key: without it, two uses with the same numbers would draw the same stream.
 _SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS, _TABLE, _INITIAL = 0, 1, 2, 3, 4, 5, 6, 7
+_DITHER = 8
 
 HELD_OUT_STEP = 1 << 40
 """The step that held-out sampling passes: every evaluation draws the same numbers, and no training step does."""
@@ -57,6 +58,25 @@ def sampling_uniforms(seed: int, step: int, prompt_indices: Tensor, group_size: 
         for prompt in prompt_indices.tolist()
         for member in range(group_size)
     ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def dither_uniforms(seed: int, step: int, prompt_indices: Tensor, group_size: int) -> Tensor:
+    """Draw one uniform number for each completion, for the noise on its reward.
+
+    The stream of a prompt is seeded by (seed, step, prompt index), and the g-th completion gets its g-th number. So a
+    larger group only adds to its end.
+
+    Args:
+        seed: the run's seed.
+        step: the policy step.
+        prompt_indices: [P] stable number of each prompt.
+        group_size: G completions a prompt.
+
+    Returns:
+        [P, G] float64 in [0, 1), on the CPU.
+    """
+    rows = [_generator(_DITHER, seed, step, prompt).random(group_size) for prompt in prompt_indices.tolist()]
     return torch.from_numpy(np.stack(rows))
 
 

@@ -104,6 +104,7 @@ class Rollout:
         texts: B decoded completions without special tokens.
         ref_logprobs: [B, T] float32 of the reference policy, 0 where masked, or None.
         progress: how far the run is, or None outside one.
+        seed: the seed of the sampling, or None where no policy sampled.
     """
 
     prompts: PromptBatch
@@ -118,6 +119,7 @@ class Rollout:
     texts: Sequence[str]
     ref_logprobs: Tensor | None = None
     progress: RunProgress | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.prompts) * self.group_size

@@ -68,8 +68,28 @@ def test_an_arm_of_the_family_differs_from_grpo_in_what_makes_the_method_and_not
 
 
 def test_every_experiment_folder_has_a_readme():
-    for study_file in STUDIES:
-        assert (study_file.parent / "README.md").is_file()
+    for folder in {file.parent for file in ROOT.glob("*/*.yaml")}:
+        assert (folder / "README.md").is_file()
+
+
+BEFORE = {
+    "stretch": "advantage-scaling/unscaled.yaml",
+    "maxrl": "variance/bounded.yaml",
+    "focal": "variance/bounded.yaml",
+}
+"""Overlay of `variance` -> what it needs before it, with the quickstart's reward model."""
+
+
+@pytest.mark.parametrize("overlay", sorted((ROOT / "variance").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_overlay_of_the_variance_methods_is_a_valid_configuration_and_one_knob_that_its_readme_names(overlay):
+    before = [ROOT / BEFORE[overlay.stem]] if overlay.stem in BEFORE else []
+    files = [ROOT / "quickstart" / "grpo.yaml", *before, overlay]
+    check_command(["fit", *(word for file in files for word in ("--config", str(file)))])
+    content = yaml.safe_load(overlay.read_text())
+    assert list(content) in (["model"], ["model", "data"]) and len(content["model"]["init_args"]) == 1
+    readme = (overlay.parent / "README.md").read_text()
+    assert f"`{overlay.name}`" in readme
+    assert all(f"`{file.name}`" in readme or f"`../{file.relative_to(ROOT)}`" in readme for file in before)
 
 
 def test_arms_of_the_online_study_differ_from_grpo_in_the_adjustment_and_from_each_other_in_the_reward():

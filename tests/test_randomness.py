@@ -11,6 +11,7 @@ from scipy import stats
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import (
     HELD_OUT_STEP,
+    dither_uniforms,
     minibatch_order,
     resolve_seed,
     sampling_uniforms,
@@ -53,6 +54,18 @@ def test_the_numbers_are_uniform_and_independent():
     assert stats.kstest(numbers[:, 0].numpy(), "uniform").pvalue > 0.01
     for other in (numbers[:, 1], numbers[:, 0].roll(1)):
         assert stats.pearsonr(numbers[:, 0].numpy(), other.numpy()).pvalue > 0.01
+
+
+def test_noise_on_rewards_has_numbers_of_its_own_for_every_coordinate():
+    found = {
+        where: dither_uniforms(*where, torch.tensor([3, 9]), 5)
+        for where in itertools.product((0, 1), (0, 1, 256, 2**32))
+    }
+    assert all(numbers.shape == (2, 5) and numbers.dtype == torch.float64 for numbers in found.values())
+    assert torch.equal(found[1, 256][1:, :2], dither_uniforms(1, 256, torch.tensor([9]), 2))
+    sampling = sampling_uniforms(1, 0, torch.tensor([3, 9]), 5, 7)
+    everything = torch.cat([*(numbers.flatten() for numbers in found.values()), sampling.flatten()])
+    assert len(everything.unique()) == everything.numel() and everything.min() >= 0 and everything.max() < 1
 
 
 @pytest.mark.parametrize(("n_rows", "rows_per_step"), [(12, 3), (13, 4), (5, 5), (7, 1)])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from grpovi_lightning.adjustment.ranges import RewardRange, RunningRange
+from grpovi_lightning.adjustment.ranges import Bounds, GroupRange, RewardRange, RunningRange
 from grpovi_lightning.adjustment.ties import Ties, TiesName, ties_of
 from grpovi_lightning.adjustment.variance_increase import increase_variance
 from grpovi_lightning.adjustment.weights import CompletionWeights, SequenceWeights
@@ -18,7 +18,7 @@ from grpovi_lightning.structures import Rollout
 
 @dataclass(frozen=True)
 class Increase:
-    """One batch of the paper's model (3) and its solution; a completion that was not scored has the reward NaN.
+    """What an adjustment did to a batch; for `VarianceIncrease`, the paper's model (3) and its solution.
 
     Attributes:
         rewards: [P, G] as the range returned them, raw or moved; NaN where not scored.
@@ -45,7 +45,7 @@ class Adjusted(NamedTuple):
 
     Attributes:
         rewards: [P, G] adjusted, to compute advantages from.
-        increase: the problem and its solution, for diagnostics; None where the adjustment solves none.
+        increase: what was done, for diagnostics; None where the adjustment has no weights and range of its own.
     """
 
     rewards: Tensor
@@ -62,6 +62,8 @@ class Adjustment(nn.Module):
     """Whether the rollout must carry the reference policy's log-probabilities."""
     changes_pairs: bool = True
     """Whether the standardised advantages of a group of two can differ from those of the raw rewards."""
+    only_scales: bool = False
+    """Whether it multiplies the distances of all rewards from the mean of their group by one number, and no more."""
     adjusts: bool = True
     """Whether adjusted rewards can differ from raw ones; False is GRPO. Recorded with the run, for the report."""
 
@@ -75,11 +77,18 @@ class Adjustment(nn.Module):
     def reward_changed(self) -> None:
         """Forget what was learned from earlier rewards: the reward is another one from here on."""
 
+    def bounds(self, rewards: Bounds) -> Bounds:
+        """Return what bounds adjusted rewards where raw ones lie in `rewards`; None: not known before training."""
+        return None
+
 
 class IdentityAdjustment(Adjustment):
     """GRPO: the rewards as they are."""
 
     adjusts = False
+
+    def bounds(self, rewards: Bounds) -> Bounds:
+        return rewards
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         return Adjusted(rewards)
@@ -111,6 +120,9 @@ class RangeOnly(Adjustment):
 
     def reward_changed(self) -> None:
         self.range.reward_changed()
+
+    def bounds(self, rewards: Bounds) -> Bounds:
+        return self.range.bounds(rewards)
 
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         bounded, _, _ = self.range(rewards)
@@ -157,9 +169,21 @@ class VarianceIncrease(Adjustment):
     def reward_changed(self) -> None:
         self.range.reward_changed()
 
+    def bounds(self, rewards: Bounds) -> Bounds:
+        return self.range.bounds(rewards)
+
     def forward(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         increase = self.increase(rewards, rollout)
         return Adjusted(increase.adjusted, increase)
+
+    def describe(self, adjusted: Tensor, rewards: Tensor, rollout: Rollout) -> Increase:
+        """Describe what an adjustment without weights and range of its own made of rewards, by those of this one.
+
+        A range that moves rewards is not one of them: each group's smallest and largest stand in its place.
+        """
+        here = self.increase(rewards, rollout)
+        _, lower, upper = GroupRange()(rewards) if self.range.moves_rewards else (None, here.lower, here.upper)
+        return Increase(rewards, adjusted, here.log_weights, lower, upper)
 
     def increase(self, rewards: Tensor, rollout: Rollout) -> Increase:
         """Pose and solve model (3) for raw rewards [P, G]; NaN where a completion could not be scored."""

@@ -1,4 +1,4 @@
-"""Scalars that show what a variance increase did to a batch."""
+"""Scalars that show what an adjustment did to the rewards of a batch."""
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Ten
     (0.0625, 0.25)
 
     Args:
-        increase: the problem and its solution.
-        raw_advantages: [P, G] of the raw rewards; 0 where a completion was not scored.
-        advantages: [P, G] of the adjusted rewards; 0 where a completion was not scored.
+        increase: what was done.
+        raw_advantages: [P, G] of the raw rewards; 0 where a completion was not scored, all NaN where there are none.
+        advantages: [P, G] of the adjusted rewards, likewise.
 
     Returns:
         name -> float64 scalar. Where no completion was scored, cosine and residuals are numbers, the rest NaN.
@@ -41,6 +41,8 @@ def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Ten
     uniform = scored.double() / scored.sum(dim=1, keepdim=True)
     span = upper - lower
     before = weighted_variance(rewards, weights)
+    flips = (raw_advantages.sign() * advantages.sign() < 0).double()
+    flips = flips.masked_fill((raw_advantages + advantages).isnan(), torch.nan)
     return {
         keys.ADJUSTMENT_VARIANCE_BEFORE: before.mean(),
         keys.ADJUSTMENT_VARIANCE_AFTER: weighted_variance(adjusted, weights).mean(),
@@ -52,7 +54,7 @@ def increase_metrics(increase: Increase, raw_advantages: Tensor, advantages: Ten
         keys.ADJUSTMENT_RANGE_LOWER: lower.mean(),
         keys.ADJUSTMENT_RANGE_UPPER: upper.mean(),
         keys.ADJUSTMENT_ADVANTAGE_COSINE: _cosine(raw_advantages.double(), advantages.double()),
-        keys.ADJUSTMENT_SIGN_FLIPS: (raw_advantages.sign() * advantages.sign() < 0)[increase.scored].double().mean(),
+        keys.ADJUSTMENT_SIGN_FLIPS: flips[increase.scored].mean(),
         keys.ADJUSTMENT_RESIDUAL_MEAN: _largest((weights * (adjusted - rewards)).sum(dim=1, keepdim=True).abs() / span),
         keys.ADJUSTMENT_RESIDUAL_BOUNDS: _largest(torch.maximum(lower - adjusted, adjusted - upper) / span),
         keys.ADJUSTMENT_RESIDUAL_ORDER: _largest(_in_order(rewards, adjusted, scored).diff(dim=1) / span),

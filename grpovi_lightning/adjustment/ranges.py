@@ -9,6 +9,9 @@ from grpovi_lightning.distributed import max_over_ranks, sum_over_ranks
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.ops.masked import masked_extremes, masked_sum
 
+Bounds = tuple[float, float] | None
+"""Smallest and largest reward that there can be; None where that is not known before rewards are."""
+
 
 class RewardRange(nn.Module):
     """Rewards -> rewards to adjust, and the bounds for each prompt.
@@ -22,6 +25,10 @@ class RewardRange(nn.Module):
     @abstractmethod
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (rewards to adjust [P, G], lower [P, 1], upper [P, 1]) for raw rewards [P, G]."""
+
+    def bounds(self, rewards: Bounds) -> Bounds:
+        """Return what bounds every [m, M] where the raw rewards lie in `rewards`; None: not known."""
+        return rewards
 
     def reward_changed(self) -> None:
         """Forget the rewards seen so far: the reward is another one from here on. Bounds set in the YAML stay."""
@@ -48,6 +55,9 @@ class FixedRange(RewardRange):
             raise UserError(f"reward range: got lower {lower}, upper {upper}; expected finite numbers, lower < upper")
         self.lower, self.upper, self.clip = lower, upper, clip
         self.moves_rewards = clip
+
+    def bounds(self, rewards: Bounds) -> Bounds:
+        return self.lower, self.upper
 
     def forward(self, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outside = (rewards < self.lower) | (rewards > self.upper)
@@ -159,6 +169,9 @@ class SigmoidRange(RewardRange):
         self.is_given = centre is not None
         self.register_buffer("centre", torch.tensor(torch.nan if centre is None else centre, dtype=torch.float64))
         self.register_buffer("scale", torch.tensor(torch.nan if scale is None else scale, dtype=torch.float64))
+
+    def bounds(self, rewards: Bounds) -> Bounds:
+        return 0.0, 1.0
 
     def reward_changed(self) -> None:
         if not self.is_given:

@@ -4,10 +4,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from grpovi_lightning.advantages.base import Advantage, centred
+from grpovi_lightning.advantages.base import Advantage
 from grpovi_lightning.distributed import gather_rows
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.ops.masked import masked_moments
+from grpovi_lightning.ops.masked import centred, masked_moments
 
 ScaleRewards = Literal["group", "batch", "none"]
 
@@ -50,7 +50,11 @@ class GroupAdvantage(Advantage):
     def standardised(self) -> bool:
         return self.scale_rewards == "group"
 
-    def advantages(self, rewards: Tensor, scored: Tensor) -> Tensor:
+    @property
+    def ignores_scale(self) -> bool:
+        return self.standardised
+
+    def advantages(self, rewards: Tensor, scored: Tensor, lengths: Tensor) -> Tensor:
         match self.scale_rewards:
             case "group":
                 scale = masked_moments(rewards, scored)[1] + self.eps

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from grpovi_lightning.advantages.base import Advantage, centred
+from grpovi_lightning.advantages.base import Advantage
+from grpovi_lightning.ops.masked import centred
 
 
 class LeaveOneOutAdvantage(Advantage):
@@ -23,7 +24,7 @@ class LeaveOneOutAdvantage(Advantage):
     the penalty and the clipping belong to the loss.
     """
 
-    def advantages(self, rewards: Tensor, scored: Tensor) -> Tensor:
+    def advantages(self, rewards: Tensor, scored: Tensor, lengths: Tensor) -> Tensor:
         # n / (n - 1) undoes that a completion is part of its own mean.
         count = scored.sum(dim=1, keepdim=True).to(rewards.dtype)
         return centred(rewards, scored) * (count / (count - 1).clamp(min=1))

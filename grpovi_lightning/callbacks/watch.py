@@ -73,8 +73,8 @@ class RewardWatch(L.Callback):
             self._warn(
                 trainer,
                 "adjustment without effect",
-                f"{self._adjustment} changed none of {self._groups} groups over {self._steps} steps: their rewards are "
-                "already at maximal variance, as 0/1 rewards are. Over these steps this run equals GRPO",
+                f"{self._adjustment} changed none of {self._groups} groups over {self._steps} steps. Over these steps "
+                "this run equals GRPO, as it must where all rewards are at the ends of the range, such as 0 and 1",
             )
         self._reset()
 

@@ -103,6 +103,6 @@ FLIPPED = Rule(
     needs(keys.ADJUSTMENT_SIGN_FLIPS),
     f"more than {share(SIGN_FLIPS)} of the completions",
     "ours",
-    "The adjustment punishes what the reward calls good: look at its range and its weights; `UniformWeights` keep the "
-    "mean.",
+    "The adjustment punishes what the reward calls good: look at its range and its weights, or how wide its noise is; "
+    "`UniformWeights` keep the mean.",
 )

@@ -25,8 +25,8 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, SharedReference
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
+from grpovi_lightning.modules.combination import check_combination
 from grpovi_lightning.modules.evaluation import Evaluator, HeldOutEvaluation, held_out_names
-from grpovi_lightning.modules.group_size import check_group_size
 from grpovi_lightning.modules.initial_sample import check_initial_sample, fit_normalisation
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
@@ -70,7 +70,7 @@ class GRPOModule(FrozenLeftOut):
         updates: how a rollout is divided into updates and micro-batches, and what is left out of them.
         optimizer: called with the policy's parameters.
         lr_scheduler: called with the optimizer; stepped once per update.
-        counterfactual: the variance increase whose effect on each rollout is logged in a run that applies none.
+        counterfactual: the variance increase whose effect on each rollout is logged in a run without an adjustment.
             Default: the paper's weights where the updates need the reference policy, else uniform weights.
         evaluation: how the policy is evaluated on held-out prompts.
         seed: seeds the sampling; None: the run's `seed_everything`.
@@ -133,7 +133,7 @@ class GRPOModule(FrozenLeftOut):
                 "compile_passes: got it with gradient_checkpointing, under which updates cannot run a prompt once for "
                 "its group; leave one of the two out"
             )
-        check_group_size(self.group_size, self.advantage, self.adjustment)
+        check_combination(self.group_size, self.reward, self.adjustment, self.advantage)
 
     def check_inputs(self) -> None:
         """Raise `UserError` for checkpoints that are not there, before anything is loaded."""
@@ -201,8 +201,9 @@ class GRPOModule(FrozenLeftOut):
         sampled = self.roll_out(prompts)
         scored = self.resampling(sampled, prompts.spare, self.roll_out) if self.resampling else sampled
         rollout, rewards = scored.rollout, scored.rewards  # B = P * G completions; raw rewards [P, G]
-        adjusted = self.adjust(rewards, rollout)  # [P, G]; GRPO leaves the rewards as they are
-        advantages = self.advantage(adjusted.rewards)  # [P, G]
+        with kept_if_scoring_fails(self, rollout):
+            adjusted = self.adjust(rewards, rollout)  # [P, G]; GRPO leaves the rewards as they are
+            advantages = self.advantage(adjusted.rewards, rollout.grouped(rollout.lengths))  # [P, G]
         experience = self.updater.experience(self.policy, rollout, rewards, advantages, self.trainer.precision)
         updates = [self.updater.update(self, self.policy, experience, chosen) for chosen in self.minibatches(rollout)]
         learned = self.learn(rollout)
@@ -254,7 +255,7 @@ class GRPOModule(FrozenLeftOut):
         """Count and log a step that took so many seconds on this rank: `step_time`, and each phase."""
         self.n_tokens += sum_over_ranks(outcome.scored.n_tokens)
         self.train_seconds += seconds[keys.STEP_TIME]
-        increase = outcome.adjusted.increase or self.counterfactual.increase(outcome.rewards, outcome.rollout)
+        increase = outcome.increase(self.counterfactual)
         scalars = step_scalars(outcome, increase, self.advantage, self.reward.weights())
         of_rank = seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
         if self.resampling is not None:

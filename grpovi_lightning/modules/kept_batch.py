@@ -22,7 +22,7 @@ def batch_file(trainer: L.Trainer, reason: str, step: int, ending: str) -> Path:
 
 @contextmanager
 def kept_if_scoring_fails(module: L.LightningModule, rollout: Rollout) -> Iterator[None]:
-    """Write the rollout to a JSON file where scoring or comparing its completions fails while the module is trained.
+    """Write the rollout to a JSON file where scoring, adjusting or comparing its completions fails in training.
 
     Raises:
         TrainingError: the failure, with the name of the file.

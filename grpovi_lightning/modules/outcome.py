@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpovi_lightning.adjustment import Adjusted
+from grpovi_lightning.adjustment import Adjusted, Increase, VarianceIncrease
 from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.modules.update_metrics import UpdateResult
 from grpovi_lightning.rewards.base import RewardUpdate
@@ -51,6 +51,14 @@ class StepOutcome:
     def rewards(self) -> Tensor:
         """[P, G] raw rewards, in units of the reward."""
         return self.scored.rewards
+
+    def increase(self, counterfactual: VarianceIncrease) -> Increase:
+        """Return what the adjustment did to the rewards; for GRPO, what the variance increase would have done."""
+        if self.adjusted.increase is not None:
+            return self.adjusted.increase
+        if self.adjusts:
+            return counterfactual.describe(self.adjusted.rewards, self.rewards, self.rollout)
+        return counterfactual.increase(self.rewards, self.rollout)
 
     @property
     def bounded(self) -> Tensor:

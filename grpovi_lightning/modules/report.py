@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
@@ -44,9 +45,10 @@ def reported(step: Callable[[Any, PromptBatch, int], StepOutcome]) -> Callable[.
 def announce_diagnostics(module: L.LightningModule, needs_reference: bool) -> None:
     """Tell the user where the diagnostics cannot use the paper's weights."""
     if not needs_reference:
+        done = "the adjustment did" if module.adjustment.adjusts else "GRPOVI would have done"  # type: ignore[union-attr]
         module.print(
             "adjustment/*: no update needs the reference policy, so it does not score what is trained on, and what "
-            "GRPOVI would have done is logged for uniform weights; set model.counterfactual for the paper's weights"
+            f"{done} is logged for uniform weights; set model.counterfactual for the paper's weights"
         )
 
 
@@ -57,7 +59,7 @@ def step_scalars(
 
     Args:
         outcome: of this rank.
-        increase: the variance increase that the run makes, or would make of these rewards.
+        increase: what the run's adjustment made of the rewards, or what a variance increase would make of them.
         advantage: adjusted rewards to advantages.
         weights: of the reward components. Those of weight 0 are not trained on: their agreement with the reward is
             reported.
@@ -75,7 +77,7 @@ def step_scalars(
     rewards = rows["rewards"]
     whole = Increase(**{field.name: rows[f"increase/{field.name}"] for field in fields(increase)})
     with on_gathered_rows():  # the batch's statistics are in these rows: no rank is asked again
-        raw_advantages, increased_advantages = advantage(rewards), advantage(whole.adjusted)
+        before, after = (_advantages(advantage, values, rows["lengths"]) for values in (rewards, whole.adjusted))
     scalars = rollout_metrics(
         rows["lengths"],
         rows["truncated"],
@@ -88,5 +90,12 @@ def step_scalars(
     scalars |= variance_shares(rewards, trained)
     observed = [name for name in weights if name not in trained]
     scalars |= {keys.pair_agreement(name): pair_agreement(rewards, rows[f"rewards/{name}"]) for name in observed}
-    scalars |= increase_metrics(whole, raw_advantages, increased_advantages)
+    scalars |= increase_metrics(whole, before, after)
     return as_floats(scalars) | combined_metrics(list(outcome.updates))
+
+
+def _advantages(advantage: Advantage, rewards: Tensor, lengths: Tensor) -> Tensor:
+    """Return advantages [P, G]; NaN where some reward is not in their domain, as that of no update has to be."""
+    if bool(advantage.outside(rewards).any()):
+        return torch.full_like(rewards, torch.nan)
+    return advantage(rewards, lengths)

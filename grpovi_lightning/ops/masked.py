@@ -42,6 +42,29 @@ def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (squares / (count - 1).clamp(min=1)).sqrt()
 
 
+def centred(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return each row minus its mean where `mask` is true, [P, G] -> [P, G]; 0 elsewhere.
+
+    A row whose values are all equal where the mask is true, or that has fewer than two of them, is exactly 0.
+
+    >>> values, lengths = torch.tensor([[1.0, 0.0, torch.nan]]), torch.tensor([[3, 1, 9]])
+    >>> centred(values, ~values.isnan()).tolist(), centred(values, ~values.isnan(), lengths).tolist()
+    ([[0.5, -0.5, 0.0]], [[0.25, -0.75, 0.0]])
+
+    Args:
+        values: [P, G] float.
+        mask: [P, G] bool.
+        weights: [P, G] at least 0, not all 0, for the mean; None: equal ones.
+    """
+    if weights is None:
+        mean, _ = masked_moments(values, mask)
+    else:
+        kept = torch.where(mask, weights, 0).to(values.dtype)
+        mean = masked_sum(kept * values, mask, dim=1)[:, None] / masked_sum(kept, mask, dim=1)[:, None]
+    # Equal values less their rounded mean may be 1e-17, which a standard deviation as small would turn into 1.
+    return torch.where(differs(values, mask) & mask, values - mean, 0.0)
+
+
 def masked_extremes(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's smallest and largest value where `mask` is true, [P, G] -> two [P, 1]; inf, -inf of nothing."""
     lowest = values.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)

@@ -43,6 +43,9 @@ class Reward(nn.Module):
     waits: bool = False
     """Whether scoring is waiting for answers, during which other rewards can be computed."""
 
+    bounds: tuple[float, float] | None = None
+    """Smallest and largest total that there can be; None where that is not known before completions are scored."""
+
     @abstractmethod
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
         """Return name -> [B] float32 scores, NaN where the component cannot score the completion."""

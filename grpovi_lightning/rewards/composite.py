@@ -45,6 +45,10 @@ class CompositeReward(RewardOfParts):
             raise UserError(
                 f"reward_weights: got {weights}, expected at least one that is not 0; nothing would be trained"
             )
+        trained = [(part.bounds, weight) for part, weight in zip(rewards, weights, strict=True) if weight != 0.0]
+        ends, factor = trained[0] if len(trained) == 1 else (None, 1.0)  # of a sum of several, nothing is known
+        if ends is not None:
+            self.bounds = min(factor * ends[0], factor * ends[1]), max(factor * ends[0], factor * ends[1])
 
     def weights(self) -> dict[str, float]:
         return dict(self._weights)

@@ -1,6 +1,7 @@
 """A reward on the scale of the initial policy's completions."""
 
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class NormalisedReward(RewardOfParts):
         self.prompts, self.completions, self.name = prompts, completions, name
         self.scale: tuple[float, float] | None = None
         """Mean and standard deviation (Bessel) of the sample's totals; None before they are known."""
+        self.bounds = -inf, inf  # with mean 0, some are negative
 
     def weights(self) -> dict[str, float]:
         return {self.name: 1.0} | dict.fromkeys(self._rewards[0].weights(), 0.0)

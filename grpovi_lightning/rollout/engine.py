@@ -55,4 +55,5 @@ class RolloutEngine:
             old_logprobs=logprobs,
             truncated=~sampler.ended,
             texts=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
+            seed=seed,
         )

@@ -1,11 +1,14 @@
-"""What is logged of a variance increase, against NumPy."""
+"""What is logged of an adjustment, against NumPy."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
+from helpers.rollouts import rollout_of_logprobs
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.adjustment import Increase, increase_metrics, increase_variance
+from grpovi_lightning.adjustment import FixedRange, Increase, VarianceIncrease, increase_metrics, increase_variance
 
 REWARDS = torch.tensor([[0.25, 0.5, 0.75, 0.5], [0.125, 0.125, 0.125, 0.125], [0.0, 1.0, 1.0, 0.0]])
 LOG_WEIGHTS = torch.tensor([[-1.0, -2.0, -0.5, -3.0], [-1.0, -1.0, -2.0, -2.0], [-5.0, -1.0, -2.0, -40.0]]).double()
@@ -191,3 +194,33 @@ def test_a_batch_without_any_reward_has_all_the_names_and_says_nothing():
     assert residuals == [0.0, 0.0, 0.0] and metrics[keys.ADJUSTMENT_ADVANTAGE_COSINE] == 1.0
     others = [v for name, v in metrics.items() if "residual" not in name and name != keys.ADJUSTMENT_ADVANTAGE_COSINE]
     assert all(value.isnan() for value in others)
+
+
+def test_where_there_are_no_advantages_to_compare_cosine_and_flips_are_no_numbers_and_the_rest_is_as_ever():
+    item = increase()
+    nothing = torch.full_like(REWARDS, torch.nan)
+    for first, second in ((nothing, centred(REWARDS)), (centred(REWARDS), nothing), (nothing, nothing)):
+        found = increase_metrics(item, first, second)
+        undefined = {name for name, value in found.items() if value.isnan()}
+        assert undefined == {keys.ADJUSTMENT_ADVANTAGE_COSINE, keys.ADJUSTMENT_SIGN_FLIPS}
+
+
+def test_an_adjustment_without_weights_and_range_is_described_by_those_of_a_variance_increase():
+    rewards = torch.tensor([[0.0, 1.0, 3.0, 4.0], [NAN, 2.0, 2.0, NAN]])
+    adjusted = torch.tensor([[1.0, 1.0, 7.0, -1.0], [NAN, 2.5, 2.0, NAN]])
+    rollout = rollout_of_logprobs([[math.log(p)] for p in (0.5, 0.25, 0.125, 0.125, 0.5, 0.5, 0.5, 0.5)], 4)
+    found = metrics_of(VarianceIncrease(range=FixedRange(-1.0, 7.0)).describe(adjusted, rewards, rollout))
+    first = np.array([0.5, 0.25, 0.125, 0.125]), rewards[0].numpy(), adjusted[0].numpy()
+    expected = {
+        keys.ADJUSTMENT_VARIANCE_BEFORE: np.cov(first[1], aweights=first[0], ddof=0) / 2,
+        keys.ADJUSTMENT_VARIANCE_AFTER: (np.cov(first[2], aweights=first[0], ddof=0) + 0.0625) / 2,
+        keys.ADJUSTMENT_UNIFORM_VARIANCE_AFTER: (9.0 + 0.0625) / 2,
+        keys.ADJUSTMENT_FRAC_CHANGED: 1.0,
+        keys.ADJUSTMENT_FRAC_ZERO_VARIANCE: 0.5,
+        keys.ADJUSTMENT_RANGE_LOWER: -1.0,
+        keys.ADJUSTMENT_RANGE_UPPER: 7.0,
+        keys.ADJUSTMENT_RESIDUAL_MEAN: 0.375 / 8,  # 0.5 + 0 + 4 / 8 - 5 / 8
+        keys.ADJUSTMENT_RESIDUAL_BOUNDS: 0.0,
+        keys.ADJUSTMENT_RESIDUAL_ORDER: 8.0 / 8,  # the best became the worst
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)

@@ -87,7 +87,7 @@ def test_permuting_a_group_permutes_its_advantages_and_a_shift_changes_nothing(n
 
 def test_what_a_subclass_puts_at_completions_without_a_reward_is_never_read():
     class Broken(Advantage):
-        def advantages(self, rewards, scored):
+        def advantages(self, rewards, scored, lengths):
             return torch.full_like(rewards, 7.0)
 
     assert Broken()(torch.tensor([[1.0, NAN], [NAN, NAN]])).tolist() == [[7.0, 0.0], [0.0, 0.0]]

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.every_class import ADJUSTMENTS, ADVANTAGES
 from modules.grpo_runs import PROMPTS, graded, grpo, prompt_data, quiet, trainer, weights
 
 from grpovi_lightning.adjustment import VarianceIncrease
@@ -51,6 +52,12 @@ def unscorable(prompts, completions, completion_ids, **columns):
     return [None if ids[0] % 3 == 0 else score for ids, score in zip(completion_ids, scores, strict=True)]
 
 
+def bounded(prompts, completions, completion_ids, **columns):
+    """Rewards within [0, 1], for which every advantage is defined, a fifth of them missing."""
+    scores = torch.tensor(graded(prompts, completions, completion_ids)).sigmoid().tolist()
+    return [None if sum(ids) % 5 == 0 else score for ids, score in zip(completion_ids, scores, strict=True)]
+
+
 VARIANTS = {
     "one micro-batch": {"loss": GRPOLoss(beta=0.04)},
     "two micro-batches": {"loss": GRPOLoss(beta=0.04), "prompts_per_micro_batch": 1},
@@ -73,28 +80,41 @@ VARIANTS = {
     },
     "correction": {"loss": GRPOLoss(beta=0.04), "importance_sampling": TruncatedImportanceSampling()},
 }
+# Every class of the two rooms, as it is found there. Two processes take them in micro-batches of one prompt.
+EVERY_CLASS = {f"adjustment {name}": {"adjustment": make} for name, make in ADJUSTMENTS.items()}
+EVERY_CLASS |= {f"advantage {name}": {"advantage": make, "adjustment": None} for name, make in ADVANTAGES.items()}
+SETTINGS = {
+    "loss": BNPOLoss(),
+    "reward": bounded,
+    "sampling": SamplingConfig(max_completion_length=30, temperature=0.9),
+}
+VARIANTS |= {name: SETTINGS | made for name, made in EVERY_CLASS.items()}
 
 
 def run_variant(policy_folder: str, folder: Path, devices: int, variant: str) -> None:
-    settings = dict(VARIANTS[variant])
+    settings = {"adjustment": VarianceIncrease, "advantage": lambda: GroupAdvantage("batch")} | VARIANTS[variant]
     reward = settings.pop("reward", graded)
+    made = {name: make and make() for name in ("adjustment", "advantage") for make in (settings.pop(name),)}
+    if variant in EVERY_CLASS and devices > 1:
+        made["prompts_per_micro_batch"] = 1
     module = grpo(
         policy_folder,
         learning(policy_folder) if reward is learning else reward,
-        adjustment=VarianceIncrease(),
-        advantage=GroupAdvantage("batch"),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        # One step has to be seen also where advantages are not scaled.
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.3 if variant in EVERY_CLASS else 0.1),
+        **made,
         **settings,
     )
-    steps = 3 * module.updates_per_rollout
-    run = trainer(folder, steps, validate_every=3, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    steps = (1 if variant in EVERY_CLASS else 3) * module.updates_per_rollout
+    every = None if variant in EVERY_CLASS else 3
+    run = trainer(folder, steps, validate_every=every, devices=devices, strategy="ddp" if devices > 1 else "auto")
     spare = 4 if variant == "resampling" else 0
     data = prompt_data(
-        folder / f"data_{run.global_rank}", validation=True, prompts_per_step=4, spare_prompts_per_step=spare
+        folder / f"data_{run.global_rank}", validation=bool(every), prompts_per_step=4, spare_prompts_per_step=spare
     )
     with quiet():
         run.fit(module, data)
-    state = {"weights": weights(module), "range": [module.adjustment.range.lower, module.adjustment.range.upper]}
+    state = {"weights": weights(module), "adjustment": module.adjustment.state_dict()}
     torch.save(state, folder / f"weights_{run.global_rank}.pt")
 
 
