@@ -62,8 +62,15 @@ FRAC_UNSCORABLE = scalar("frac_unscorable", "mean")
 """Share of completions without a reward: a function returned None or NaN for them. They are not trained on."""
 
 FRAC_GROUPS_RESAMPLED = scalar("frac_groups_resampled", "mean")
-"""Share of groups that took the place of groups without reward variance; logged where `resampling` is set.
-All statistics of training rewards are then those of the groups that are trained on, a selection; held-out ones are not.
+"""Share of groups of other prompts than those that the step began with; logged where `resampling` is set.
+
+All statistics of training rewards are then those of the groups that took the places, a selection; held-out ones are
+not.
+"""
+FRAC_GROUPS_LEFT_OUT = scalar("frac_groups_left_out", "mean")
+"""Share of groups that are not learned from, because their rewards vary too little; logged where `resampling` is set.
+
+They count in the statistics of training rewards and lengths, but not in those of updates.
 """
 
 # Policy.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.adjustment import Adjusted
-from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.modules.update_metrics import UpdateResult
 from grpovi_lightning.rewards.base import RewardUpdate
+from grpovi_lightning.selection import ScoredRollout
 from grpovi_lightning.structures import Experience, Rollout
 
 _OUTCOME, _COST = "outcome", "cost"
@@ -22,7 +22,8 @@ class StepOutcome:
 
     Attributes:
         sampled: the completions of the step's prompts, before any resampling.
-        scored: rollout and raw rewards [P, G] that were trained on; NaN where a completion could not be scored.
+        scored: rollout and raw rewards [P, G] that were trained on; NaN where a completion could not be scored, or its
+            group was left out. With a selection of completions, G is the number that was kept.
         adjusted: what the adjustment made of the rewards.
         advantages: [P, G], 0 where a completion could not be scored.
         experience: what the updates learned from.
@@ -30,6 +31,7 @@ class StepOutcome:
         learned: what the reward learned from the rollout afterwards.
         adjustment: name of the adjustment's class, for messages.
         adjusts: whether the adjustment can change rewards; False for GRPO.
+        pool: what `scored` was selected from. Scalars of rewards and lengths are those of the pool.
     """
 
     sampled: Rollout
@@ -41,6 +43,7 @@ class StepOutcome:
     learned: RewardUpdate
     adjustment: str
     adjusts: bool
+    pool: ScoredRollout
 
     @property
     def rollout(self) -> Rollout:

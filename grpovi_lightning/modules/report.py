@@ -62,11 +62,12 @@ def step_scalars(
         weights: of the reward components. Those of weight 0 are not trained on: their agreement with the reward is
             reported.
     """
-    rollout, components = outcome.rollout, outcome.scored.components
+    rollout, components = outcome.pool.rollout, outcome.pool.components
     rows: dict[str, Tensor] = {
         "lengths": rollout.grouped(rollout.lengths),
         "truncated": rollout.grouped(rollout.truncated),
-        "rewards": outcome.rewards,
+        "rewards": outcome.pool.rewards,
+        "trained": outcome.rewards,
         "advantages": outcome.advantages,
     }
     rows |= {f"rewards/{name}": rollout.grouped(values) for name, values in components.items()}
@@ -75,7 +76,7 @@ def step_scalars(
     rewards = rows["rewards"]
     whole = Increase(**{field.name: rows[f"increase/{field.name}"] for field in fields(increase)})
     with on_gathered_rows():  # the batch's statistics are in these rows: no rank is asked again
-        raw_advantages, increased_advantages = advantage(rewards), advantage(whole.adjusted)
+        raw_advantages, increased_advantages = advantage(rows["trained"]), advantage(whole.adjusted)
     scalars = rollout_metrics(
         rows["lengths"],
         rows["truncated"],
