@@ -60,18 +60,11 @@ FRAC_GROUPS_ALL_LOW = scalar("frac_groups_all_low", "mean")
 """Share of such groups below the middle."""
 FRAC_UNSCORABLE = scalar("frac_unscorable", "mean")
 """Share of completions without a reward: a function returned None or NaN for them. They are not trained on."""
-
 FRAC_GROUPS_RESAMPLED = scalar("frac_groups_resampled", "mean")
 """Share of groups of other prompts than those that the step began with; logged where `resampling` is set.
-
-All statistics of training rewards are then those of the groups that took the places, a selection; held-out ones are
-not.
-"""
+All statistics of training rewards are then those of the groups that took the places, a selection."""
 FRAC_GROUPS_LEFT_OUT = scalar("frac_groups_left_out", "mean")
-"""Share of groups that are not learned from, because their rewards vary too little; logged where `resampling` is set.
-
-They count in the statistics of training rewards and lengths, but not in those of updates.
-"""
+"""Share of groups that vary too little to be learned from; they count in statistics of training rewards and lengths."""
 
 # Policy.
 KL = scalar("kl", "mean")

@@ -55,6 +55,11 @@ class StepOutcome:
         """[P, G] raw rewards, in units of the reward."""
         return self.scored.rewards
 
+    def of_pool(self, values: Tensor) -> Tensor:
+        """Return values of what was trained on at their places in the pool, [P, G]; NaN for what was not kept."""
+        places = self.scored.places
+        return values if places is None else torch.full_like(self.pool.rewards, torch.nan).scatter(1, places, values)
+
     @property
     def bounded(self) -> Tensor:
         """[P, G] rewards as the adjustment's range let them through: raw, or moved into it."""

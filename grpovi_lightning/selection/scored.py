@@ -23,6 +23,7 @@ class ScoredRollout:
         n_tokens: completion tokens that were sampled for it, those of replaced groups included.
         n_replaced: groups of other prompts than those that the step began with.
         left_out: [P] bool, groups that are not learned from; None: none.
+        places: [P, G] of the completions in the groups that they were kept from; None: all were kept.
         first: completions of the prompts that the step began with, where some were replaced; None: `rollout`.
     """
 
@@ -32,6 +33,7 @@ class ScoredRollout:
     n_tokens: Tensor
     n_replaced: int = 0
     left_out: Tensor | None = None
+    places: Tensor | None = None
     first: Rollout | None = None
 
     @property
@@ -62,6 +64,7 @@ class ScoredRollout:
             rollout=self.rollout.keep(places),
             components={name: values[rows] for name, values in self.components.items()},
             rewards=self.rewards.gather(1, places),
+            places=places,
         )
 
     def learnable(self) -> "ScoredRollout":

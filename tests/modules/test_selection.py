@@ -1,6 +1,7 @@
 """Training on a part of what was sampled: what is learned from, what is logged, and what it costs."""
 
 import json
+import math
 
 import lightning as L
 import pytest
@@ -10,7 +11,10 @@ from modules.ddp_driver import half_equal
 from modules.grpo_runs import constant, graded, grpo, identical, prompt_data, scalars, train
 
 from grpovi_lightning.adjustment import VarianceIncrease
+from grpovi_lightning.callbacks import CompletionFiles
 from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.run_record.completions import parts_of, read_part
+from grpovi_lightning.run_record.layout import COMPLETIONS_FOLDER
 from grpovi_lightning.selection import (
     HistorySkipping,
     MaxVarianceSelection,
@@ -87,6 +91,22 @@ def test_only_the_kept_are_compared_and_updated_on_and_all_are_logged(policy_fol
     assert logged["completions/mean_length"] == pytest.approx(float(whole.rollout.lengths.float().mean()))
     assert logged["num_tokens"] == int(whole.rollout.lengths.sum())
     assert logged["advantages/std"] == pytest.approx(float(expected.std()))
+
+
+def test_what_was_not_kept_is_recorded_without_an_advantage(policy_folder, tmp_path):
+    module = grpo(policy_folder, selection=MaxVarianceSelection(2))
+    (found,) = train(module, tmp_path, 1, CompletionFiles()).outputs
+    (part,) = [part for part in parts_of(tmp_path / COMPLETIONS_FOLDER) if part.split == "train"]
+    rows = {(row["row"], row["member"]): row for row in read_part(part.path).to_pylist()}
+    assert len(rows) == 3 * 4
+    for p, number in enumerate(found.rollout.prompts.indices.tolist()):
+        group = [rows[number, member] for member in range(4)]
+        assert [row["reward"] for row in group] == found.pool.rewards[p].tolist()
+        kept = [row for row in group if not math.isnan(row["advantage"])]
+        assert [row["completion"] for row in kept] == found.rollout.texts[2 * p : 2 * p + 2]
+        assert [row["advantage"] for row in kept] == found.advantages[p].tolist()
+        assert [row["adjusted"] for row in kept] == [row["reward"] for row in kept] == found.rewards[p].tolist()
+        assert sum(math.isnan(row["adjusted"]) for row in group) == 2
 
 
 def test_the_adjustment_acts_on_the_kept_alone(policy_folder, tmp_path):
