@@ -36,7 +36,7 @@ class VarianceCurriculum(PromptSelection):
 
     def forward(self, prompts: PromptBatch, sampling: StepSampling) -> ScoredRollout:
         scored, mine = sampling.roll_out(prompts), rows_of_rank(len(prompts))
-        numbers, p = self._measured(scored)
+        numbers, p = self._measured(scored)  # of all ranks
         low = [place for place, value in enumerate(p) if value < self.threshold]
         replayed = self.bank.first(len(low), without=set(numbers))
         self.bank.measure(dict(zip(numbers, p, strict=True)), self.threshold)
@@ -52,7 +52,6 @@ class VarianceCurriculum(PromptSelection):
         return replace(scored, left_out=left_out)
 
     def _measured(self, scored: ScoredRollout) -> tuple[list[int], list[float]]:
-        """Return number and p of every prompt of all ranks."""
         return gather_rows(scored.rollout.prompts.indices).tolist(), self.spread(gather_rows(scored.rewards))
 
     def reward_changed(self) -> None:
