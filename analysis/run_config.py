@@ -29,6 +29,7 @@ _SETTINGS = {
     "loss": "model.init_args.loss",
     "updates of a rollout": "model.init_args.updates",
     "resampling": "model.init_args.resampling",
+    "selection of completions": "model.init_args.selection",
     "optimizer": "model.init_args.optimizer",
     "learning rate schedule": "model.init_args.lr_scheduler",
     "adapters (LoRA)": "model.init_args.policy.init_args.lora",

@@ -82,6 +82,12 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def rows_of_rank(n_rows: int) -> range:
+    """Return which rows of those that `gather_rows` gives are this rank's, where it has `n_rows` as every rank has."""
+    first = dist.get_rank() * n_rows if world_size() > 1 else 0
+    return range(first, first + n_rows)
+
+
 def gather_named_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the rows of all ranks of several tensors, by one collective: [P, ...] -> [P * ranks, ...] each.
 

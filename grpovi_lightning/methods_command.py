@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
-from grpovi_lightning import adjustment, advantages, losses, modules
+from grpovi_lightning import adjustment, advantages, losses, selection
 from grpovi_lightning.one_line_parser import OneLineParser
 
 
@@ -27,10 +27,12 @@ class Method(NamedTuple):
 
 
 ROOMS = (
-    Room("resampling", "which groups are learned from", modules, modules.DynamicResampling),
+    Room("resampling", "which prompts are learned from", selection, selection.PromptSelection),
+    Room("selection", "which of their completions are learned from", selection, selection.CompletionSelection),
     Room("adjustment", "rewards of a group -> adjusted rewards", adjustment, adjustment.Adjustment),
     Room("advantage", "adjusted rewards -> advantages", advantages, advantages.Advantage),
     Room("loss", "advantages and log-probabilities -> loss", losses, losses.PolicyLoss),
+    Room("token_selection", "of `updates`: which tokens count in the loss", losses, losses.TokenSelection),
     Room("kl", "setting of a loss: what its penalty estimates", losses, losses.KLEstimator),
 )
 

@@ -59,12 +59,11 @@ Just in the middle the batch's smallest and largest reward tell; where these are
 FRAC_GROUPS_ALL_LOW = scalar("frac_groups_all_low", "mean")
 """Share of such groups below the middle."""
 FRAC_UNSCORABLE = scalar("frac_unscorable", "mean")
-"""Share of completions without a reward: a function returned None or NaN for them. They are not trained on."""
-
+"""Share of completions whose reward is None or NaN. They are not trained on."""
 FRAC_GROUPS_RESAMPLED = scalar("frac_groups_resampled", "mean")
-"""Share of groups that took the place of groups without reward variance; logged where `resampling` is set.
-All statistics of training rewards are then those of the groups that are trained on, a selection; held-out ones are not.
-"""
+"""Share of groups of other prompts than the step began with; statistics of training rewards are then of a selection."""
+FRAC_GROUPS_LEFT_OUT = scalar("frac_groups_left_out", "mean")
+"""Share of groups that vary too little to be learned from; they count in statistics of training rewards and lengths."""
 
 # Policy.
 KL = scalar("kl", "mean")
@@ -140,15 +139,13 @@ COMPLETION_TOKENS_PER_SECOND = scalar("throughput/completion_tokens_per_second",
 PEAK_MEMORY_GB = scalar("throughput/peak_memory_gb", "max")
 """Most memory so far, 10^9 bytes: on a GPU that of tensors on the device, else the resident set of the process."""
 MFU = scalar("throughput/mfu", "mean")
-"""Model FLOP utilisation: FLOPs that the policy's matrices need for a step, as a share of what the GPU could do in
-`step_time`. Logged on GPUs that Lightning has the figure of."""
+"""Model FLOP utilisation: FLOPs of the policy's matrices by what the GPU can do in `step_time`, if Lightning knows."""
 STEP_SHARE_REST = scalar("throughput/frac_rest", "mean")
 """Share of `step_time` that no phase took."""
 
-# The adjustment. Every GRPO-family run logs all of these: what its adjustment did, and where it has none, what a
-# variance increase would have done to its rollouts. An adjustment without weights and range of its own is described by
-# those of the run's `counterfactual`. Means over groups, where nothing else is said; only completions with a reward
-# count, and only groups that have one. NaN where no group has.
+# The adjustment. Every GRPO-family run logs all of these: what its adjustment did, else what a variance increase would
+# have done. One without weights and range of its own is described by those of `counterfactual`. Means over groups, if
+# nothing else is said; only completions with a reward count, and groups that have one. NaN where no group has.
 ADJUSTMENT_VARIANCE_BEFORE = scalar("adjustment/variance_before", "mean")
 """Reward variance under the adjustment's weights."""
 ADJUSTMENT_VARIANCE_AFTER = scalar("adjustment/variance_after", "mean")
@@ -164,8 +161,7 @@ ADJUSTMENT_EFFECTIVE_WEIGHTS = scalar("adjustment/effective_weights", "mean")
 ADJUSTMENT_RANGE_LOWER = scalar("adjustment/range_lower", "mean")
 ADJUSTMENT_RANGE_UPPER = scalar("adjustment/range_upper", "mean")
 ADJUSTMENT_ADVANTAGE_COSINE = scalar("adjustment/advantage_cosine", "mean")
-"""Cosine, over the batch, between the advantages from adjusted and from raw rewards; NaN where the advantage is not
-defined for the raw ones, as of the next."""
+"""Cosine, over the batch, between advantages from adjusted and raw rewards; this and the next NaN where undefined."""
 ADJUSTMENT_SIGN_FLIPS = scalar("adjustment/sign_flips", "mean")
 """Share of completions whose advantage changes sign through the adjustment."""
 ADJUSTMENT_RESIDUAL_MEAN = scalar("adjustment/residual_mean", "max")

@@ -15,6 +15,7 @@ from grpovi_lightning.errors import UserError
 # First word of the key: without it, two uses with the same numbers would draw the same stream.
 _SAMPLING, _ORDER, _MINIBATCHES, _SPARE, _SELECTION, _LABELS, _TABLE, _INITIAL = 0, 1, 2, 3, 4, 5, 6, 7
 _DITHER = 8
+_KEEPING, _SKIPPING = 9, 10
 
 HELD_OUT_STEP = 1 << 40
 """The step that held-out sampling passes: every evaluation draws the same numbers, and no training step does."""
@@ -128,6 +129,17 @@ def spare_indices(seed: int, step: int, n_rows: int, taken: list[int], n_spare: 
 def initial_indices(seed: int, n_rows: int, count: int) -> list[int]:
     """Return `count` different rows of the `n_rows` of the training table, for a sample of the initial policy."""
     return _generator(_INITIAL, seed).permutation(n_rows)[:count].tolist()
+
+
+def keeping_uniforms(seed: int, step: int, prompt_indices: Tensor, group_size: int) -> Tensor:
+    """Draw a uniform number for each completion, by which a step keeps some at random; [P, G] float64, on the CPU."""
+    rows = [_generator(_KEEPING, seed, step, prompt).random(group_size) for prompt in prompt_indices.tolist()]
+    return torch.from_numpy(np.stack(rows))
+
+
+def skipping_uniforms(seed: int, step: int, prompt_indices: list[int]) -> list[float]:
+    """Draw a uniform number in [0, 1) for each prompt, by which a step skips it; another at every step."""
+    return [float(_generator(_SKIPPING, seed, step, prompt).random()) for prompt in prompt_indices]
 
 
 def selection_generator(seed: int, step: int) -> np.random.Generator:

@@ -164,23 +164,37 @@ class Rollout:
         first = torch.tensor(prompts, dtype=torch.long, device=self.completion_ids.device) * self.group_size
         return (first[:, None] + torch.arange(self.group_size, device=first.device)).flatten()
 
+    def rows_at(self, places: Tensor) -> Tensor:
+        """Return the rows [P * m] of the completions at these places [P, m] in their groups."""
+        first = torch.arange(len(self.prompts), device=places.device) * self.group_size
+        return (first[:, None] + places).flatten()
+
     def select(self, prompts: Sequence[int]) -> Self:
         """Return some prompts with their groups, without the padding that only the others needed."""
-        rows = self.rows(prompts)
         width = int(self.prompt_mask[list(prompts)].sum(dim=1).max())
-        length = int(self.lengths[rows].max())
         return replace(
             self,
             prompts=self.prompts.select(prompts),
             prompt_ids=self.prompt_ids[list(prompts), -width:],
             prompt_mask=self.prompt_mask[list(prompts), -width:],
-            completion_ids=self.completion_ids[rows, :length],
-            completion_mask=self.completion_mask[rows, :length],
-            old_logprobs=self.old_logprobs[rows, :length],
-            truncated=self.truncated[rows],
-            texts=[self.texts[row] for row in rows.tolist()],
-            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[rows, :length],
+            **self._completions(self.rows(prompts)),
         )
+
+    def keep(self, places: Tensor) -> Self:
+        """Return all prompts with the completions at these places [P, m] in their groups, which then have m members."""
+        return replace(self, group_size=places.shape[1], **self._completions(self.rows_at(places)))
+
+    def _completions(self, rows: Tensor) -> dict[str, Any]:
+        """Return what is known of some completions, without the padding that only the others needed."""
+        length = int(self.lengths[rows].max())
+        return {
+            "completion_ids": self.completion_ids[rows, :length],
+            "completion_mask": self.completion_mask[rows, :length],
+            "old_logprobs": self.old_logprobs[rows, :length],
+            "truncated": self.truncated[rows],
+            "texts": [self.texts[row] for row in rows.tolist()],
+            "ref_logprobs": None if self.ref_logprobs is None else self.ref_logprobs[rows, :length],
+        }
 
     @staticmethod
     def concatenate(parts: Sequence["Rollout"]) -> "Rollout":

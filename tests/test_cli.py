@@ -78,6 +78,13 @@ def test_a_value_of_the_wrong_type_is_named(refused):
 TWO_UPDATES = {"updates": {"num_minibatches": 2}}
 RESAMPLING = {"resampling": {"class_path": "grpovi_lightning.modules.DynamicResampling"}}
 SPARE = {"spare_prompts_per_step": 2}
+CURRICULUM = {
+    "resampling": {
+        "class_path": "grpovi_lightning.selection.VarianceCurriculum",
+        "init_args": {"threshold": 0.5, "capacity": 4, "momentum": 0.5},
+    }
+}
+LARGE = {"selection": {"class_path": "grpovi_lightning.selection.MaxVarianceSelection", "init_args": {"keep": 99}}}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,9 @@ SPARE = {"spare_prompts_per_step": 2}
         ({}, {}, {"gradient_clip_val": 1.0}, {}, "trainer.gradient_clip_val: got 1.0, which has no effect"),
         ({}, {}, {"accumulate_grad_batches": 2}, {}, "trainer.accumulate_grad_batches: got 2, which has no effect"),
         (RESAMPLING, {}, {}, {}, "spare_prompts_per_step: got 0 with resampling DynamicResampling"),
-        ({}, SPARE, {}, {}, "spare_prompts_per_step: got 2 with resampling NoneType"),
+        ({}, SPARE, {}, {}, "spare_prompts_per_step: got 2 with resampling EveryPrompt"),
+        (CURRICULUM, SPARE, {}, {}, "spare_prompts_per_step: got 2 with resampling VarianceCurriculum"),
+        (LARGE, {}, {}, {}, "MaxVarianceSelection keep: got 99, expected at most group_size"),
         (
             {"updates": {"skip_zero_advantage_groups": True}},
             {},

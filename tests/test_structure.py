@@ -61,6 +61,7 @@ PUBLIC = {
     "grpovi_lightning.rewards": ["CompositeReward", "RewardFunction", "RewardModel"],
     "grpovi_lightning.rewards.online": ["LinearReward", "OnePassOptimizer", "OnlineLearning", "OnlineMirrorDescent"],
     "grpovi_lightning.rollout": ["RolloutEngine", "SamplingConfig"],
+    "grpovi_lightning.selection": ["HistorySkipping", "MaxVarianceSelection", "RandomSelection", "VarianceCurriculum"],
 }
 
 

@@ -125,6 +125,23 @@ def uneven_rollouts(draw):
 
 
 @given(uneven_rollouts(), st.data())
+def test_kept_completions_stay_with_their_prompts_in_the_order_asked_for_and_without_the_padding_of_others(
+    rollout, data
+):
+    size = rollout.group_size
+    order = st.permutations(range(size))
+    m = data.draw(st.integers(1, size))
+    places = [data.draw(order)[:m] for _ in rollout.prompts.texts]
+    kept = rollout.keep(torch.tensor(places))
+    expected = [
+        {**prompt, "group": [prompt["group"][place] for place in chosen]}
+        for prompt, chosen in zip(contents(rollout), places, strict=True)
+    ]
+    assert contents(kept) == expected and kept.step == rollout.step
+    padded_on_the_right_sides(kept)
+
+
+@given(uneven_rollouts(), st.data())
 def test_selected_prompts_come_whole_in_the_order_asked_for_and_without_the_padding_of_others(rollout, data):
     places = st.lists(st.integers(0, len(rollout.prompts) - 1), min_size=1, unique=True)
     chosen = data.draw(places)

@@ -20,10 +20,10 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses.base import k3_divergence
 from grpovi_lightning.modules.evaluation import held_out_names
 from grpovi_lightning.modules.outcome import outcome_of
-from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.ops import masked_mean, masked_sum
 from grpovi_lightning.run_record.completions import COLUMNS, HELD_OUT, TRAIN, CompletionSet, parts_of
 from grpovi_lightning.run_record.layout import COMPLETIONS_FOLDER, RecordError
+from grpovi_lightning.selection import ScoredRollout
 from grpovi_lightning.trainer_state import batches_begun, steps_done
 
 _MEGABYTE = 1_000_000
@@ -74,12 +74,13 @@ class CompletionFiles(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the completions that were trained on, after resampling."""
+        """Write the completions of the step's prompts, after resampling, those that were not kept included."""
         outcome = outcome_of(outputs)
         if outcome is None or not self.max_bytes:
             return
-        more = {"adjusted": outcome.adjusted.rewards.flatten(), "advantage": outcome.advantages.flatten()}
-        rows = completion_rows(outcome.scored, outcome.rollout.step, more)
+        more = {"adjusted": outcome.adjusted.rewards, "advantage": outcome.advantages}
+        more = {name: outcome.of_pool(values).flatten() for name, values in more.items()}
+        rows = completion_rows(outcome.pool, outcome.rollout.step, more)
         self._append(trainer, TRAIN, "", gather_objects(rows))
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

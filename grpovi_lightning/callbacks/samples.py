@@ -9,7 +9,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.modules.evaluation import held_out_names
 from grpovi_lightning.modules.outcome import outcome_of
-from grpovi_lightning.modules.resampling import ScoredRollout
+from grpovi_lightning.selection import ScoredRollout
 from grpovi_lightning.trainer_state import batches_begun
 
 

@@ -16,6 +16,7 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import reduce_scalars
 from grpovi_lightning.modules.logging import log_scalars
 from grpovi_lightning.modules.outcome import PolicyWork, StepOutcome, cost_of, outcome_of
+from grpovi_lightning.structures import Rollout
 from grpovi_lightning.trainer_state import batches_begun
 
 ON_THE_BAR = "tokens/s"
@@ -131,20 +132,24 @@ def step_flops(outcome: StepOutcome, work: PolicyWork) -> float:
     checkpointing. All weights are taken to be trained, and of a mixture of experts all experts to be used.
 
     Args:
-        outcome: of the step; its rollout's lengths are read, and whether a reference policy saw it.
+        outcome: of the step; the lengths of what was sampled and of what was trained on are read, and whether a
+            reference policy saw it.
         work: how often the policy went over the rollout.
     """
-    rollout = outcome.rollout
-    prompts: Tensor = rollout.prompt_mask.sum(dim=1).double()
-    group = rollout.grouped(rollout.lengths)
-    predicted, read = group.sum(dim=1).double(), (group - 1).sum(dim=1).double()
-    copies = 1 if work.runs_prompts_once else group.shape[1]
+    prompts: Tensor = outcome.rollout.prompt_mask.sum(dim=1).double()
 
     def forward(tokens_read: Tensor, predictions: Tensor) -> Tensor:
         return 2.0 * (work.body_weights * tokens_read + work.head_weights * predictions)
 
+    def pass_over(rollout: Rollout) -> Tensor:
+        group = rollout.grouped(rollout.lengths)
+        copies = 1 if work.runs_prompts_once else group.shape[1]
+        return forward(copies * prompts + (group - 1).sum(dim=1), group.sum(dim=1))
+
+    pool = outcome.pool.rollout
+    read = pool.grouped(pool.lengths - 1).sum(dim=1)
     sampling = forward(prompts + read, 1 + read).sum()
-    pass_over = forward(copies * prompts + read, predicted)
-    passes = (int(rollout.ref_logprobs is not None) + int(work.old_pass)) * pass_over.sum()
-    updates = 3 * work.num_iterations * pass_over[work.trained].sum()
-    return float(sampling + passes + updates)
+    reference = int(pool.ref_logprobs is not None) * pass_over(pool).sum()
+    trained = pass_over(outcome.rollout)
+    updates = 3 * work.num_iterations * trained[work.trained].sum()
+    return float(sampling + reference + int(work.old_pass) * trained.sum() + updates)

@@ -46,8 +46,8 @@ class RewardWatch(L.Callback):
         changed = ((adjusted - bounded).abs() > CHANGED * span).any(dim=1)  # NaN, which was not scored, is not above
         self._steps += 1
         self._groups += len(rewards)
-        self._completions += rewards.numel()
-        self._unscored += int((~scored).sum())
+        self._completions += outcome.pool.rewards.numel()
+        self._unscored += int(outcome.pool.rewards.isnan().sum())
         self._flat += int((~differs(rewards, scored)).sum())
         self._changed += int(changed.sum())
         self._adjustment = outcome.adjustment if outcome.adjusts else None

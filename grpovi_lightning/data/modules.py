@@ -1,6 +1,6 @@
 """Lightning data modules over tables of text or messages, which the modules tokenise with their model's tokenizer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +49,7 @@ class PromptDataModule(TextDataModule):
             prompt_column: the column that holds the prompt.
             columns: columns handed to reward functions; None: every column but the prompt's.
             spare_prompts_per_step: further prompts handed out with each step, over all processes, for
-                `DynamicResampling`; they do not change which prompts a step starts with.
+                `DynamicResampling` and `HistorySkipping`; they do not change which prompts a step starts with.
             seed: orders the prompts; None: the run's `seed_everything`.
             csv_types: column of the CSV files -> `int`, `float` or `bool`; the others are text. An empty cell of such a
                 column is None.
@@ -74,6 +74,21 @@ class PromptDataModule(TextDataModule):
         if self.columns is not None:
             return self.columns
         return [name for name in columns if name not in (self.rows.prompt, "_row")]
+
+    def prompts(self, numbers: Sequence[int]) -> PromptBatch:
+        """Return the training prompts of these numbers, those in `PromptBatch.indices`.
+
+        Raises:
+            UserError: the table has no such row, as where a run is continued with another table.
+        """
+        table = self.tables["train"]
+        missing = [number for number in numbers if number not in table.ids]
+        if missing:
+            raise UserError(
+                f"train table: got no row {missing[0]}, expected the one that training prompts were remembered from; "
+                "continue the run with the table that it began with"
+            )
+        return self.collate([table[table.ids.index(number)] for number in numbers])
 
     def collate(self, rows: list[dict[str, Any]]) -> PromptBatch:
         return PromptBatch(

@@ -14,10 +14,10 @@ from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.modules.held_out_metrics import HeldOutMetrics
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
-from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.randomness import HELD_OUT_STEP
 from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig, most_probable
+from grpovi_lightning.selection import ScoredRollout
 from grpovi_lightning.structures import PromptBatch, Rollout
 
 

@@ -21,7 +21,6 @@ from grpovi_lightning.adjustment import (
 from grpovi_lightning.advantages import Advantage, GroupAdvantage
 from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.distributed import reduce_scalars, sum_over_ranks
-from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
 from grpovi_lightning.models import CausalLMSource, LanguageModel, SharedReference
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
@@ -34,7 +33,7 @@ from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
 from grpovi_lightning.modules.progress import run_progress
 from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
-from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout, check_spare
+from grpovi_lightning.modules.settings import check_compiled, check_prompts_handed_out
 from grpovi_lightning.modules.tables import check_prompts
 from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
 from grpovi_lightning.modules.work import policy_work
@@ -42,6 +41,8 @@ from grpovi_lightning.randomness import resolve_seed
 from grpovi_lightning.rewards import Reward
 from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.rollout import Decoder, RolloutEngine, SamplingConfig
+from grpovi_lightning.selection import CompletionSelection, EveryCompletion, EveryPrompt, PromptSelection, ScoredRollout
+from grpovi_lightning.selection.prompts import StepSampling
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
 from grpovi_lightning.trainer_state import data_of
@@ -63,7 +64,8 @@ class GRPOModule(FrozenLeftOut):
         compile_passes: compiles the passes over completions, the reference policy's and the update's with its
             gradient, by `torch.compile`. The first steps then take minutes, later ones less time. It changes
             log-probabilities by rounding alone.
-        resampling: replaces groups without reward variance by those of spare prompts; None: they stay.
+        resampling: which prompts a step learns from; default those that the data hands out.
+        selection: which of their completions; default all. It acts on raw rewards, before the adjustment.
         adjustment: what happens to the rewards before the advantages; default none (GRPO).
         advantage: adjusted rewards to advantages; default `GroupAdvantage`.
         loss: the policy loss; default `GRPOLoss` without KL penalty.
@@ -93,7 +95,8 @@ class GRPOModule(FrozenLeftOut):
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  a frozen value
         decoder: Decoder | None = None,
         compile_passes: bool = False,
-        resampling: DynamicResampling | None = None,
+        resampling: PromptSelection | None = None,
+        selection: CompletionSelection | None = None,
         adjustment: Adjustment | None = None,
         advantage: Advantage | None = None,
         loss: PolicyLoss | None = None,
@@ -108,7 +111,7 @@ class GRPOModule(FrozenLeftOut):
         self.automatic_optimization = False
         self.policy_source, self.reward, self.group_size = policy, reward, group_size
         self.engine, self.compile_passes = RolloutEngine(sampling, decoder), compile_passes
-        self.resampling = resampling
+        self.resampling, self.selection = resampling or EveryPrompt(), selection or EveryCompletion()
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
         loss = loss or GRPOLoss()
@@ -119,21 +122,14 @@ class GRPOModule(FrozenLeftOut):
             counterfactual = VarianceIncrease(SequenceWeights() if self.needs_reference else UniformWeights())
         self.counterfactual = counterfactual
         self.needs_reference |= counterfactual.needs_reference
-        self._check()
+        check_compiled(compile_passes, policy)
+        check_combination(self.selection.size(group_size), reward, self.adjustment, self.advantage)
         self.reference: LanguageModel | SharedReference | None = None
         self.held_out = Evaluator(evaluation, sampling, self.engine.decoder)
         self.clock = StepClock()
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("n_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("train_seconds", torch.zeros((), dtype=torch.float64))
-
-    def _check(self) -> None:
-        if self.compile_passes and getattr(self.policy_source, "gradient_checkpointing", False):
-            raise UserError(
-                "compile_passes: got it with gradient_checkpointing, under which updates cannot run a prompt once for "
-                "its group; leave one of the two out"
-            )
-        check_combination(self.group_size, self.reward, self.adjustment, self.advantage)
 
     def check_inputs(self) -> None:
         """Raise `UserError` for checkpoints that are not there, before anything is loaded."""
@@ -145,7 +141,7 @@ class GRPOModule(FrozenLeftOut):
         self.updater.check(trainer, data)
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_optimizer(self.optimizer, self.lr_scheduler)
-        check_spare(self.resampling, data)
+        check_prompts_handed_out(self.resampling, data)
         self.held_out.check(data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:
@@ -198,8 +194,9 @@ class GRPOModule(FrozenLeftOut):
     @reported
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> StepOutcome:
         """Make one step of GRPO or GRPOVI (Algorithm 3 of arXiv 2505.23247)."""
-        sampled = self.roll_out(prompts)
-        scored = self.resampling(sampled, prompts.spare, self.roll_out) if self.resampling else sampled
+        sampling = StepSampling(self.roll_out, data_of(self), resolve_seed(self.seed), int(self.n_steps))
+        pool = self.resampling(prompts, sampling)  # completions of prompts that are worth it; GRPO takes all prompts
+        scored = self.select(pool)  # those that are learned from, G of each prompt; GRPO takes all completions
         rollout, rewards = scored.rollout, scored.rewards  # B = P * G completions; raw rewards [P, G]
         with kept_if_scoring_fails(self, rollout):
             adjusted = self.adjust(rewards, rollout)  # [P, G]; GRPO leaves the rewards as they are
@@ -208,7 +205,7 @@ class GRPOModule(FrozenLeftOut):
         updates = [self.updater.update(self, self.policy, experience, chosen) for chosen in self.minibatches(rollout)]
         learned = self.learn(rollout)
         kind = type(self.adjustment).__name__, self.adjustment.adjusts
-        return StepOutcome(sampled.rollout, scored, adjusted, advantages, experience, updates, learned, *kind)
+        return StepOutcome(pool.sampled, scored, adjusted, advantages, experience, updates, learned, *kind, pool)
 
     def roll_out(self, prompts: PromptBatch) -> ScoredRollout:
         """Sample G completions for each of the prompts, and score them."""
@@ -237,6 +234,11 @@ class GRPOModule(FrozenLeftOut):
             rewards = rollout.grouped(self.reward.total(components, rollout.group_size))
         return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
 
+    def select(self, pool: ScoredRollout) -> ScoredRollout:
+        """Keep the completions that the policy learns from."""
+        with kept_if_scoring_fails(self, pool.rollout, by="selection"):
+            return self.selection(pool, resolve_seed(self.seed))
+
     def adjust(self, rewards: Tensor, rollout: Rollout) -> Adjusted:
         """Adjust raw rewards [P, G]."""
         with phase(keys.STEP_TIME_ADJUSTMENT):
@@ -258,19 +260,14 @@ class GRPOModule(FrozenLeftOut):
         increase = outcome.increase(self.counterfactual)
         scalars = step_scalars(outcome, increase, self.advantage, self.reward.weights())
         of_rank = seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
-        if self.resampling is not None:
-            of_rank[keys.FRAC_GROUPS_RESAMPLED] = outcome.scored.n_replaced / len(outcome.rewards)
-        of_rank = reduce_scalars(of_rank)
+        of_rank = reduce_scalars(of_rank | self.resampling.shares(outcome.pool))
         scalars |= of_rank | {keys.NUM_TOKENS: float(self.n_tokens), **outcome.learned.metrics}
         log_scalars(self, scalars, int(self.n_steps), shown=[keys.REWARD])
         self.n_steps += 1
         if outcome.learned.changed:  # only now: what was just logged is of the reward that it was sampled under
-            self.adjustment.reward_changed()
-            self.counterfactual.reward_changed()
-        settings = self.updater.settings
-        work = policy_work(
-            self.policy, outcome.experience, settings.num_iterations, settings.skip_zero_advantage_groups
-        )
+            for part in (self.adjustment, self.counterfactual, self.resampling):
+                part.reward_changed()
+        work = policy_work(self.policy, outcome.experience, self.updater.settings)
         return StepCost({name: of_rank[name] for name in seconds}, int(self.n_tokens), work)
 
     # Held-out evaluation.

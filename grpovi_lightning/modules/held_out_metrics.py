@@ -9,8 +9,8 @@ from torchmetrics import CatMetric, MeanMetric
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.losses.base import k3_divergence
-from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.ops import TokenStatistics, pass_at
+from grpovi_lightning.selection import ScoredRollout
 
 
 class HeldOutMetrics:

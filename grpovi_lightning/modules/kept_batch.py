@@ -21,8 +21,10 @@ def batch_file(trainer: L.Trainer, reason: str, step: int, ending: str) -> Path:
 
 
 @contextmanager
-def kept_if_scoring_fails(module: L.LightningModule, rollout: Rollout) -> Iterator[None]:
+def kept_if_scoring_fails(module: L.LightningModule, rollout: Rollout, by: str = "reward") -> Iterator[None]:
     """Write the rollout to a JSON file where scoring, adjusting or comparing its completions fails in training.
+
+    `by` says what failed, in the file's name and in the message.
 
     Raises:
         TrainingError: the failure, with the name of the file.
@@ -44,11 +46,11 @@ def kept_if_scoring_fails(module: L.LightningModule, rollout: Rollout) -> Iterat
         ]
         content = {"step": rollout.step, "error": str(error), "rows": rows}
         try:
-            file = batch_file(module.trainer, "failed_reward", rollout.step, ".json")
+            file = batch_file(module.trainer, f"failed_{by}", rollout.step, ".json")
             file.write_text(json.dumps(content, indent=1, default=repr))
             kept = f"its batch is in {file}"
         except (OSError, TypeError, ValueError) as failure:  # the error of the reward is the one to tell
             kept = f"its batch could not be written ({failure})"
         raise TrainingError(
-            f"{error}; {kept}; mend the reward and continue the run from its last checkpoint with --ckpt_path"
+            f"{error}; {kept}; mend the {by} and continue the run from its last checkpoint with --ckpt_path"
         ) from error

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.adjustment import Adjusted, Increase, VarianceIncrease
-from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.modules.update_metrics import UpdateResult
 from grpovi_lightning.rewards.base import RewardUpdate
+from grpovi_lightning.selection import ScoredRollout
 from grpovi_lightning.structures import Experience, Rollout
 
 _OUTCOME, _COST = "outcome", "cost"
@@ -22,7 +22,8 @@ class StepOutcome:
 
     Attributes:
         sampled: the completions of the step's prompts, before any resampling.
-        scored: rollout and raw rewards [P, G] that were trained on; NaN where a completion could not be scored.
+        scored: rollout and raw rewards [P, G] that were trained on; NaN where a completion could not be scored, or its
+            group was left out. With a selection of completions, G is the number that was kept.
         adjusted: what the adjustment made of the rewards.
         advantages: [P, G], 0 where a completion could not be scored.
         experience: what the updates learned from.
@@ -30,6 +31,7 @@ class StepOutcome:
         learned: what the reward learned from the rollout afterwards.
         adjustment: name of the adjustment's class, for messages.
         adjusts: whether the adjustment can change rewards; False for GRPO.
+        pool: what `scored` was selected from. Scalars of rewards and lengths are those of the pool.
     """
 
     sampled: Rollout
@@ -41,6 +43,7 @@ class StepOutcome:
     learned: RewardUpdate
     adjustment: str
     adjusts: bool
+    pool: ScoredRollout
 
     @property
     def rollout(self) -> Rollout:
@@ -51,6 +54,11 @@ class StepOutcome:
     def rewards(self) -> Tensor:
         """[P, G] raw rewards, in units of the reward."""
         return self.scored.rewards
+
+    def of_pool(self, values: Tensor) -> Tensor:
+        """Return values of what was trained on at their places in the pool, [P, G]; NaN for what was not kept."""
+        places = self.scored.places
+        return values if places is None else torch.full_like(self.pool.rewards, torch.nan).scatter(1, places, values)
 
     def increase(self, counterfactual: VarianceIncrease) -> Increase:
         """Return what the adjustment did to the rewards; for GRPO, what the variance increase would have done."""

@@ -64,11 +64,13 @@ def step_scalars(
         weights: of the reward components. Those of weight 0 are not trained on: their agreement with the reward is
             reported.
     """
-    rollout, components = outcome.rollout, outcome.scored.components
+    rollout, components = outcome.pool.rollout, outcome.pool.components
     rows: dict[str, Tensor] = {
         "lengths": rollout.grouped(rollout.lengths),
         "truncated": rollout.grouped(rollout.truncated),
-        "rewards": outcome.rewards,
+        "rewards": outcome.pool.rewards,
+        "trained": outcome.rewards,
+        "trained_lengths": outcome.rollout.grouped(outcome.rollout.lengths),
         "advantages": outcome.advantages,
     }
     rows |= {f"rewards/{name}": rollout.grouped(values) for name, values in components.items()}
@@ -77,7 +79,8 @@ def step_scalars(
     rewards = rows["rewards"]
     whole = Increase(**{field.name: rows[f"increase/{field.name}"] for field in fields(increase)})
     with on_gathered_rows():  # the batch's statistics are in these rows: no rank is asked again
-        before, after = (_advantages(advantage, values, rows["lengths"]) for values in (rewards, whole.adjusted))
+        lengths = rows["trained_lengths"]
+        before, after = (_advantages(advantage, values, lengths) for values in (rows["trained"], whole.adjusted))
     scalars = rollout_metrics(
         rows["lengths"],
         rows["truncated"],

@@ -5,14 +5,12 @@ from torch import nn
 
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.modules.outcome import PolicyWork
+from grpovi_lightning.modules.updater import UpdateSettings
 from grpovi_lightning.structures import Experience
 
 
-def policy_work(policy: LanguageModel, experience: Experience, num_iterations: int, skips_groups: bool) -> PolicyWork:
-    """Return the work of a step that trained the policy on `experience`, in so many iterations over the rollout.
-
-    With `skips_groups`, groups of zero advantage were left out of the updates.
-    """
+def policy_work(policy: LanguageModel, experience: Experience, settings: UpdateSettings) -> PolicyWork:
+    """Return the work of a step that trained the policy on `experience`."""
     has_gradient = experience.groups_with_advantage()
     body, head = matrix_weights(policy.model)
     device = policy.device.type
@@ -23,10 +21,10 @@ def policy_work(policy: LanguageModel, experience: Experience, num_iterations: i
         head_weights=head,
         dtype=torch.get_autocast_dtype(device) if mixed else next(policy.model.parameters()).dtype,
         runs_prompts_once=policy.runs_prompts_once,
-        num_iterations=num_iterations,
+        num_iterations=settings.num_iterations,
         old_pass=experience.selected is not None
         or (old_logprobs is not None and old_logprobs is not experience.rollout.old_logprobs),
-        trained=has_gradient if skips_groups else torch.ones_like(has_gradient),
+        trained=has_gradient if settings.skip_zero_advantage_groups else torch.ones_like(has_gradient),
     )
 
 

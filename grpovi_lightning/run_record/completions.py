@@ -1,6 +1,6 @@
 """The completions of a run on disk: `<run>/completions/`, written while it trains and read by `analysis`.
 
-    train-000000.parquet       completions that were trained on, from step 0 on
+    train-000000.parquet       completions of training steps, from step 0 on
     held_out-000000.parquet    those of the held-out set; of sets with names, <set>-000000.parquet each
     _train-000240.arrows       what came after: an Arrow stream, one record batch a step or evaluation
 
@@ -44,7 +44,8 @@ COLUMNS = {
 - `row`: the prompt's place in its table. `member`: of its group, 0 to G - 1.
 - `prompt`, `completion`: text. Half of a surrogate pair, which UTF-8 has no bytes for, is written as its escape, six
   characters such as `\\ud800`; every other character stays as it is, NUL included.
-- `reward`, components: raw, NaN where the completion could not be scored. `adjusted`, `advantage`: of training alone.
+- `reward`, components: raw, NaN where the completion could not be scored. `adjusted`, `advantage`: of training alone,
+  NaN where a selection did not keep the completion. `adjusted` is NaN also where its group was left out.
 - `length`: tokens, the end token included. `truncated`: whether there is no end token.
 - `logprob`: of the whole completion under the policy that sampled it, at the sampling temperature, nats.
 - `kl`: to the reference policy, the mean over its tokens of the k3 estimate, nats a token; null where not known.

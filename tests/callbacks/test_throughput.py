@@ -26,9 +26,10 @@ from grpovi_lightning.cli import main
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.modules.logging import log_scalars
 from grpovi_lightning.modules.outcome import PolicyWork, StepCost, StepOutcome, as_outputs
-from grpovi_lightning.modules.resampling import ScoredRollout
+from grpovi_lightning.modules.updater import UpdateSettings
 from grpovi_lightning.modules.work import matrix_weights, policy_work
 from grpovi_lightning.rewards.base import RewardUpdate
+from grpovi_lightning.selection import ScoredRollout
 from grpovi_lightning.structures import Experience, PromptBatch, Rollout
 
 PHASES = ["prefill", "decode", "reference", "reward", "adjustment", "forward", "backward", "optimizer"]
@@ -292,7 +293,7 @@ def outcome_of_rollout(rollout):
     rewards = torch.zeros(len(rollout.prompts), rollout.group_size)
     scored = ScoredRollout(rollout, {}, rewards, rollout.lengths.sum())
     values = (Adjusted(rewards), rewards, experience_of(rollout), [], RewardUpdate())
-    return StepOutcome(rollout, scored, *values, "IdentityAdjustment", False)
+    return StepOutcome(rollout, scored, *values, "IdentityAdjustment", False, scored)
 
 
 # The first group reads 3 + (1 + 0) tokens and predicts 2 + 1, the second reads 5 + (3 + 2) and predicts 4 + 3; in
@@ -323,6 +324,14 @@ def matmul_flops(counter):
     return counter.get_flop_counts()["Global"][torch.ops.aten.mm]
 
 
+def test_completions_that_are_not_kept_cost_sampling_and_the_reference_alone():
+    outcome, work = worked()
+    kept = outcome.scored.keep(torch.tensor([[1], [0]]))  # of 1 and 4 tokens, which reads 3 + 0 and 5 + 3
+    passes = 2 * (10 * (3 + 0) + 4 * 1) + 2 * (10 * (5 + 3) + 4 * 4)
+    expected = SAMPLING + (FIRST + SECOND) + 2 * 3 * passes
+    assert step_flops(replace(outcome, scored=kept), work) == expected
+
+
 def test_flops_of_a_step_are_those_that_torch_counts_in_a_llama(policy_folder):
     policy = PretrainedCausalLM(str(policy_folder)).load()
     model, (group_size, width, length) = policy.model, (3, 5, 4)
@@ -345,7 +354,7 @@ def test_flops_of_a_step_are_those_that_torch_counts_in_a_llama(policy_folder):
         sum(part.sum() for part in logits(first_of_each_member=True)).backward()  # the update
 
     rollout = rollout_of(prompts, completions, group_size)
-    work = policy_work(policy, experience_of(rollout), 1, False)
+    work = policy_work(policy, experience_of(rollout), UpdateSettings())
     assert step_flops(outcome_of_rollout(rollout), work) == matmul_flops(counter)
 
 
@@ -380,26 +389,27 @@ def small(policy_folder):
 def test_the_work_of_a_step_names_the_passes_over_its_rollout(small):
     policy, rollout = small
     for old_logprobs, expected in ((None, False), (rollout.old_logprobs, False), (torch.zeros(4, 2), True)):
-        assert policy_work(policy, experience_of(rollout, None, old_logprobs), 3, False).old_pass is expected
+        assert policy_work(policy, experience_of(rollout, None, old_logprobs), UpdateSettings()).old_pass is expected
     selected = replace(experience_of(rollout, None, rollout.old_logprobs), selected=torch.ones(4, 2).bool())
-    assert policy_work(policy, selected, 3, False).old_pass is True  # for the entropies
-    assert policy_work(policy, experience_of(rollout), 3, False).num_iterations == 3
+    assert policy_work(policy, selected, UpdateSettings()).old_pass is True  # for the entropies
+    assert policy_work(policy, experience_of(rollout), UpdateSettings(num_iterations=3)).num_iterations == 3
 
 
 def test_groups_without_advantages_are_work_unless_they_are_skipped(small):
     policy, rollout = small
     experience = experience_of(rollout, [0.0, 0.0, 0.0, -1.0])
-    assert policy_work(policy, experience, 1, False).trained.tolist() == [True, True]
-    assert policy_work(policy, experience, 1, True).trained.tolist() == [False, True]
+    assert policy_work(policy, experience, UpdateSettings()).trained.tolist() == [True, True]
+    skipping = UpdateSettings(skip_zero_advantage_groups=True)
+    assert policy_work(policy, experience, skipping).trained.tolist() == [False, True]
 
 
 def test_the_dtype_of_the_work_is_that_of_the_weights_or_of_autocast(small):
     policy, rollout = small
-    assert policy_work(policy, experience_of(rollout), 1, False).dtype is torch.float32
+    assert policy_work(policy, experience_of(rollout), UpdateSettings()).dtype is torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert policy_work(policy, experience_of(rollout), 1, False).dtype is torch.bfloat16
+        assert policy_work(policy, experience_of(rollout), UpdateSettings()).dtype is torch.bfloat16
     policy.to(torch.bfloat16)
-    assert policy_work(policy, experience_of(rollout), 1, False).dtype is torch.bfloat16
+    assert policy_work(policy, experience_of(rollout), UpdateSettings()).dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpovi_lightning.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule
+from grpovi_lightning.data.preparation import Preparation
 from grpovi_lightning.data.sampler import StepSampler
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import step_indices
@@ -180,6 +181,19 @@ def test_prompts_carry_their_row_number_and_every_other_column(table):
     batch = collated(prompts(table()))
     assert batch.texts == ["prompt 4", "prompt 2"] and batch.indices.tolist() == [4, 2]
     assert batch.columns == {"answer": [4, 2], "level": ["easy", "easy"]}
+
+
+def test_training_prompts_are_found_by_their_numbers_also_where_rows_before_them_were_left_out(table):
+    rows = [ROWS[0], ROWS[1], ROWS[1], ROWS[2], ROWS[3]]
+    data = prompts(table(rows), columns=["answer"], preparation=Preparation(deduplicate=True))
+    data.setup("fit")
+    assert data.tables["train"].ids == [0, 1, 3, 4]
+    batch = data.prompts([4, 1])
+    assert batch.texts == ["prompt 3", "prompt 1"] and batch.indices.tolist() == [4, 1]
+    assert batch.columns == {"answer": [3, 1]} and batch.spare is None
+    with pytest.raises(UserError, match=r"train table: got no row 2, expected the one .* remembered") as error:
+        data.prompts([4, 2])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("columns", [[], ["level"]])

@@ -20,7 +20,6 @@ from grpovi_lightning.losses import (
     HighEntropyTokens,
     TruncatedImportanceSampling,
 )
-from grpovi_lightning.modules.resampling import DynamicResampling
 from grpovi_lightning.rewards import CompositeReward, RewardFunction
 from grpovi_lightning.rewards.online import (
     BradleyTerryOracle,
@@ -30,6 +29,13 @@ from grpovi_lightning.rewards.online import (
     UncertainPairs,
 )
 from grpovi_lightning.rollout import SamplingConfig
+from grpovi_lightning.selection import (
+    DynamicResampling,
+    HistorySkipping,
+    MaxVarianceSelection,
+    RandomSelection,
+    VarianceCurriculum,
+)
 
 
 def half_equal(prompts, completions, completion_ids, **columns):
@@ -70,6 +76,10 @@ VARIANTS = {
     "zero-advantage groups": {"loss": BNPOLoss(), "reward": half_equal, "skip_zero_advantage_groups": True},
     "unscorable": {"loss": BNPOLoss(beta=0.04), "reward": unscorable, "prompts_per_micro_batch": 1},
     "resampling": {"loss": GRPOLoss(beta=0.04), "reward": half_equal, "resampling": DynamicResampling(1)},
+    "selection": {"loss": BNPOLoss(beta=0.04), "reward": unscorable, "selection": MaxVarianceSelection(3)},
+    "random selection": {"loss": GRPOLoss(beta=0.04), "selection": RandomSelection(3)},
+    "curriculum": {"loss": DAPOLoss(), "reward": half_equal, "resampling": VarianceCurriculum(0.01, 2, 0.5)},
+    "skipping": {"loss": GRPOLoss(beta=0.04), "reward": half_equal, "resampling": HistorySkipping(0.3, 0.1)},
     "minibatches": {"loss": GSPOLoss(), "num_iterations": 2, "num_minibatches": 2},
     "learning": {"loss": GRPOLoss(beta=0.04), "reward": learning},
     "entropies": {
@@ -108,7 +118,7 @@ def run_variant(policy_folder: str, folder: Path, devices: int, variant: str) ->
     steps = (1 if variant in EVERY_CLASS else 3) * module.updates_per_rollout
     every = None if variant in EVERY_CLASS else 3
     run = trainer(folder, steps, validate_every=every, devices=devices, strategy="ddp" if devices > 1 else "auto")
-    spare = 4 if variant == "resampling" else 0
+    spare = 4 if module.resampling.needs_spare else 0
     data = prompt_data(
         folder / f"data_{run.global_rank}", validation=bool(every), prompts_per_step=4, spare_prompts_per_step=spare
     )

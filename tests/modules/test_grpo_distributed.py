@@ -59,6 +59,8 @@ def test_two_processes_end_with_the_parameters_and_metrics_of_one(policy_folder,
     for tag in one:
         if variant == "zero-advantage groups" and tag == "entropy":  # over the groups that go through a rank's model
             continue
+        if variant == "curriculum" and tag in ("num_tokens", "eval/num_tokens"):  # a rank may sample in vain
+            continue
         if tag.startswith("sampling/"):  # rounding, and nothing else
             assert max(two[tag].values()) < 1.001
             continue

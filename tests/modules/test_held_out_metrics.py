@@ -12,8 +12,8 @@ from helpers.two_processes import run_in_two_processes
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.modules.held_out_metrics import HeldOutMetrics
-from grpovi_lightning.modules.resampling import ScoredRollout
 from grpovi_lightning.ops import TokenStatistics
+from grpovi_lightning.selection import ScoredRollout
 
 NAN = math.nan
 TOTALS = [[1.0, NAN, 3.0], [NAN], [5.0, NAN, NAN, 6.0], [NAN, NAN]]

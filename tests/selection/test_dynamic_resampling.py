@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.modules.resampling import DynamicResampling, ScoredRollout
+from grpovi_lightning.selection import DynamicResampling, ScoredRollout
 from grpovi_lightning.structures import PromptBatch
 
 NAN = float("nan")
