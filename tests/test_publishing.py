@@ -25,6 +25,7 @@ from grpovi_lightning.cli import main
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.rewards import RewardFunction
+from grpovi_lightning.run_record.layout import SCALARS_FILE
 
 REPO = "ada/tiny"
 REWARDS = """
@@ -142,7 +143,8 @@ def test_the_model_arrives_as_it_is_with_its_card_and_still_loads(run, hub, caps
     assert {name: arrived[name] for name in before if "/" not in name and name in arrived} == {}
     assert all(arrived[name.removeprefix("model/")] == was for name, was in before.items() if name.startswith("model/"))
     assert f"PUT /lfs/{hashlib.sha256(before['model/model.safetensors']).hexdigest()}" in hub.requests
-    assert {name: now for name, now in files_of(run).items() if name != "model/README.md"} == before
+    made = {"model/README.md", SCALARS_FILE}
+    assert {name: now for name, now in files_of(run).items() if name not in made} == before
     assert (run / "model" / "README.md").read_bytes() == arrived["README.md"]
     AutoModelForCausalLM.from_pretrained(run / "model")
     AutoTokenizer.from_pretrained(run / "model")
