@@ -16,6 +16,7 @@ sees what a token does to the divergence of the tokens after it, as the adjustme
 re-weighted for tokens that an older policy sampled (further updates on one rollout). At a token to which the policy
 gives 0.5 and the reference 0.25, in nats:
 
+>>> import torch
 >>> logprobs, ref_logprobs = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
 >>> [round(estimator(logprobs, ref_logprobs).item(), 4) for estimator in (K1(), K2(), K3(), K3Plus())]
 [0.6931, 0.2402, 0.1931, 0.1931]
