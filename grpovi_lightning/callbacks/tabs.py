@@ -33,7 +33,7 @@ CHARTS = {
         "gradient norm": ["Multiline", _both(keys.GRAD_NORM)],
         "clipped": ["Multiline", [r"^clip_ratio/.*mean$"]],
     },
-    "Variance increase": {
+    "Adjustment": {
         "variance": ["Multiline", [f"^({keys.ADJUSTMENT_VARIANCE_BEFORE}|{keys.ADJUSTMENT_VARIANCE_AFTER})$"]],
         "groups changed": ["Multiline", [f"^{keys.ADJUSTMENT_FRAC_CHANGED}$"]],
         "signs flipped": ["Multiline", [f"^{keys.ADJUSTMENT_SIGN_FLIPS}$"]],

@@ -59,8 +59,8 @@ def centred(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tens
     if weights is None:
         mean, _ = masked_moments(values, mask)
     else:
-        kept = torch.where(mask, weights, 0).to(values.dtype)
-        mean = masked_sum(kept * values, mask, dim=1)[:, None] / masked_sum(kept, mask, dim=1)[:, None]
+        weights = weights.to(values.dtype)
+        mean = masked_sum(weights * values, mask, dim=1)[:, None] / masked_sum(weights, mask, dim=1)[:, None]
     # Equal values less their rounded mean may be 1e-17, which a standard deviation as small would turn into 1.
     return torch.where(differs(values, mask) & mask, values - mean, 0.0)
 

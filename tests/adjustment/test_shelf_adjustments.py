@@ -150,6 +150,8 @@ def test_a_factor_of_1_changes_no_bit_and_equal_rewards_stay_equal_under_any():
     rewards = torch.tensor([[0.1, -1e30, NAN, 3e-39], [0.1, 0.1, 0.1, 0.1]])
     found = Stretch(1.0)(rewards, sampled(2)).rewards
     assert torch.equal(found.view(torch.int32), rewards.view(torch.int32)) and not Stretch(1.0).adjusts
+    exact = torch.tensor([[0.1, 0.7, -3.3]], dtype=torch.float64)
+    assert torch.equal(Stretch(1.0)(exact, sampled(size=3)).rewards, exact)
     assert torch.equal(Stretch(7.0)(rewards, sampled(2)).rewards[1], rewards[1]) and Stretch(7.0).adjusts
 
 
@@ -200,11 +202,12 @@ def test_rewards_above_the_weighted_mean_go_to_the_top_and_those_below_to_the_bo
     assert found == pytest.approx(thresholded(rewards[0].tolist(), shares, -2.0, 2.0), nan_ok=True)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6, -3e7])
+@pytest.mark.parametrize("offset", [0.0, 1e5, 1e9])
 def test_a_reward_at_the_mean_goes_to_the_middle_also_far_from_0(offset):
-    rewards = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64) * 10 + offset
-    found = Threshold(UniformWeights(), GroupRange())(rewards, sampled(size=3)).rewards
-    torch.testing.assert_close(found - offset, torch.tensor([[1.0, 2.0, 3.0]]).double(), rtol=0.0, atol=1e-8)
+    # In a mean over numbers as large as these, a seventh of each, the middle one would be missed by its rounding.
+    rewards = torch.arange(7, dtype=torch.float64)[None] + offset
+    found = Threshold(UniformWeights(), GroupRange())(rewards, sampled(size=7)).rewards
+    assert (found - offset).tolist() == [[0.0, 0.0, 0.0, 3.0, 6.0, 6.0, 6.0]]
 
 
 @pytest.mark.parametrize("weights", [UniformWeights(), SequenceWeights()])

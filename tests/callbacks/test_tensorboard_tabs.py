@@ -76,7 +76,7 @@ def test_the_tab_of_settings_has_arms_seeds_rate_and_beta_as_columns_and_final_m
 def test_charts_show_the_scalars_of_all_runs_in_groups(served):
     layout = served("custom_scalars/layout")
     assert [group["title"] for group in layout["category"]] == [
-        *("Rewards", "Policy", "Variance increase", "Completions", "Cost")
+        *("Rewards", "Policy", "Adjustment", "Completions", "Cost")
     ]
     charts = {chart["title"]: chart for group in layout["category"] for chart in group["chart"]}
     asked = urllib.parse.urlencode({"run": next(iter(RUNS)), "tag": charts["KL"]["multiline"]["tag"][0]})

@@ -31,6 +31,7 @@ from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.rewards import CompositeReward, NormalisedReward, RewardFunction
 from grpovi_lightning.rollout import SamplingConfig
+from grpovi_lightning.selection import RandomSelection
 
 
 def positive(prompts, completions, completion_ids, **columns):
@@ -113,19 +114,20 @@ def test_a_run_that_adjusts_is_told_that_this_is_logged_and_not_grpovi(policy_fo
 
 
 @pytest.mark.parametrize(
-    ("advantage", "expected"),
+    ("advantage", "expected", "selection"),
     [
-        (OPOAdvantage(), reference.length_weighted_advantages),
-        (ReinforcePlusPlusAdvantage(), reference.whitened_advantages),
+        (OPOAdvantage(), reference.length_weighted_advantages, None),
+        (OPOAdvantage(), reference.length_weighted_advantages, RandomSelection(3)),
+        (ReinforcePlusPlusAdvantage(), reference.whitened_advantages, None),
     ],
-    ids=["opo", "reinforce++"],
+    ids=["opo", "opo of three of four", "reinforce++"],
 )
 def test_advantages_of_lengths_get_those_of_the_completions_in_training_and_in_what_is_logged(
-    policy_folder, tmp_path, advantage, expected
+    policy_folder, tmp_path, advantage, expected, selection
 ):
     adjustment = VarianceIncrease(UniformWeights(), FixedRange(-3.0, 3.0))
     sampling = SamplingConfig(max_completion_length=40, temperature=0.9)  # so long that some end before
-    module = grpo(policy_folder, adjustment=adjustment, advantage=advantage, sampling=sampling)
+    module = grpo(policy_folder, adjustment=adjustment, advantage=advantage, selection=selection, sampling=sampling)
     recorded = train(module, tmp_path, 2)
     logged = scalars(tmp_path)
     for step, output in enumerate(recorded.outputs):
