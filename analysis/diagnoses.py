@@ -113,7 +113,7 @@ def _judge(row: dict[Any, Any], log: pd.DataFrame | None, root: Path, gold: str 
     one = Diagnosed(root / row["run"], row["run"], row["arm"], seed)
     if log is None:
         damage = read_scalars(one.folder).damage  # a folder without status.json, such as TRL's, has that as its problem
-        reason = f"damaged event file {damage}" if damage else row["problem"] or "it logged nothing that a rule reads"
+        reason = f"damaged log file {damage}" if damage else row["problem"] or "it logged nothing that a rule reads"
         return replace(one, problem=reason)
     series = {str(tag): Series.of(rows["step"], rows["value"]) for (tag,), rows in groups(log, "metric")}
     run = logged(series, row["adjusts"], None if gold is None else [gold])

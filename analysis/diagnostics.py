@@ -32,6 +32,8 @@ ADJUSTMENT_COLUMNS = {
     "advantage cosine": metric_keys.ADJUSTMENT_ADVANTAGE_COSINE,
     "sign flips": metric_keys.ADJUSTMENT_SIGN_FLIPS,
 }
+Config = Mapping[str, str]
+"""Dotted key of config.yaml -> its value as text."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Ten times as fast as the one of Python, where PyYAML was built with it; a study has a config for each run."""
 _LAUNCH_KEYS = ("config", "ckpt_path", "seed_everything")
@@ -142,7 +144,7 @@ def recorded_by_seed(status: pd.DataFrame, what: str, tasks: Mapping[str, str] |
     return [check for runs in by_task.values() for check in by_seed(runs)]
 
 
-def read_config(folder: Path) -> dict[str, str]:
+def read_config(folder: Path) -> Config:
     """Return a run's config.yaml, flattened to dotted keys; empty where it is missing or no plain YAML mapping."""
     file = folder / CONFIG_FILE
     if not file.is_file():
@@ -186,17 +188,17 @@ def placeless(value: str, folder: Path) -> str:
     return value.replace(f"{folder.parent.name}/{folder.name}", "<run>").replace(str(folder), "<run>")
 
 
-def environment(study_dir: Path, status: pd.DataFrame) -> dict[str, str]:
+def environment(study_dir: Path, configs: Mapping[str, Config]) -> dict[str, str]:
     """Return facts about machine and trainer from status.json and config.yaml: the distinct values over all runs."""
     values: dict[str, set[str]] = {}
-    for run in status["run"]:
+    for run, config in configs.items():
         record = RunRecord()
         with suppress(RecordError):  # the list of runs says what is wrong with the file
             record = require_status(study_dir / run)
         for key in _RECORDED:
             if getattr(record, key) is not None:
                 values.setdefault(key, set()).add(str(getattr(record, key)))
-        for key, value in read_config(study_dir / run).items():
+        for key, value in config.items():
             if key in _FACTS or key.startswith("environment."):
                 values.setdefault(key, set()).add(value)
     return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}

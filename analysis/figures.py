@@ -104,12 +104,12 @@ def learning_figure(
     title: str, metric: str, curves: Curves, styles: Mapping[str, ArmStyle], targets: Mapping[str, float] | None = None
 ) -> Figure:
     """Draw a quantity against steps: mean, band and seeds of every arm; dotted: targets in the baseline's colour."""
-    figure, axes = _figure(title, "policy updates", metric)
+    figure, axes = new_figure(title, "policy updates", metric)
     for arm, value in (targets or {}).items():
         axes.axhline(value, color=styles[arm].colour, linestyle=(0, (1, 3)), linewidth=1.0)
     for arm, style in styles.items():
         _draw_arm(axes, arm, list(curves.get(arm, {}).values()), style)
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 @matplotlib.rc_context(RC)
@@ -117,7 +117,7 @@ def labels_figure(
     panel: Panel, curves: Curves, styles: Mapping[str, ArmStyle], levels: Mapping[str, Sequence[float]]
 ) -> Figure:
     """Draw a quantity against labels, as `learning_figure` does against steps; `levels`: of arms without labels."""
-    figure, axes = _figure(panel.title, "labels used", panel.metric)
+    figure, axes = new_figure(panel.title, "labels used", panel.metric)
     if panel.logarithmic:
         _logarithmic(axes, np.concatenate([curve.values for seeds in curves.values() for curve in seeds.values()]))
     for arm, style in styles.items():
@@ -127,7 +127,7 @@ def labels_figure(
             axes.axhline(level, color=style.colour, linewidth=1.8, linestyle=style.line, label=arm)
         else:
             _draw_arm(axes, arm, list(curves.get(arm, {}).values()), style)
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 @matplotlib.rc_context(RC)
@@ -136,7 +136,7 @@ def difference_figure(
 ) -> Figure:
     """Draw arm minus baseline against steps: a thin line for each paired seed, and their mean."""
     between = "\n" if max(len(arm), len(baseline)) > LONG_NAME else " "
-    figure, axes = _figure(f"{arm}{between}minus {baseline}", "policy updates", f"difference in {metric}")
+    figure, axes = new_figure(f"{arm}{between}minus {baseline}", "policy updates", f"difference in {metric}")
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     pairs = [(curves[arm][seed], curves[baseline][seed]) for seed in seeds]
     for seed, pair in zip(seeds, pairs, strict=True):
@@ -152,7 +152,7 @@ def difference_figure(
 @matplotlib.rc_context(RC)
 def kl_figure(metric: str, curves: Curves, kl: Curves, styles: Mapping[str, ArmStyle]) -> Figure:
     """Draw the metric against KL at the same steps: thin lines are seeds, bold is the mean of both, step by step."""
-    figure, axes = _figure("Reward against KL", f"{beside(metric, metric_keys.KL)}, nats a token", metric)
+    figure, axes = new_figure("Reward against KL", f"{beside(metric, metric_keys.KL)}, nats a token", metric)
     for arm, style in styles.items():
         both = [seed for seed in curves.get(arm, {}) if seed in kl.get(arm, {})]
         for seed in both:
@@ -164,7 +164,7 @@ def kl_figure(metric: str, curves: Curves, kl: Curves, styles: Mapping[str, ArmS
             axes.plot(
                 x, y, color=style.colour, linewidth=1.8, linestyle=style.line, label=arm, marker="o", markersize=2.5
             )
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 @matplotlib.rc_context(RC)
@@ -263,7 +263,8 @@ def _draw_arm(axes: Axes, arm: str, seeds: Sequence[Curve], style: ArmStyle) -> 
     axes.plot(grid, values.mean(axis=0), color=style.colour, linewidth=1.8, linestyle=style.line, label=arm)
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def new_figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """Begin a picture of the usual size, with a title, names of the axes, and faint lines across."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, pad=8)
@@ -285,7 +286,8 @@ def _logarithmic(axes: Axes, values: np.ndarray) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _with_legend(figure: Figure, axes: Axes) -> Figure:
+def with_legend(figure: Figure, axes: Axes) -> Figure:
+    """Put the names of what was drawn below the picture, and return it."""
     _, labels = axes.get_legend_handles_labels()
     if labels:
         columns = 1 if max(len(label) for label in labels) > LONG_NAME else 2

@@ -19,6 +19,7 @@ from grpovi_lightning.run_record.layout import (
     STATUS_FILE,
     STUDY_FILE,
     RecordError,
+    folder_arm,
     folder_seed,
 )
 from grpovi_lightning.run_record.status import UNKNOWN, RunRecord, State, require_status
@@ -79,9 +80,8 @@ def find_runs(path: str | Path) -> list[RunFolder]:
         if _is_run(folder, root):
             children.clear()
             place = folder.resolve()
-            seed = folder_seed(place.name)
-            arm = place.name if seed is None else place.parent.name
-            folders.append(RunFolder(folder, folder.relative_to(root).as_posix(), arm, seed))
+            run = folder.relative_to(root).as_posix()
+            folders.append(RunFolder(folder, run, folder_arm(place), folder_seed(place.name)))
     if not folders:
         raise ReportError(f"{root}: no runs in it; expected folders with {STATUS_FILE}, as `grpovi fit` writes them")
     return sorted(

@@ -18,6 +18,7 @@ from analysis.diagnostics import (
     adjustment_means,
     config_differences,
     environment,
+    read_config,
     recorded_by_seed,
     rises,
     spread_key,
@@ -28,10 +29,9 @@ from analysis.online import WINDOW_STEPS, agreement_names
 from analysis.pictures import Pictures, adjustments_of, draw, drawn_points, is_thinned, styles_of
 from analysis.report_files import files_of
 from analysis.settings import Settings
-from analysis.settings_table import SettingsTable, settings_table
+from analysis.settings_table import settings_table
 from analysis.study import Analysis, analyse
-from analysis.tables import rows_where
-from analysis.texts import Texts, last_evaluations, texts_of
+from analysis.texts import last_evaluations, texts_of
 from analysis.tuned import sentences_of
 from grpovi_lightning import metric_keys
 from grpovi_lightning.run_record.layout import REPORT_FOLDER, replace_file
@@ -88,9 +88,16 @@ def write_analysis(analysis: Analysis) -> Path:
     """Write the report of what has been computed; return the path of `index.html`."""
     pictures = draw(analysis)
     last, unreadable = last_evaluations(analysis)
-    table = settings_table(analysis)
-    page = render(analysis, pictures, texts_of(analysis, last, unreadable), table)
-    content = files_of(analysis, pictures, last, table) | {INDEX: page}
+    configs = {run: read_config(analysis.path / run) for run in analysis.status["run"]}
+    settings = settings_table(analysis, configs)
+    page = render(
+        analysis,
+        pictures,
+        texts=texts_of(analysis, last, unreadable),
+        settings_table=settings,
+        environment=environment(analysis.path, configs),
+    )
+    content = files_of(analysis, pictures, last, settings) | {INDEX: page}
     folder = analysis.path / REPORT_FOLDER
     for name, text in content.items():
         replace_file(folder / name, text)
@@ -98,71 +105,84 @@ def write_analysis(analysis: Analysis) -> Path:
     return folder / INDEX
 
 
-def render(analysis: Analysis, pictures: Pictures, texts: Texts | None, table: SettingsTable) -> str:
-    """Return the page. The template escapes every text that comes from outside."""
-    drawn = {picture.name for picture in pictures["learning"]}
+def render(analysis: Analysis, pictures: Pictures, **read: Any) -> str:
+    """Return the page. The template escapes every text that comes from outside.
+
+    `read`: what the sections show that were read from the runs' folders, not from their logs.
+    """
     status = analysis.status
-    counted = rows_where(status, status["reason"].isna())
-    found = diagnose_runs(analysis.runs, counted, analysis.path)
-    adjustment = adjustment_means(analysis.runs).dropna(axis="columns", how="all").dropna(axis="index", how="all")
-    chart = chart_of(analysis.runs, analysis.settings.metric, styles_of(analysis))
-    class_names = {arm: name.split(".")[-1] for arm, name in adjustments_of(analysis).items()}
     return _template().render(
         analysis=analysis,
         settings=analysis.settings,
         pictures=pictures,
-        chart=chart,
-        scripts=page_scripts(chart=chart is not None),
-        drawn_points=drawn_points(analysis) if is_thinned(analysis) else None,
-        styles=styles_of(analysis),
-        band=figures.BAND,
-        not_drawn=[
-            panel.metric for panel in figures.learning_panels(analysis.settings.metric) if panel.name not in drawn
-        ],
-        agreement_drawn=any(panel.name in drawn for panel in figures.agreement_panels(agreement_names(analysis.runs))),
-        agreement_steps=WINDOW_STEPS,
-        kl_key=beside(analysis.settings.metric, metric_keys.KL),
         equal_kl=analysis.equal_kl,
-        adjustment=[
-            (arm, class_names.get(arm, wording.MISSING), list(adjustment.loc[arm]))
-            for arm in analysis.arms
-            if arm in adjustment.index
-        ],
-        adjustment_columns=list(adjustment.columns),
+        sensitivity=analysis.sensitivity,
+        tuned=analysis.tuned,
+        tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
+        tasks=analysis.tasks,
+        tasks_answers=several_tasks.sentences_of(analysis.tasks) if analysis.tasks else [],
         rises=sorted(rises(analysis.runs, analysis.settings.metric), key=lambda rise: analysis.arms.index(rise.arm)),
         spread_key=spread_key(analysis.settings.metric),
         first_rollouts=recorded_by_seed(status, "first_rollout", analysis.settings.tasks),
         held_out_rows=recorded_by_seed(status, "held_out", analysis.settings.tasks),
         differences=differences(analysis),
-        settings_table=table,
         curve_file=curve_file(analysis.all_runs),
-        environment=environment(analysis.path, status),
         runs=[
             *(run | {"use": "yes"} for run in status.to_dict("records")),
             *(run | {"use": tuning_use(run, analysis.settings)} for run in analysis.tuning.to_dict("records")),
         ],
         n_compared=len(status),
-        sensitivity=analysis.sensitivity,
-        texts=texts,
-        tuned=analysis.tuned,
-        tasks=analysis.tasks,
-        tasks_answers=several_tasks.sentences_of(analysis.tasks) if analysis.tasks else [],
-        tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],
-        n_excluded=sum(reason is not None for reason in status["reason"]),
-        diagnoses=by_arm(found),
-        diagnosed=[each for each in found if each.problem is None],
-        not_diagnosed=lacking(found),
-        warnings=[
-            (run, line)
-            for run, lines in zip(status["run"], status["warnings"], strict=True)
-            for line in lines
-            if not told_live(line, run, found)
-        ],
+        n_excluded=len(status) - len(analysis.counted),
         n_tested=analysis.n_tested,
         looks=looks_sentences(analysis.settings),
         level=f"{100 * analysis.settings.level:.2g} %",
         seed_counts=sorted({len(comparison.seeds) for comparison in analysis.comparisons}),
+        **_of_pictures(analysis, pictures),
+        **_of_adjustments(analysis),
+        **_of_diagnoses(analysis),
+        **read,
     )
+
+
+def _of_pictures(analysis: Analysis, pictures: Pictures) -> dict[str, Any]:
+    drawn = {picture.name for picture in pictures["learning"]}
+    metric, styles = analysis.settings.metric, styles_of(analysis)
+    chart = chart_of(analysis.runs, metric, styles)
+    return {
+        "chart": chart,
+        "scripts": page_scripts(chart=chart is not None),
+        "drawn_points": drawn_points(analysis) if is_thinned(analysis) else None,
+        "styles": styles,
+        "band": figures.BAND,
+        "not_drawn": [panel.metric for panel in figures.learning_panels(metric) if panel.name not in drawn],
+        "agreement_drawn": any(
+            panel.name in drawn for panel in figures.agreement_panels(agreement_names(analysis.runs))
+        ),
+        "agreement_steps": WINDOW_STEPS,
+        "kl_key": beside(metric, metric_keys.KL),
+    }
+
+
+def _of_adjustments(analysis: Analysis) -> dict[str, Any]:
+    means = adjustment_means(analysis.runs).dropna(axis="columns", how="all").dropna(axis="index", how="all")
+    class_names = {arm: name.split(".")[-1] for arm, name in adjustments_of(analysis).items()}
+    rows = [
+        (arm, class_names.get(arm, wording.MISSING), list(means.loc[arm]))
+        for arm in analysis.arms
+        if arm in means.index
+    ]
+    return {"adjustment": rows, "adjustment_columns": list(means.columns)}
+
+
+def _of_diagnoses(analysis: Analysis) -> dict[str, Any]:
+    status, found = analysis.status, diagnose_runs(analysis.runs, analysis.counted, analysis.path)
+    told = zip(status["run"], status["warnings"], strict=True)
+    return {
+        "diagnoses": by_arm(found),
+        "diagnosed": [each for each in found if each.problem is None],
+        "not_diagnosed": lacking(found),
+        "warnings": [(run, line) for run, lines in told for line in lines if not told_live(line, run, found)],
+    }
 
 
 def _template() -> jinja2.Template:
@@ -201,7 +221,7 @@ def tuning_use(run: Mapping[Any, Any], settings: Settings) -> str:
 
 def differences(analysis: Analysis) -> list[tuple[Comparison, list[tuple[str, str, str]] | None]]:
     """Compare the configuration of each arm with its baseline's, on the first seed that counts in both."""
-    counted = rows_where(analysis.status, analysis.status["reason"].isna())
+    counted = analysis.counted
     place = {(arm, seed): run for arm, seed, run in zip(counted["arm"], counted["seed"], counted["run"], strict=True)}
     found = []
     for comparison in analysis.comparisons:

@@ -13,6 +13,7 @@ from analysis.statistics import Estimate
 from analysis.study import Analysis
 from analysis.svg import to_pdf, to_png
 from analysis.texts import as_csv, prompt_rewards
+from analysis.tuned import TunedArm
 
 
 def files_of(
@@ -70,24 +71,7 @@ def main_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
             for row in analysis.online
         )
     if analysis.tuned:
-        tables["tuned"] = pd.DataFrame(
-            {
-                "arm": row.arm,
-                "best point": row.label or wording.MISSING,
-                "area, judging seeds": _with_interval(row.own.auc),
-                "against": row.baseline or wording.MISSING,
-                "each at its best": _with_interval(row.own.paired, signed=True) if row.baseline else wording.MISSING,
-                "at equal settings": "the same"
-                if row.same
-                else _with_interval(row.equal.paired, signed=True)
-                if row.equal
-                else wording.MISSING,
-                "at equal KL": _with_interval(row.equal_kl.difference, signed=True)
-                if row.equal_kl
-                else wording.MISSING,
-            }
-            for row in analysis.tuned.arms
-        )
+        tables["tuned"] = pd.DataFrame([_tuned_row(row) for row in analysis.tuned.arms])
     return {name: table for name, table in tables.items() if len(table)}
 
 
@@ -132,6 +116,21 @@ def _efficiency_row(row: Comparison) -> dict[str, str]:
         "final": _with_interval(row.final),
         "area": _with_interval(row.auc),
         "paired difference": _with_interval(row.paired, signed=True),
+    }
+
+
+def _tuned_row(row: TunedArm) -> dict[str, str]:
+    def difference(estimate: Estimate | None) -> str:
+        return wording.MISSING if estimate is None else _with_interval(estimate, signed=True)
+
+    return {
+        "arm": row.arm,
+        "best point": row.label or wording.MISSING,
+        "area, judging seeds": _with_interval(row.own.auc),
+        "against": row.baseline or wording.MISSING,
+        "each at its best": difference(row.own.paired if row.baseline else None),
+        "at equal settings": "the same" if row.same else difference(row.equal.paired if row.equal else None),
+        "at equal KL": difference(row.equal_kl.difference if row.equal_kl else None),
     }
 
 

@@ -1,10 +1,11 @@
 """Every setting of every arm, not only those in which arms differ: a key of config.yaml a row, an arm a column."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.diagnostics import placeless, read_config
+from analysis.diagnostics import Config, placeless
 from analysis.study import Analysis
 from analysis.tables import groups
 
@@ -32,14 +33,17 @@ class SettingsTable:
         return pd.DataFrame([(key, *values) for key, values in self.rows.items()], columns=["key", *self.arms])
 
 
-def settings_table(analysis: Analysis) -> SettingsTable:
-    """Read the config.yaml of every run that the report lists, those that do not count included."""
+def settings_table(analysis: Analysis, read: Mapping[str, Config]) -> SettingsTable:
+    """Arrange the settings of every run that the report lists, those that do not count included.
+
+    `read`: run -> its config, as from `read_config`.
+    """
     values: dict[str, dict[str, list[str]]] = {}
     unread: list[str] = []
     runs = {arm: table.sort_values("seed")["run"] for (arm,), table in groups(analysis.status, "arm")}
     arms = [arm for arm in analysis.arms if arm in runs]
     for arm in arms:
-        configs = {run: read_config(analysis.path / run) for run in runs[arm]}
+        configs = {run: read[run] for run in runs[arm]}
         unread += [run for run, config in configs.items() if not config]
         configs = {run: config for run, config in configs.items() if config}
         for key in sorted({key for config in configs.values() for key in config}):

@@ -68,6 +68,11 @@ class Analysis:
         return [comparison.arm for comparison in self.comparisons]
 
     @property
+    def counted(self) -> pd.DataFrame:
+        """The rows of `status` of the runs that count."""
+        return rows_where(self.status, self.status["reason"].isna())
+
+    @property
     def n_tested(self) -> int:
         """Differences that the verdicts were corrected for."""
         return self.verdicts[0].n_tested if self.verdicts else 0

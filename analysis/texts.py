@@ -130,9 +130,8 @@ def last_evaluations(analysis: Analysis) -> tuple[pd.DataFrame, list[str]]:
     Returns:
         rows as of `load_completions`, and a line for each run whose files are damaged.
     """
-    counted = rows_where(analysis.status, analysis.status["reason"].isna())
     tables, problems = [], []
-    for folder in _folders(analysis, counted["run"]):
+    for folder in _folders(analysis, analysis.counted["run"]):
         try:
             rows = read_run(folder, HELD_OUT, without=("completion", "logprob", "kl"))
         except RecordError as error:

@@ -77,8 +77,7 @@ def dither_uniforms(seed: int, step: int, prompt_indices: Tensor, group_size: in
     Returns:
         [P, G] float64 in [0, 1), on the CPU.
     """
-    rows = [_generator(_DITHER, seed, step, prompt).random(group_size) for prompt in prompt_indices.tolist()]
-    return torch.from_numpy(np.stack(rows))
+    return _uniforms_of(_DITHER, seed, step, prompt_indices, group_size)
 
 
 def step_indices(seed: int, step: int, n_rows: int, rows_per_step: int) -> list[int]:
@@ -133,8 +132,7 @@ def initial_indices(seed: int, n_rows: int, count: int) -> list[int]:
 
 def keeping_uniforms(seed: int, step: int, prompt_indices: Tensor, group_size: int) -> Tensor:
     """Draw a uniform number for each completion, by which a step keeps some at random; [P, G] float64, on the CPU."""
-    rows = [_generator(_KEEPING, seed, step, prompt).random(group_size) for prompt in prompt_indices.tolist()]
-    return torch.from_numpy(np.stack(rows))
+    return _uniforms_of(_KEEPING, seed, step, prompt_indices, group_size)
 
 
 def skipping_uniforms(seed: int, step: int, prompt_indices: list[int]) -> list[float]:
@@ -155,6 +153,12 @@ def label_uniforms(seed: int, step: int, n_questions: int) -> list[float]:
 def sample_order(seed: int, n_rows: int) -> list[int]:
     """Return the rows of a table in random order, of which the first so many are a sample."""
     return _generator(_TABLE, seed).permutation(n_rows).tolist()
+
+
+def _uniforms_of(use: int, seed: int, step: int, prompt_indices: Tensor, group_size: int) -> Tensor:
+    """Draw uniform numbers for the completions of each prompt from a stream of its own, [P, G] float64, on the CPU."""
+    rows = [_generator(use, seed, step, prompt).random(group_size) for prompt in prompt_indices.tolist()]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import custom_scalars, hparams
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.modules import GRPOModule
-from grpovi_lightning.run_record.layout import folder_seed
+from grpovi_lightning.run_record.layout import folder_arm
 from grpovi_lightning.run_record.sweeps import values_of
 
 Setting = bool | int | float | str
@@ -61,8 +61,7 @@ def told_apart_by(folder: Path, seed: int | None, module: L.LightningModule, rat
         module: What is trained.
         rate: The learning rate at the beginning.
     """
-    place = folder.resolve()
-    arm = place.name if folder_seed(place.name) is None else place.parent.name
+    arm = folder_arm(folder.resolve())
     found: dict[str, Any] = {"arm": arm, "seed": seed}
     if isinstance(module, GRPOModule):
         loss = module.updater.loss

@@ -18,7 +18,7 @@ def kept_checkpoint(folder: Path, step: int, updates: int = 1) -> Path | None:
         step: as the run's scalars count.
         updates: optimiser steps in one such step; checkpoints are named after those.
     """
-    places = [folder / CHECKPOINTS_FOLDER, *(place for place in (folder, *folder.parents[:2]))]
+    places = [folder / CHECKPOINTS_FOLDER, folder, *folder.parents[:2]]
     for path in (path for place in places if place.is_dir() for path in sorted(place.iterdir())):
         match = _NAMES.fullmatch(path.name)
         if match and int(match[1] or match[2]) == step * updates:

@@ -28,7 +28,7 @@ def _flat_groups(run: Logged) -> Evidence | None:
         split = "which of them were all good and which all bad was not logged"
     return Evidence(
         f"{share(found.mean)} of the groups had no two different rewards {found}, and that share of the sampling "
-        f"taught nothing: {split}; {share(float(flat.values.mean()))} over all steps",
+        f"did not tell good from bad: {split}; {share(float(flat.values.mean()))} over all steps",
         found.last,
         found.mean,
     )

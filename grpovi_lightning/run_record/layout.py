@@ -54,6 +54,15 @@ def folder_seed(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def folder_arm(folder: Path) -> str:
+    """Return the arm that a run's folder is named after: the folder above `seed_<k>`, else the folder itself.
+
+    >>> folder_arm(Path("arms/grpo/seed_3")), folder_arm(Path("runs/first_try"))
+    ('grpo', 'first_try')
+    """
+    return folder.name if folder_seed(folder.name) is None else folder.parent.name
+
+
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a whole file at once: whoever reads it meanwhile sees the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,12 +73,10 @@ def compare(
             looks = looks_of(folder, study, until_decided, choice)
             write_record(folder, recorded)
             if study.tuning_seeds and choice is None:
-                status = _run(plan_prepare(study, folder), plan_tuning(study, folder), settings)
-                if status is not None:
-                    return status
-                choice = _choose(study, folder, services)
-                if choice is None:
-                    return 1
+                tuned = _tune(study, folder, services, settings)
+                if isinstance(tuned, int):
+                    return tuned
+                choice = tuned
             if looks is not None:
                 return _until_decided(study, folder, choice, looks, services, settings)
             status = _run(plan_prepare(study, folder), plan_arms(study, folder, choice), settings)
@@ -162,6 +160,12 @@ def _job_count(jobs: int | None, threads: int) -> int:
     if type(jobs) is not int or jobs < 1:
         raise UserError(f"--jobs is {jobs!r}, expected a whole number of at least 1")
     return jobs
+
+
+def _tune(study: Study, folder: Path, services: Services, settings: Settings) -> Choice | int:
+    """Run all points on the tuning seeds and choose; return the exit status where nothing can be chosen."""
+    status = _run(plan_prepare(study, folder), plan_tuning(study, folder), settings)
+    return status if status is not None else _choose(study, folder, services) or 1
 
 
 def _choose(study: Study, folder: Path, services: Services) -> Choice | None:

@@ -168,7 +168,7 @@ def test_a_run_that_cannot_be_judged_is_no_healthy_one(tmp_path, capsys):
     write_events(tmp_path / "other", {"val_loss": {0: 1.0}})
     assert main(["diagnose", str(tmp_path)]) == 2
     out = " ".join(capsys.readouterr().out.split())
-    assert "not judged: damaged event file events.out.tfevents" in out
+    assert "not judged: damaged log file events.out.tfevents" in out
     assert "other not judged: " in out and "KL run-away" in out
     assert "1 of 3 runs with findings, 2 could not be judged" in out
     assert set(diagnose(tmp_path).attrs["problems"]) == {"damaged", "other"}
