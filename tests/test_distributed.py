@@ -33,6 +33,7 @@ EXTREMES = {
     keys.SAMPLING_LOGP_DIFFERENCE_MAX: "max",
     keys.SAMPLING_RATIO_MIN: "min",
     keys.SAMPLING_RATIO_MAX: "max",
+    keys.ADVANTAGE_ABS_MAX: "max",
     keys.PEAK_MEMORY_GB: "max",
     keys.ADJUSTMENT_RESIDUAL_MEAN: "max",  # the largest violation of the constraint on the mean
     keys.ADJUSTMENT_RESIDUAL_BOUNDS: "max",
