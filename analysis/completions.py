@@ -31,8 +31,9 @@ def load_completions(path: str | Path, split: str | None = None) -> pd.DataFrame
         One row a completion: `arm`, `seed`, `run`, `split`, `set` (name of the held-out set; empty of one without a
         name, and of training), then `step`, `prompt_id`, `row`, `member`, `prompt`, `completion`, `reward`, a column
         `rewards/<name>` for each component of the reward, `adjusted`, `advantage`, `length` (tokens), `truncated`,
-        `logprob` (nats) and `kl` (nats a token). Held-out rows have neither adjusted reward nor advantage; `kl` is
-        missing where the run had no reference policy. Half of a surrogate pair is written as `\ud800`, six characters.
+        `logprob` and `ref_logprob` (nats), `kl` (nats a token) and `ids` (tokens). Held-out rows have neither adjusted
+        reward nor advantage; `ref_logprob` and `kl` are missing where the run had no reference policy. Half of a
+        surrogate pair is written as `\ud800`, six characters.
         `grpovi_lightning.run_record.completions.COLUMNS` describes each.
 
     Raises:

@@ -133,7 +133,7 @@ def last_evaluations(analysis: Analysis) -> tuple[pd.DataFrame, list[str]]:
     tables, problems = [], []
     for folder in _folders(analysis, analysis.counted["run"]):
         try:
-            rows = read_run(folder, HELD_OUT, without=("completion", "logprob", "kl"))
+            rows = read_run(folder, HELD_OUT, without=("completion", "logprob", "ref_logprob", "kl", "ids"))
         except RecordError as error:
             problems.append(str(error))
             continue

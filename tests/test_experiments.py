@@ -11,6 +11,9 @@ from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 
 ROOT = Path(__file__).parents[1] / "experiments"
 STUDIES = sorted(ROOT.glob("*/study.yaml"))
+VARIANCE = sorted(set((ROOT / "variance").glob("*.yaml")) - set(STUDIES))
+FOR_SINGLE_RUNS = {"focal", "greso", "reinforce_plus_plus", "top_selection", "uniform_dithering"}
+"""Overlays of `variance` that no study uses: further methods, for runs of one's own."""
 
 
 @pytest.mark.parametrize("study_file", STUDIES, ids=lambda path: path.parent.name)
@@ -27,7 +30,8 @@ def test_every_stage_and_arm_of_a_study_is_a_valid_configuration(study_file, tmp
 def test_no_yaml_of_a_study_is_left_unused(study_file):
     study = load_study(study_file)
     used = {config.path.resolve() for part in (*study.prepare, *study.arms) for config in part.configs}
-    assert {path.resolve() for path in study_file.parent.glob("*.yaml")} - {study_file.resolve()} <= used
+    offered = {path.resolve() for path in VARIANCE if path.stem in FOR_SINGLE_RUNS}
+    assert {path.resolve() for path in study_file.parent.glob("*.yaml")} - {study_file.resolve()} <= used | offered
 
 
 def overlays(study_file):
@@ -76,11 +80,12 @@ BEFORE = {
     "stretch": "advantage-scaling/unscaled.yaml",
     "maxrl": "variance/bounded.yaml",
     "focal": "variance/bounded.yaml",
+    "uniform_weights": "quickstart/variance_increase.yaml",
 }
 """Overlay of `variance` -> what it needs before it, with the quickstart's reward model."""
 
 
-@pytest.mark.parametrize("overlay", sorted((ROOT / "variance").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", VARIANCE, ids=lambda path: path.stem)
 def test_an_overlay_of_the_variance_methods_is_a_valid_configuration_and_one_knob_that_its_readme_names(overlay):
     before = [ROOT / BEFORE[overlay.stem]] if overlay.stem in BEFORE else []
     files = [ROOT / "quickstart" / "grpo.yaml", *before, overlay]

@@ -52,6 +52,7 @@ class KLInReward(Adjustment):
         if self.beta == 0:
             return adjusted
         assert rollout.ref_logprobs is not None, "the rollout lacks reference log-probabilities"
-        difference = rollout.old_logprobs.double() - rollout.ref_logprobs.double()
-        divergence = rollout.grouped(masked_sum(difference, rollout.completion_mask, dim=1))
+        both = (rollout.old_logprobs, rollout.ref_logprobs)
+        old, ref = (masked_sum(each.double(), rollout.completion_mask, dim=1) for each in both)
+        divergence = rollout.grouped(old - ref)
         return adjusted._replace(rewards=(adjusted.rewards - self.beta * divergence).to(rewards.dtype))

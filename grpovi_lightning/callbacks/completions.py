@@ -174,6 +174,7 @@ def completion_rows(scored: ScoredRollout, step: int, more: Mapping[str, Tensor]
     values["row"] = values["row"].repeat_interleave(size)
     values["logprob"] = masked_sum(rollout.old_logprobs.double(), mask, dim=1)
     if rollout.ref_logprobs is not None:
+        values["ref_logprob"] = masked_sum(rollout.ref_logprobs.double(), mask, dim=1)
         # In float64, so that nothing is lost where the policies hardly differ.
         divergence = k3_divergence(rollout.old_logprobs.double(), rollout.ref_logprobs.double())
         values["kl"] = masked_mean(divergence, mask, dim=1)
@@ -187,7 +188,8 @@ def completion_rows(scored: ScoredRollout, step: int, more: Mapping[str, Tensor]
         "prompt_id": [each for prompt in rollout.prompts.contents for each in [prompt_id(prompt)] * size],
         "prompt": [each for text in rollout.prompts.texts for each in [encodable(text)] * size],
         "completion": [encodable(text) for text in rollout.texts],
-        "kl": known.get("kl", [None] * n_rows),
+        **{name: known.get(name, [None] * n_rows) for name in ("ref_logprob", "kl")},
+        "ids": _lists(rollout.completion_ids, mask),
     }
     names = []
     for name in COLUMNS:
@@ -195,6 +197,12 @@ def completion_rows(scored: ScoredRollout, step: int, more: Mapping[str, Tensor]
         names += [keys.rewards(each) for each in scored.components] * (name == "reward")
     arrays = [pa.array(known[name]).cast(COLUMNS.get(name, pa.float64())) for name in names]
     return pa.RecordBatch.from_arrays(arrays, names)
+
+
+def _lists(ids: Tensor, mask: Tensor) -> pa.ListArray:
+    """Return the ids [B, T] of each row where the mask is true, as an array of B lists."""
+    ends = torch.nn.functional.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0))
+    return pa.ListArray.from_arrays(ends.int().cpu().numpy(), ids[mask].int().cpu().numpy())
 
 
 def prompt_id(prompt: Prompt) -> str:

@@ -36,7 +36,9 @@ COLUMNS = {
     "length": pa.int64(),
     "truncated": pa.bool_(),
     "logprob": pa.float64(),
+    "ref_logprob": pa.float64(),
     "kl": pa.float64(),
+    "ids": pa.list_(pa.int32()),
 }
 """What a row says of a completion; after `reward` stands a column `rewards/<name>` for each component of the reward.
 
@@ -48,7 +50,9 @@ COLUMNS = {
   NaN where a selection did not keep the completion. `adjusted` is NaN also where its group was left out.
 - `length`: tokens, the end token included. `truncated`: whether there is no end token.
 - `logprob`: of the whole completion under the policy that sampled it, at the sampling temperature, nats.
+- `ref_logprob`: likewise under the reference policy; null where not known.
 - `kl`: to the reference policy, the mean over its tokens of the k3 estimate, nats a token; null where not known.
+- `ids`: its tokens.
 """
 
 _STEM = re.compile(r"(.+)-(\d{6,})")
@@ -256,9 +260,19 @@ def _at(table: pa.Table, relation: str, step: int) -> pa.Table:
 def _weight(rows: pa.Table | pa.RecordBatch) -> int:
     """Return bytes of text and numbers, whatever pieces the rows are in."""
     texts = [field.name for field in rows.schema if field.type == pa.string()]
-    lengths = [pc.call_function("binary_length", [rows[name]]) for name in texts]
-    of_texts = sum(pc.call_function("sum", [each]).as_py() or 0 for each in lengths)
-    return of_texts + 8 * len(rows) * (rows.num_columns - len(texts))
+    lists = [field.name for field in rows.schema if pa.types.is_list(field.type)]
+    of_texts = _total("binary_length", rows, texts)
+    return (
+        of_texts
+        + 4 * _total("list_value_length", rows, lists)
+        + 8 * len(rows) * (rows.num_columns - len(texts) - len(lists))
+    )
+
+
+def _total(length: str, rows: pa.Table | pa.RecordBatch, names: list[str]) -> int:
+    """Return the sum over some columns of what a function of Arrow says of each value."""
+    lengths = [pc.call_function(length, [rows[name]]) for name in names]
+    return sum(pc.call_function("sum", [each]).as_py() or 0 for each in lengths)
 
 
 def _kept(ids: pa.Array | pa.ChunkedArray, halvings: int) -> pa.Array:

@@ -47,7 +47,8 @@ def test_the_table_has_arm_seed_run_and_every_row_in_order(study: Path):
     table = load_completions(study)
     assert list(table.columns) == [
         *("arm", "seed", "run", "split", "set", "step", "prompt_id", "row", "member", "prompt", "completion"),
-        *("reward", "rewards/model", "rewards/gold", "adjusted", "advantage", "length", "truncated", "logprob", "kl"),
+        *("reward", "rewards/model", "rewards/gold", "adjusted", "advantage", "length", "truncated", "logprob"),
+        *("ref_logprob", "kl", "ids"),
     ]
     assert len(table) == 4 * len(EVALUATIONS) * len(NAMES)
     row = table[(table["run"] == "arms/b/seed_2") & (table["step"] == 20) & (table["prompt"] == "prompt 3")]
