@@ -27,6 +27,8 @@ _USAGE = """usage: grpovi COMMAND [arguments]
   teach    measure which reward will teach a policy fastest, and what GRPOVI can add: the arguments are those of sample
   relabel  let a reward decide the preferences of a table anew, without training:
                                grpovi relabel --config A.yaml --output DIR
+  replay   say what other methods would have made of the completions of a run, without training:
+                               grpovi replay RUN [--config ARM.yaml ...] ... [--output FILE]
   adjust   increase the variance of a table of rewards, without training:
                                grpovi adjust FILE --lower 0 --upper 1 [--ties merge|split] [--output FILE]
   push     publish what a run trained on the Hugging Face hub, with a model card:
@@ -41,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status.
 
     Returns:
-        0 done, 1 a run failed or `diagnose` found something, 2 the request was wrong, 130 stopped, 141 the reader of
-        the output went away.
+        0 done, 1 a run failed, `diagnose` found something or `replay` other advantages than the run logged, 2 the
+        request was wrong, 130 stopped, 141 the reader of the output went away.
     """
     # Imports stand inside the functions so that `grpovi --help` and `grpovi adjust` do not wait for Lightning.
     from grpovi_lightning.errors import TrainingError, UserError
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sample": partial(_sample, "sample"),
         "teach": partial(_sample, "teach"),
         "relabel": _relabel,
+        "replay": _replay,
         "adjust": _adjust,
         "push": _push,
     }
@@ -177,6 +180,13 @@ def _relabel(arguments: list[str]) -> int:
     )
     print(f"relabel: {folder}")
     return 0
+
+
+def _replay(arguments: list[str]) -> int:
+    _prepare_to_compute()
+    from grpovi_lightning.replaying_command import run
+
+    return run(arguments)
 
 
 def _compare(arguments: list[str]) -> int:

@@ -57,8 +57,7 @@ class StepOutcome:
 
     def of_pool(self, values: Tensor) -> Tensor:
         """Return values of what was trained on at their places in the pool, [P, G]; NaN for what was not kept."""
-        places = self.scored.places
-        return values if places is None else torch.full_like(self.pool.rewards, torch.nan).scatter(1, places, values)
+        return self.scored.of_pool(values, self.pool.rewards)
 
     def increase(self, counterfactual: VarianceIncrease) -> Increase:
         """Return what the adjustment did to the rewards; for GRPO, what the variance increase would have done."""

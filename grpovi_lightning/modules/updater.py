@@ -1,5 +1,6 @@
 """How a policy learns from a rollout: minibatches, micro-batches, one optimiser step each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import lightning as L
@@ -183,6 +184,29 @@ class PolicyUpdater:
         """
         optimizer = module.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
+        metrics = self.gradient(policy, experience, prompts, module.manual_backward)
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.settings.max_grad_norm)
+        n_tokens = share_of_rank(metrics.n_tokens)
+        found = reduce_scalars(metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})
+        refuse_non_finite(
+            module, found, lambda: experience_content(experience.select(prompts)), "the rewards of this step"
+        )
+        found[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
+        with phase(keys.STEP_TIME_OPTIMIZER):
+            optimizer.step()  # type: ignore[union-attr]
+        schedule = module.lr_schedulers()
+        if schedule is not None:
+            schedule.step()  # type: ignore[union-attr, call-arg]
+        return UpdateResult(found, float(n_tokens))
+
+    def gradient(
+        self,
+        policy: LanguageModel,
+        experience: Experience,
+        prompts: list[int],
+        backward: Callable[[Tensor], None] = Tensor.backward,
+    ) -> UpdateMetrics:
+        """Add the gradient of the loss on some prompts to that of the policy; arguments are those of `update`."""
         mask = experience.loss_mask[experience.rollout.rows(prompts)]
         denominator = share_of_rank(self.loss.denominator(mask, experience.loss_mask))
         metrics = UpdateMetrics()
@@ -205,21 +229,9 @@ class PolicyUpdater:
                     entropies=statistics.entropies if self.loss.needs_entropies else None,
                 )
             with phase(keys.STEP_TIME_BACKWARD):
-                module.manual_backward(output.loss)
+                backward(output.loss)
             metrics.add(batch, output, statistics)
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.settings.max_grad_norm)
-        n_tokens = share_of_rank(metrics.n_tokens)
-        found = reduce_scalars(metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})
-        refuse_non_finite(
-            module, found, lambda: experience_content(experience.select(prompts)), "the rewards of this step"
-        )
-        found[keys.LEARNING_RATE] = optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
-        with phase(keys.STEP_TIME_OPTIMIZER):
-            optimizer.step()  # type: ignore[union-attr]
-        schedule = module.lr_schedulers()
-        if schedule is not None:
-            schedule.step()  # type: ignore[union-attr, call-arg]
-        return UpdateResult(found, float(n_tokens))
+        return metrics
 
     def old_policy(self, batch: Experience, logprobs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the log-probabilities before the first update, and importance weights or None; [b, T] each.

@@ -121,6 +121,11 @@ def read_part(path: Path) -> pa.Table:
         raise RecordError(f"{path}: cannot be read as completions ({reason}); remove it to go without them") from error
 
 
+def halvings_of(table: pa.Table) -> int:
+    """Return how often the prompts were halved whose completions a file has; see `CompletionSet.halve`."""
+    return int((table.schema.metadata or {}).get(_HALVINGS, 0))
+
+
 def _whole_batches(path: Path) -> pa.Table:
     batches: list[pa.RecordBatch] = []
     with pa.OSFile(str(path)) as file:
@@ -174,7 +179,7 @@ class CompletionSet:
             if table is None:
                 part.path.unlink()
                 continue
-            self.halvings = max(self.halvings, int((table.schema.metadata or {}).get(_HALVINGS, 0)))
+            self.halvings = max(self.halvings, halvings_of(table))
             self._seal(part.first, table)  # also what grows on: a process may be killed while it is copied back
             if place == standing[-1] and _weight(table) < self.part_bytes:
                 for batch in _by_step(table):

@@ -67,6 +67,10 @@ class ScoredRollout:
             places=places,
         )
 
+    def of_pool(self, values: Tensor, pool: Tensor) -> Tensor:
+        """Return values [P, m] of what was kept at their places in groups of the shape of `pool` [P, G], else NaN."""
+        return values if self.places is None else torch.full_like(pool, torch.nan).scatter(1, self.places, values)
+
     def learnable(self) -> "ScoredRollout":
         """Return it with the reward NaN in groups that are left out: what has no reward is not learned from.
 
