@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from grpovi_lightning.callbacks import (
     CompletionFiles,
@@ -22,10 +23,12 @@ from grpovi_lightning.callbacks import (
     RoundingWatch,
     RunCheckpoint,
     RunStatus,
+    StopOnSigterm,
     TensorBoardTabs,
     Throughput,
     TimeLimit,
 )
+from grpovi_lightning.callbacks.stopping import SIGTERM_STATUS
 from grpovi_lightning.continuation import check_checkpoint, check_unused, clear_attempt, last_checkpoint
 from grpovi_lightning.data.base import TextDataModule
 from grpovi_lightning.errors import UserError
@@ -164,6 +167,7 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(str(self.folder), name="", version="", default_hp_metric=False)
         self.status = RunStatus(self.folder, self.config.seed_everything)
         callbacks = [
+            StopOnSigterm(),
             *(config.trainer.callbacks or []),
             ExportModel(self.folder / MODEL_FOLDER),  # before the status, which says that all is done
             config.completions,
@@ -239,7 +243,12 @@ class RunCLI(LightningCLI):
             self.config.restart = False  # not for the next run that uses this run's config.yaml
         run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
         # weights_only: a checkpoint is data; loading it must not run code.
-        run(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            run(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:
+            if self.training and self.trainer.is_global_zero:
+                self._tell_how_to_go_on()
+            raise SystemExit(SIGTERM_STATUS) from None
         if command != "fit" and not self.trainer.callback_metrics:
             raise UserError(f"{command}: {type(self.model).__name__} logged no metric, so there is nothing to show")
         if not self.trainer.is_global_zero:

@@ -36,6 +36,12 @@ def stopped_early(trainer: L.Trainer) -> bool:
     return trainer.should_stop and batches_begun(trainer) < batches_of_run(trainer, trainer.lightning_module)
 
 
+def received_sigterm(trainer: L.Trainer) -> bool:
+    """Tell whether this process was asked to end the run; `StopOnSigterm` takes that from Lightning."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(getattr(callback, "received_sigterm", False) for callback in callbacks)
+
+
 def steps_done(trainer: L.Trainer) -> int:
     """Return the step at which the next training step is logged; evaluations made now are logged at it, too.
 

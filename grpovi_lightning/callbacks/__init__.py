@@ -1,4 +1,4 @@
-"""Callbacks: run status, checkpoints, completions, samples, tabs, throughput, warnings, evaluation, time, export."""
+"""Callbacks: status, checkpoints, completions, samples, tabs, throughput, warnings, evaluation, ends, export."""
 
 from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
 from grpovi_lightning.callbacks.completions import CompletionFiles
@@ -7,6 +7,7 @@ from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel, T
 from grpovi_lightning.callbacks.rounding import RoundingWatch
 from grpovi_lightning.callbacks.samples import CompletionSamples
 from grpovi_lightning.callbacks.status import RunStatus
+from grpovi_lightning.callbacks.stopping import StopOnSigterm
 from grpovi_lightning.callbacks.tabs import TensorBoardTabs
 from grpovi_lightning.callbacks.throughput import Throughput
 from grpovi_lightning.callbacks.watch import RewardWatch
@@ -21,6 +22,7 @@ __all__ = [
     "RoundingWatch",
     "RunCheckpoint",
     "RunStatus",
+    "StopOnSigterm",
     "TensorBoardTabs",
     "Throughput",
     "TimeLimit",

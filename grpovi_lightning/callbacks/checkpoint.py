@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from grpovi_lightning.callbacks.stopping import asked_to_stop
 from grpovi_lightning.trainer_state import batches_begun, stopped_early
 
 
@@ -45,7 +46,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, None, None, batch_idx)
-        if stopped_early(trainer) and self._last_global_step_saved != trainer.global_step:
+        if (stopped_early(trainer) or asked_to_stop(trainer)) and self._last_global_step_saved != trainer.global_step:
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)

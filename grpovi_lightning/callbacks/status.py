@@ -118,7 +118,9 @@ class RunStatus(L.Callback):
             return
         stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         message = " ".join(str(exception).split()) or type(exception).__name__
-        if not stopped:
+        if isinstance(exception, SIGTERMException):
+            self.content["error"] = "stopped by SIGTERM"
+        elif not stopped:
             self.content["error"] = f"{type(exception).__name__}: {message}"
         self._write(trainer, State.INTERRUPTED if stopped else State.FAILED)
 

@@ -45,7 +45,7 @@ from grpovi_lightning.selection import CompletionSelection, EveryCompletion, Eve
 from grpovi_lightning.selection.prompts import StepSampling
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
-from grpovi_lightning.trainer_state import data_of
+from grpovi_lightning.trainer_state import data_of, received_sigterm
 
 
 class GRPOModule(FrozenLeftOut):
@@ -251,7 +251,7 @@ class GRPOModule(FrozenLeftOut):
     def learn(self, rollout: Rollout) -> RewardUpdate:
         """Let the reward learn from the completions that the policy was trained on."""
         with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout):
-            return self.reward.learn(rollout, resolve_seed(self.seed), lambda: self.trainer.received_sigterm)
+            return self.reward.learn(rollout, resolve_seed(self.seed), lambda: received_sigterm(self.trainer))
 
     def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:
         """Count and log a step that took so many seconds on this rank: `step_time`, and each phase."""
