@@ -50,7 +50,7 @@ def write_report(
     """Write `report/index.html`, `report/efficiency.csv` and the pictures below the study.
 
     Each picture is written as SVG, PDF and PNG, and each main table as Markdown and as LaTeX (booktabs), too:
-    `efficiency`, and where there are any `equal_kl`, `online` and `tuned`.
+    `efficiency`, and where there are any `equal_kl`, `equal_cost`, `online` and `tuned`.
 
     Where a reward model learned during training, also `report/online.csv`: one row an arm, `arm`, `n_seeds`, `observed`
     and the quantities that `analysis.online.OnlineArm` describes, each with its 95 % interval (`_low`, `_high`)
@@ -116,6 +116,7 @@ def render(analysis: Analysis, pictures: Pictures, **read: Any) -> str:
         settings=analysis.settings,
         pictures=pictures,
         equal_kl=analysis.equal_kl,
+        equal_cost=analysis.equal_cost,
         sensitivity=analysis.sensitivity,
         tuned=analysis.tuned,
         tuned_answers=sentences_of(analysis.tuned) if analysis.tuned else [],

@@ -58,6 +58,17 @@ def main_tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
             }
             for equal in analysis.equal_kl
         )
+    if analysis.equal_cost:
+        tables["equal_cost"] = pd.DataFrame(
+            {
+                "arm": equal.arm,
+                "against": equal.baseline,
+                "seeds": str(len(equal.seeds)),
+                "at equal tokens": _with_interval(equal.tokens.estimate, signed=True),
+                "at equal seconds": _with_interval(equal.seconds.estimate, signed=True),
+            }
+            for equal in analysis.equal_cost
+        )
     if analysis.online:
         tables["online"] = pd.DataFrame(
             {

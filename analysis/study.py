@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.curves import Curve, beside, curves_of
 from analysis.diagnostics import PairAccuracy, pair_accuracy
 from analysis.efficiency import Comparison, compare
+from analysis.equal_cost import EqualCost, at_equal_cost
 from analysis.loading import load_study
 from analysis.online import OnlineArm, online_arms
 from analysis.reward_kl import EqualKL, at_equal_kl
@@ -35,6 +36,7 @@ class Analysis:
         paired: The comparisons that have a verdict.
         verdicts: One each of `paired`: of the arms that have a baseline, in order; then of the contrasts.
         equal_kl: The comparisons at equal KL, in the order of the verdicts, where there are any.
+        equal_cost: The comparisons at equal tokens and seconds, likewise.
         pair_accuracy: Of the reward model, where the settings name its run.
         online: One an arm, in order, where a reward model learned during training; else empty.
         sensitivity: The points of grids, where arms have `values`.
@@ -54,6 +56,7 @@ class Analysis:
     paired: list[Comparison]
     verdicts: list[Verdict]
     equal_kl: list[EqualKL]
+    equal_cost: list[EqualCost]
     pair_accuracy: PairAccuracy | None
     online: list[OnlineArm]
     sensitivity: Sensitivity | None
@@ -106,6 +109,8 @@ def analyse(
         )
         for each in paired
     }
+    names = {"tokens": metric_keys.NUM_TOKENS, "seconds": metric_keys.TRAIN_SECONDS}
+    costs = {name: curves_of(runs, beside(settings.metric, key)) for name, key in names.items()}
     return Analysis(
         path=path,
         settings=settings,
@@ -117,6 +122,9 @@ def analyse(
         paired=paired,
         verdicts=verdicts_of([(each, equal_kl[each.arm, each.baseline]) for each in paired]),
         equal_kl=[equal for equal in equal_kl.values() if equal is not None],
+        equal_cost=at_equal_cost(
+            [(each.arm, str(each.baseline), each.paired_seeds) for each in paired], curves, costs, settings.level
+        ),
         pair_accuracy=None if settings.pair_accuracy is None else pair_accuracy(path, settings.pair_accuracy),
         online=online_arms(runs, settings.metric, comparisons, settings.level),
         sensitivity=sensitivity,

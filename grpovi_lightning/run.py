@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,8 @@ from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import one_line
 from grpovi_lightning.paths import check_output, expanded
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError
+from grpovi_lightning.run_record.lock import held_lock
 from grpovi_lightning.run_record.study import MAX_SEED
 from grpovi_lightning.trainer_arguments import RUN_DEFAULTS, check_arguments, check_interval, check_trainer
 from grpovi_lightning.trainer_state import (
@@ -234,21 +236,15 @@ class RunCLI(LightningCLI):
 
     def execute(self, command: Literal["fit", "validate", "test"]) -> None:
         """Train, or evaluate and print the means; from `ckpt_path` where it is given."""
-        checkpoint = self.config.ckpt_path and Path(self.config.ckpt_path)
+        checkpoint = Path(self.config.ckpt_path) if self.config.ckpt_path else None
         self.check(command)
         if checkpoint:
             check_checkpoint(checkpoint, self.model, self.trainer.max_steps if self.training else None)
-        if self.config.restart and self.trainer.is_global_zero:
-            clear_attempt(self.folder)
-            self.config.restart = False  # not for the next run that uses this run's config.yaml
-        run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
-        # weights_only: a checkpoint is data; loading it must not run code.
         try:
-            run(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
-        except SIGTERMException:
-            if self.training and self.trainer.is_global_zero:
-                self._tell_how_to_go_on()
-            raise SystemExit(SIGTERM_STATUS) from None
+            with held_lock(self.folder) if self.training and self.trainer.is_global_zero else nullcontext():
+                self._execute(command, checkpoint)
+        except RecordError as error:
+            raise UserError(str(error)) from error
         if command != "fit" and not self.trainer.callback_metrics:
             raise UserError(f"{command}: {type(self.model).__name__} logged no metric, so there is nothing to show")
         if not self.trainer.is_global_zero:
@@ -258,6 +254,19 @@ class RunCLI(LightningCLI):
                 print(f"{name:40s} {float(value):.6g}")
         elif stopped_early(self.trainer):
             self._tell_how_to_go_on()
+
+    def _execute(self, command: Literal["fit", "validate", "test"], checkpoint: Path | None) -> None:
+        if self.config.restart and self.trainer.is_global_zero:
+            clear_attempt(self.folder)
+            self.config.restart = False  # not for the next run that uses this run's config.yaml
+        run = {"fit": self.trainer.fit, "validate": self.trainer.validate, "test": self.trainer.test}[command]
+        try:
+            # weights_only: a checkpoint is data; loading it must not run code.
+            run(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:
+            if self.training and self.trainer.is_global_zero:
+                self._tell_how_to_go_on()
+            raise SystemExit(SIGTERM_STATUS) from None
 
     def _tell_how_to_go_on(self) -> None:
         last = last_checkpoint(Path(self.config.checkpoint.dirpath))

@@ -9,15 +9,40 @@ from functools import cache
 from typing import Any
 
 
+class TookTooLong(Exception):
+    """What was started is not done in time."""
+
+
 def started(call: Callable[[], Awaitable[Any]]) -> Future[Any]:
     """Let an `async` function run in the background from now on; `result_of` waits for it."""
     return asyncio.run_coroutine_threadsafe(_outcome(call), _loop(os.getpid()))
 
 
-def result_of(running: Future[Any]) -> Any:
-    """Return what a started function gave, or raise what it raised; it is cancelled if the wait is interrupted."""
+def started_thread(call: Callable[[], Any]) -> Future[Any]:
+    """Let a function run in a thread of its own, which a process that ends does not wait for."""
+    running: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            running.set_result((call(), None))
+        except BaseException as error:
+            running.set_result((None, error))
+
+    threading.Thread(target=run, name="user code", daemon=True).start()
+    return running
+
+
+def result_of(running: Future[Any], seconds: float | None = None) -> Any:
+    """Return what a started function gave, or raise what it raised; it is cancelled if the wait is interrupted.
+
+    Raises:
+        TookTooLong: longer than so many seconds. A thread goes on, and nobody hears of it.
+    """
     try:
-        value, error = running.result()
+        value, error = running.result(seconds)
+    except TimeoutError as error:
+        running.cancel()
+        raise TookTooLong from error
     except BaseException:
         running.cancel()
         raise

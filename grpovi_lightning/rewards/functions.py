@@ -53,6 +53,7 @@ class RewardFunction(Reward):
         name: str | None = None,
         kwargs: dict[str, Any] | None = None,
         factory: str | None = None,
+        time_limit: float | None = None,
     ) -> None:
         """Import the function, or have it made.
 
@@ -63,6 +64,8 @@ class RewardFunction(Reward):
             kwargs: further keyword arguments of the function, or those of the factory.
             factory: instead of `function`, the import path of a function that returns the reward function, such as
                 `trl.rewards.get_soft_overlong_punishment`.
+            time_limit: seconds that a call may take, before the run stops; None: as long as it likes. Such a function
+                runs in a thread of its own, unless it is `async`.
 
         Raises:
             UserError: the import path leads to no function, not one of `function` and `factory` is given, or `kwargs`
@@ -74,6 +77,11 @@ class RewardFunction(Reward):
                 f"reward function: got function {function} and factory {factory}, expected one of the two; name one, "
                 "such as `function: my_rewards.accuracy`"
             )
+        if time_limit is not None and not 0 < time_limit < math.inf:
+            raise UserError(
+                f"reward function: got time_limit {time_limit}, expected seconds above 0; leave it out for none"
+            )
+        self.time_limit = time_limit
         self.kwargs: dict[str, Any] = {}
         if factory is not None:
             self.function = made_function(factory, kwargs or {})
@@ -107,14 +115,9 @@ class RewardFunction(Reward):
         columns = rollout.prompts.columns
         places, names = accepted_arguments(self.name, self.function, columns, "the prompts", self.kwargs)
         given = arguments_of(rollout)
-        result = start_user_code(
-            f"reward function {self.name}",
-            rollout,
-            self.function,
-            *(given[name] for name in places),
-            **{name: given[name] for name in names},
-            **self.kwargs,
-        )
+        taken = {name: given[name] for name in names}
+        call = partial(self.function, *(given[name] for name in places), **taken, **self.kwargs)
+        result = start_user_code(f"reward function {self.name}", rollout, call, self.time_limit)
         return partial(self._scores, result, rollout)
 
     def _scores(self, result: Callable[[], Any], rollout: Rollout) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import traceback
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from grpovi_lightning.errors import TrainingError, UserError
@@ -76,30 +77,41 @@ def call_user_code(what: str, rollout: Rollout, function: Callable[..., Any], *p
     Raises:
         TrainingError: the function raised an error, which the message has in one line, with the prompts of the call.
     """
-    return start_user_code(what, rollout, function, *places, **names)()
+    return start_user_code(what, rollout, partial(function, *places, **names))()
 
 
 def start_user_code(
-    what: str, rollout: Rollout, function: Callable[..., Any], *places: Any, **names: Any
+    what: str, rollout: Rollout, call: Callable[[], Any], seconds: float | None = None
 ) -> Callable[[], Any]:
-    """Return what gives the result of `call_user_code`: an `async` function runs from now on, another when asked."""
-    call = partial(function, *places, **names)
-    if not is_async(function):
-        return partial(_in_one_line, what, rollout, lambda: _awaited(call()))
-    return partial(_in_one_line, what, rollout, partial(background.result_of, background.started(call)))
+    """Return what gives the result of `call_user_code`: an `async` function runs from now on, another when asked.
+
+    Raises, when asked:
+        TrainingError: as `call_user_code` does, and where it takes longer than so many seconds.
+    """
+    result: Callable[[], Any]
+    if is_async(call):
+        running, began = background.started(call), monotonic()
+        result = lambda: background.result_of(running, seconds and max(0.0, began + seconds - monotonic()))  # noqa: E731
+    elif seconds is None:
+        result = lambda: _awaited(call())  # noqa: E731
+    else:
+        result = lambda: background.result_of(background.started_thread(lambda: _awaited(call())), seconds)  # noqa: E731
+    return partial(_in_one_line, what, rollout, result, seconds)
 
 
-def _in_one_line(what: str, rollout: Rollout, call: Callable[[], Any]) -> Any:
+def _in_one_line(what: str, rollout: Rollout, result: Callable[[], Any], seconds: float | None) -> Any:
     try:
-        return call()
+        return result()
     except TrainingError:
         raise
     except (Exception, CancelledError) as error:
         numbers = rollout.prompts.indices.tolist()
         listed = ", ".join(map(str, numbers[:8])) + ", ..." * (len(numbers) > 8)
         named = {HELD_OUT_STEP: "the evaluation", INITIAL_STEP: "the initial sample"}
-        when = named.get(rollout.step, f"step {rollout.step}")
-        raise TrainingError(f"{what} raised {_in_words(error)}; rows of {when}: {listed}") from error
+        rows = f"rows of {named.get(rollout.step, f'step {rollout.step}')}: {listed}"
+        if isinstance(error, background.TookTooLong):
+            raise TrainingError(f"{what} gave no answer within its time_limit of {seconds:g} s; {rows}") from error
+        raise TrainingError(f"{what} raised {_in_words(error)}; {rows}") from error
 
 
 def _awaited(value: Any) -> Any:
@@ -109,6 +121,8 @@ def _awaited(value: Any) -> Any:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Return whether a function, or the call of an object, is an `async` one."""
+    while isinstance(function, partial):
+        function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 

@@ -29,7 +29,7 @@ from analysis.style import arm_styles
 
 SECTIONS = [
     *("verdicts", "efficiency", "learning", "paired", "kl", "adjustment", "rewards"),
-    *("diagnoses", "runs", "step-0", "configs"),
+    *("equal-cost", "diagnoses", "runs", "step-0", "configs"),
 ]
 
 
