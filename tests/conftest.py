@@ -13,6 +13,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if helper else None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=5, help="SIGKILLs of the tests in tests/integration, at random moments"
+    )
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """A saved word-level tokenizer of about 40 words, padding on the left; decoding joins words by spaces."""

@@ -14,7 +14,8 @@ class Threshold(Adjustment):
     """Rewards above the weighted mean of their group become M, those below it m: the mean is not kept (ours).
 
     A control for `VarianceIncrease`, with the same weights and range: it, too, forgets the distances between rewards
-    and ends at the bounds. A reward that equals the mean, up to rounding, becomes (m + M) / 2.
+    and ends at the bounds. A reward that equals the mean, up to rounding, becomes (m + M) / 2, unless
+    it is the group's largest or smallest: those are never on the mean, however little the others weigh.
 
     Rewards that sit at both ends already (0/1 rewards with range [0, 1]) and groups of equal rewards stay as they are:
     there it is GRPO. With two completions and standardised advantages nothing changes.
@@ -49,7 +50,10 @@ class Threshold(Adjustment):
         lowest, highest = masked_extremes(bounded.double(), scored)
         values = bounded.double() - lowest  # small numbers, so that a common offset does not round the mean
         mean = masked_sum(log_weights.softmax(dim=1) * values, scored, dim=1)[:, None]
-        side = torch.where((values - mean).abs() <= 1e-12 * (highest - lowest), 0.0, (values - mean).sign())
+        span = highest - lowest
+        side = torch.where((values - mean).abs() <= 1e-12 * span, 0.0, (values - mean).sign())
+        # The largest is above the mean and the smallest below it, also where the others weigh less than rounding.
+        side = torch.where(values >= span, 1.0, torch.where(values <= 0, -1.0, side))
         ends = torch.lerp(lower.double(), upper.double(), (1.0 + side) / 2.0)
         adjusted = torch.where(differs(bounded, scored), ends, bounded).masked_fill(~scored, torch.nan)
         adjusted = adjusted.to(rewards.dtype)

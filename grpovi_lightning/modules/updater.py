@@ -14,6 +14,7 @@ from grpovi_lightning.losses import ImportanceSampling, PolicyLoss, TokenSelecti
 from grpovi_lightning.models import LanguageModel, SharedReference
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import experience_content, refuse_non_finite
+from grpovi_lightning.modules.out_of_memory import gradient_that_fits
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
 from grpovi_lightning.ops import TokenStatistics
 from grpovi_lightning.structures import Experience, Rollout
@@ -183,8 +184,9 @@ class PolicyUpdater:
             TrainingError: loss or gradient is not finite; the update is not made.
         """
         optimizer = module.optimizers()
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        metrics = self.gradient(policy, experience, prompts, module.manual_backward)
+        zero_grad = optimizer.zero_grad  # type: ignore[union-attr]
+        zero_grad()
+        metrics = gradient_that_fits(self, policy, experience, prompts, module.manual_backward, zero_grad)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.settings.max_grad_norm)
         n_tokens = share_of_rank(metrics.n_tokens)
         found = reduce_scalars(metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})

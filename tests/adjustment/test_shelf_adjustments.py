@@ -243,3 +243,13 @@ def test_the_weight_of_one_completion_that_takes_all_puts_it_into_the_middle():
     rollout = rollout_of_logprobs([[-900.0], [0.0], [-900.0]], 3)
     found = Threshold(SequenceWeights(), FixedRange(0.0, 1.0))(torch.tensor([[0.9, 0.3, 0.1]]), rollout).rewards
     assert found.tolist() == [[1.0, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("heavy", range(4))
+@pytest.mark.parametrize("depth", [-36.0, -900.0], ids=["beyond the digits of the mean", "beyond all numbers"])
+def test_weights_beyond_rounding_move_no_reward_that_is_at_an_end(heavy, depth):
+    """The mean is all but one of the ends, and 0/1 rewards are on their own sides of it none the less."""
+    rewards = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    rollout = rollout_of_logprobs([[0.0 if member == heavy else depth] for member in range(4)], 4)
+    for adjustment in (Threshold, VarianceIncrease):
+        assert torch.equal(adjustment(SequenceWeights(), FixedRange(0.0, 1.0))(rewards, rollout).rewards, rewards)

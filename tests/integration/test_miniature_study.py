@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from analysis import load_completions
 from analysis.loading import load_runs
 from grpovi_lightning.cli import main
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 pytestmark = pytest.mark.slow
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +94,97 @@ def test_a_finished_study_is_not_run_again(study):
     assert {name: (study / name / "status.json").stat().st_mtime_ns for name in before} == before
 
 
-def test_a_killed_run_goes_on_to_the_same_metrics_to_the_last_bit(study, tmp_path):
-    run = tmp_path / "grpovi" / "seed_1"
-    folder = EXPERIMENTS / "miniature"
-    configs = [EXPERIMENTS / "quickstart" / "grpo.yaml", folder / "grpo.yaml"]
-    configs.append(EXPERIMENTS / "quickstart" / "variance_increase.yaml")
-    arguments = [argument for config in configs for argument in ("--config", str(config))]
-    arguments += ["--study_dir", str(study), "--trainer.default_root_dir", str(run), "--seed_everything", "1"]
-    arguments += ["--checkpoint.save_top_k", "-1"]
-    command = [sys.executable, "-m", "grpovi_lightning.cli", "fit", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+FILES = {
+    "grpovi": ["quickstart/grpo.yaml", "miniature/grpo.yaml", "quickstart/variance_increase.yaml"],
+    "one-pass": ["quickstart/grpo.yaml", "miniature/grpo.yaml", "online/one_pass.yaml"],
+}
+"""arm -> its files in study.yaml"""
 
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+def command_of(arm, study, run):
+    arguments = [word for file in FILES[arm] for word in ("--config", str(EXPERIMENTS / file))]
+    arguments += ["--study_dir", str(study), "--trainer.default_root_dir", str(run), "--seed_everything", "1"]
+    return [sys.executable, "-m", "grpovi_lightning.cli", "fit", *arguments]
+
+
+def is_the_undisturbed_run(run, undisturbed):
+    """Whether weights, curves as the report reads them, and completions are the same, bit for bit."""
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, undisturbed)]
+    texts = [load_completions(folder).drop(columns=["arm", "run", "seed"]).to_json() for folder in (run, undisturbed)]
+    curves = [metrics(folder.parent, seed=1) for folder in (run, undisturbed)]
+    return weights[0] == weights[1] and texts[0] == texts[1] and curves[0] == curves[1]
+
+
+def killed_after(command, seconds):
+    """Start a command, and kill it after so many seconds; return whether it was still running."""
+    process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return process.wait(seconds) is None
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+
+
+@pytest.mark.parametrize("arm", FILES)
+def test_a_run_that_is_killed_at_random_moments_ends_as_the_undisturbed_one(study, tmp_path, arm, request):
+    """With `--kills 200` it takes half an hour."""
+    moments, kills = random.Random(arm), max(1, request.config.getoption("--kills") * 2 // 5)
+    began = time.monotonic()
+    run = tmp_path / "0" / "seed_1"
+    subprocess.run(command_of(arm, study, run), env=ONE_THREAD, check=True, capture_output=True)
+    whole = time.monotonic() - began
+    assert is_the_undisturbed_run(run, study / "arms" / arm / "seed_1")
+    number = 0
+    while kills > 0:
+        number += 1
+        run = tmp_path / str(number) / "seed_1"
+        for _ in range(moments.randint(1, 4)):
+            kills -= killed_after([*command_of(arm, study, run), *how_to_go_on(run)], moments.uniform(0, whole))
+        done = subprocess.run([*command_of(arm, study, run), *how_to_go_on(run)], env=ONE_THREAD, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        assert is_the_undisturbed_run(run, study / "arms" / arm / "seed_1"), f"after the kills of run {number}"
+        shutil.rmtree(run)
+
+
+def how_to_go_on(run):
+    """What a run's message says: from its last checkpoint, or anew where it left none."""
+    last = run / "checkpoints" / "last.ckpt"
+    return ["--ckpt_path", str(last)] if last.exists() else ["--restart"]
+
+
+def test_a_compare_that_is_killed_at_random_moments_ends_as_the_undisturbed_one(study, tmp_path, request):
+    moments, kills = random.Random("compare"), max(1, request.config.getoption("--kills") // 5)
+    output = tmp_path / "output"
+    shutil.copytree(study / "prepare", output / "miniature" / "prepare")
+    shutil.copy(study / "study.yaml", output / "miniature" / "study.yaml")
+    file = EXPERIMENTS / "miniature" / "study.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "grpovi_lightning.cli",
+        "compare",
+        str(file),
+        "--output",
+        str(output),
+        "--seeds",
+        "1",
+    ]
+    while kills > 0:
+        for _ in range(min(kills, 4)):
+            kills -= killed_after(command, moments.uniform(5, 30))
+        done = subprocess.run(command, env=ONE_THREAD, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        for arm in ("grpo", "grpovi", "one-pass"):
+            folders = (place / "arms" / arm / "seed_1" for place in (output / "miniature", study))
+            assert is_the_undisturbed_run(*folders), arm
+        shutil.rmtree(output / "miniature" / "arms")
+
+
+def test_a_run_that_is_set_back_to_an_earlier_checkpoint_goes_on_to_the_same_metrics_to_the_last_bit(study, tmp_path):
+    run = tmp_path / "grpovi" / "seed_1"
+    command = [*command_of("grpovi", study, run), "--checkpoint.save_top_k", "-1"]
+    process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     saved = tmp_path / "saved.ckpt"
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "step=4.ckpt").exists() and time.monotonic() < deadline:
@@ -112,6 +194,6 @@ def test_a_killed_run_goes_on_to_the_same_metrics_to_the_last_bit(study, tmp_pat
     shutil.copy(run / "checkpoints" / "step=2.ckpt", saved)
     assert json.loads((run / "status.json").read_text())["state"] == "running"
 
-    subprocess.run([*command, "--ckpt_path", str(saved)], env=environment, check=True, capture_output=True)
+    subprocess.run([*command, "--ckpt_path", str(saved)], env=ONE_THREAD, check=True, capture_output=True)
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert metrics(run.parent, seed=1) == metrics(study / "arms" / "grpovi", seed=1)
