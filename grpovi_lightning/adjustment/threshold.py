@@ -14,8 +14,7 @@ class Threshold(Adjustment):
     """Rewards above the weighted mean of their group become M, those below it m: the mean is not kept (ours).
 
     A control for `VarianceIncrease`, with the same weights and range: it, too, forgets the distances between rewards
-    and ends at the bounds. A reward that equals the mean, up to rounding, becomes (m + M) / 2, unless
-    it is the group's largest or smallest: those are never on the mean, however little the others weigh.
+    and ends at the bounds. A reward between the extremes that equals the mean, up to rounding, becomes (m + M) / 2.
 
     Rewards that sit at both ends already (0/1 rewards with range [0, 1]) and groups of equal rewards stay as they are:
     there it is GRPO. With two completions and standardised advantages nothing changes.
