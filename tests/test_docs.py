@@ -157,3 +157,8 @@ def test_the_script_writes_the_same_picture_every_time_and_the_one_in_docs_is_up
     # Another release of matplotlib may place things elsewhere by a pixel; areas stay.
     drawn, shown = (np.asarray(Image.open(path).convert("L"), float) for path in (picture, DOCS / picture.name))
     assert drawn.shape == shown.shape and np.abs(drawn - shown).mean() < 6.0
+
+
+def test_the_page_on_reliability_has_at_least_twenty_faults_with_their_tests():
+    faults = re.findall(r"^\| .* \[`(?:test_|Test)\w+`\]\(.*\|$", (DOCS / "reliability.md").read_text(), re.MULTILINE)
+    assert len(faults) >= 20
