@@ -74,6 +74,8 @@ def _headline(comparison: Comparison, claims: Claims) -> str:
     n = len(comparison.paired_seeds)
     if n == 1:
         return f"{arm} against {baseline}: one seed only, so nothing can be said about other seeds."
+    if comparison.paired.values and not any(comparison.paired.values):
+        return f"Nothing tells {arm} from {baseline}: on each of the {n} seeds their areas are equal to the last digit."
     lost = comparison.n_excluded + comparison.baseline_excluded
     seeds = f", on the {n} seeds that count in both" if lost else ""
     steps, area, speedup = claims.steps.direction, claims.area.direction, comparison.speedup

@@ -3,7 +3,7 @@
     python experiments/variance/differences.py runs/variance runs/variance-rule PICTURE.png
 
 Prints the same as a table: the difference in area over steps (equally many samples), and over seconds of training, with
-the answers after Holm's correction over all differences of a study.
+the answers of the report, which are corrected (Holm) over all differences of a study.
 """
 
 import sys
@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis.claims import Claim, corrected
+from analysis.claims import Claim, claims_of
 from analysis.study import analyse
 from analysis.style import FAINT, INK, PALETTE, RC
 
@@ -37,9 +37,9 @@ class Row:
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """Return the methods of a study, in its order; areas over steps are one family of answers, over seconds another."""
+    """Return the methods of a study, in its order."""
     found = analyse(folder)
-    steps = corrected([(each.paired, 0) for each in found.paired])
+    steps = [claims.area for claims in claims_of([(each, None) for each in found.paired])]
     seconds = {(each.arm, each.baseline): each.seconds for each in found.equal_cost}
     return [
         Row(each.arm, str(each.baseline), claim, seconds[each.arm, str(each.baseline)])

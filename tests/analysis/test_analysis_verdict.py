@@ -56,6 +56,14 @@ def test_an_arm_that_is_faster_is_called_faster():
     assert words.sentences[1].startswith(f"grpovi's mean {GOLD} over the run was higher than grpo's by 0.167")
 
 
+def test_an_arm_with_the_curves_of_its_baseline_is_told_from_a_difference_that_cannot_be_seen():
+    words = verdict(ramps(60, 80, 60), ramps(60, 80, 60))
+    assert words.headline == (
+        "Nothing tells grpovi from grpo: on each of the 3 seeds their areas are equal to the last digit."
+    )
+    assert verdict(ramps(60, 80, 61), ramps(60, 80, 60)).headline.startswith("No difference")
+
+
 @pytest.mark.parametrize(
     ("arm", "baseline"),
     [
