@@ -61,6 +61,7 @@ def test_an_arm_with_the_curves_of_its_baseline_is_told_from_a_difference_that_c
     assert words.headline == (
         "Nothing tells grpovi from grpo: on each of the 3 seeds their areas are equal to the last digit."
     )
+    assert not any("that takes" in sentence for sentence in words.sentences), "no number of seeds would see it"
     assert verdict(ramps(60, 80, 61), ramps(60, 80, 60)).headline.startswith("No difference")
 
 
@@ -121,12 +122,6 @@ def test_what_the_seeds_could_have_seen_is_said_with_what_the_difference_takes()
     assert power_of(float(seen) / spread, 3, 0.025) == pytest.approx(0.8, abs=0.01)
     n, effect = int(needed), statistics.mean(differences) / spread
     assert power_of(effect, n - 1, 0.025) < 0.8 <= power_of(effect, n, 0.025)
-
-
-def test_identical_arms_show_no_difference():
-    words = verdict(ramps(40, 50, 60), ramps(40, 50, 60))
-    assert words.headline == "No difference between grpovi and grpo can be seen with 3 seeds."
-    assert not any("that takes" in sentence for sentence in words.sentences)
 
 
 def test_a_target_missed_by_some_seeds_is_counted_and_bounded():
