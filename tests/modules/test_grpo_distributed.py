@@ -64,7 +64,10 @@ def test_two_processes_end_with_the_parameters_and_metrics_of_one(policy_folder,
         if tag.startswith("sampling/"):  # rounding, and nothing else
             assert max(two[tag].values()) < 1.001
             continue
-        assert two[tag] == pytest.approx(one[tag], rel=1e-4, abs=1e-6), tag
+        # Before the first update policy and reference differ by rounding alone, which a penalty in the reward moves the
+        # mean of a group by.
+        rounding = 1e-5 if tag.startswith("adjustment/residual") else 1e-6
+        assert two[tag] == pytest.approx(one[tag], rel=1e-4, abs=rounding), tag
 
 
 @pytest.mark.slow
