@@ -72,7 +72,7 @@ def test_a_run_in_the_home_folder_is_in_one_folder_and_reported_from_there(input
     write_yaml(home / "run.yaml", config)
     assert main(["fit", "--config=~/run.yaml"]) == 0
     run = home / "runs" / "grpo" / "seed_1"
-    names = {path.name.split(".")[0] for path in run.iterdir()}
+    names = {path.name.split(".")[0] for path in run.iterdir() if path.name != ".lock"}
     assert names == {"checkpoints", "completions", "config", "events", "hparams", "model", "status"}
     assert {path.name for path in (home.parent / "here").iterdir()} <= {"my_rewards.py", "__pycache__"}
     assert main(["report", "~/runs"]) == 0 and (home / "runs" / "report" / "index.html").is_file()

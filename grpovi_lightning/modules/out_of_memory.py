@@ -2,66 +2,57 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from grpovi_lightning.distributed import world_size
 from grpovi_lightning.errors import TrainingError
-from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.modules.update_metrics import UpdateMetrics
-from grpovi_lightning.structures import Experience
-
-if TYPE_CHECKING:
-    from grpovi_lightning.modules.updater import PolicyUpdater
 
 _log = logging.getLogger(__name__)
 
 
-def gradient_that_fits(
-    updater: "PolicyUpdater",
-    policy: LanguageModel,
-    experience: Experience,
-    prompts: list[int],
-    backward: Callable[[Tensor], None],
-    zero_grad: Callable[[], None],
+def once_more_in_halves(
+    gradient: Callable[[], UpdateMetrics], largest: Callable[[], int], shrink: Callable[[int], None], step: int
 ) -> UpdateMetrics:
-    """Take the gradient as `updater.gradient` does; where memory runs out, once more in micro-batches of half the size.
+    """Take a gradient; where memory runs out, once more in micro-batches of half the size.
 
-    Later updates keep the smaller size. It changes the gradient by rounding alone. Several processes do not try again:
-    those with memory left would wait for the gradients of the one without.
+    Several processes do not try again: those with memory left would wait for the gradients of the one without.
+
+    Args:
+        gradient: adds the gradient of an update to the parameters'.
+        largest: returns the prompts of its largest micro-batch.
+        shrink: forgets the gradients, and makes this many prompts the most of a micro-batch from here on. That changes
+            a gradient by rounding alone.
+        step: for the message.
 
     Raises:
         TrainingError: it does not fit then either, or there is nothing to halve.
     """
     try:
-        return updater.gradient(policy, experience, prompts, backward)
+        return gradient()
     except torch.OutOfMemoryError as error:
-        largest = max(map(len, updater.micro_batches(policy, experience, prompts)))
-        said = " ".join(str(error).split())[:200]
-        if largest == 1 or world_size() > 1:
-            raise _does_not_fit(experience, largest, said) from error
+        prompts, said = largest(), " ".join(str(error).split())[:200]
+        if prompts == 1 or world_size() > 1:
+            raise _does_not_fit(step, prompts, said) from error
     # Outside of the except clause, whose error keeps the tensors of the failed pass alive.
-    half = (largest + 1) // 2
+    half = (prompts + 1) // 2
     _log.warning(
-        f"step {experience.rollout.step}: out of memory in an update of {largest} prompts a micro-batch ({said}); "
-        f"going on with {half}. Set updates.prompts_per_micro_batch to {half} for the next run"
+        f"step {step}: out of memory in an update of {prompts} prompts a micro-batch ({said}); going on with {half}. "
+        f"Set updates.prompts_per_micro_batch to {half} for the next run"
     )
-    updater.settings = replace(updater.settings, prompts_per_micro_batch=half)
-    zero_grad()
+    shrink(half)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        return updater.gradient(policy, experience, prompts, backward)
+        return gradient()
     except torch.OutOfMemoryError as error:
-        raise _does_not_fit(experience, half, " ".join(str(error).split())[:200]) from error
+        raise _does_not_fit(step, half, " ".join(str(error).split())[:200]) from error
 
 
-def _does_not_fit(experience: Experience, largest: int, said: str) -> TrainingError:
+def _does_not_fit(step: int, prompts: int, said: str) -> TrainingError:
     return TrainingError(
-        f"step {experience.rollout.step}: out of memory in an update of {largest} prompts a micro-batch ({said}); set "
+        f"step {step}: out of memory in an update of {prompts} prompts a micro-batch ({said}); set "
         "updates.prompts_per_micro_batch or tokens_per_micro_batch lower, or the policy's gradient_checkpointing, and "
         "continue from the last checkpoint with --ckpt_path"
     )

@@ -1,7 +1,7 @@
 """How a policy learns from a rollout: minibatches, micro-batches, one optimiser step each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
@@ -14,7 +14,7 @@ from grpovi_lightning.losses import ImportanceSampling, PolicyLoss, TokenSelecti
 from grpovi_lightning.models import LanguageModel, SharedReference
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import experience_content, refuse_non_finite
-from grpovi_lightning.modules.out_of_memory import gradient_that_fits
+from grpovi_lightning.modules.out_of_memory import once_more_in_halves
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
 from grpovi_lightning.ops import TokenStatistics
 from grpovi_lightning.structures import Experience, Rollout
@@ -185,8 +185,18 @@ class PolicyUpdater:
         """
         optimizer = module.optimizers()
         zero_grad = optimizer.zero_grad  # type: ignore[union-attr]
+
+        def shrink(n_prompts: int) -> None:
+            self.settings = replace(self.settings, prompts_per_micro_batch=n_prompts)
+            zero_grad()
+
         zero_grad()
-        metrics = gradient_that_fits(self, policy, experience, prompts, module.manual_backward, zero_grad)
+        metrics = once_more_in_halves(
+            lambda: self.gradient(policy, experience, prompts, module.manual_backward),
+            lambda: max(map(len, self.micro_batches(policy, experience, prompts))),
+            shrink,
+            experience.rollout.step,
+        )
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.settings.max_grad_norm)
         n_tokens = share_of_rank(metrics.n_tokens)
         found = reduce_scalars(metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -214,9 +215,13 @@ def test_a_section_folds_and_is_whole_on_paper(page):
     picture = section.find_element("css selector", "svg")
     section.find_element("css selector", "summary").click()
     assert not picture.is_displayed()
+    visible = "return arguments[0].checkVisibility({contentVisibilityAuto: true})"
+    # The page hears of a change of the medium when the browser comes to it.
     for media, height in (("print", True), ("", False)):
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
-        visible = "return arguments[0].checkVisibility({contentVisibilityAuto: true})"
+        deadline = time.monotonic() + 10
+        while page.execute_script(visible, picture) != height and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert page.execute_script(visible, picture) == height
         assert page.find_element("id", "chart").is_displayed() != (media == "print")
     section.find_element("css selector", "summary").click()
