@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from analysis import load_runs
 from analysis.curves import curves_of
@@ -81,8 +82,12 @@ def draw(found: pd.DataFrame) -> Figure:
         level = float(np.exp(np.log(reached["steps"]).mean()))
         axes.plot(span, level * (span / span.prod() ** 0.5) ** BOUND, linestyle="dashed", color=INK, label="slope -1/3")
         axes.set(xscale="log", yscale="log", xlabel="reward variance within a group at step 0 (mean over groups)")
+        for axis in (axes.xaxis, axes.yaxis):  # plain numbers: the style of the reports writes no powers
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
         axes.set_ylabel(f"steps until the gold reward has risen by {GAIN}")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        figure.legend(loc="outside right upper")
     return figure
 
 
@@ -97,7 +102,7 @@ def main(study: str, picture: str | None = None) -> None:
         interval = f"{found_slope.point:.3f} ({found_slope.low:.3f} to {found_slope.high:.3f})"
         print(f"{label}: slope {interval}, {len(found_slope.values)} seeds, {lacking} without a line; steps {spans}")
     if picture is not None:
-        draw(found).savefig(picture, dpi=150)
+        draw(found).savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":
