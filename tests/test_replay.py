@@ -123,7 +123,7 @@ def test_the_table_is_that_of_plain_loops_over_what_runs_of_these_methods_log(ru
     names = ("grpovi", "pods", "opo")
     configs = [word for name in names for word in ("--config", overlay(tmp_path, name))]
     run = tmp_path / "run"
-    config = run_config(root, run) | {}
+    config = run_config(root, run)
     config["trainer"]["max_steps"] = config["trainer"]["val_check_interval"] = 1
     assert main(["fit", "--config", write_yaml(tmp_path / "run.yaml", config)]) == 0
     assert main(["replay", str(run), *configs, "--output", str(file)]) == 0

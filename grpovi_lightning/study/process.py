@@ -1,6 +1,5 @@
 """One run as an operating-system process: how it starts, how it is stopped, and what it leaves behind."""
 
-import fcntl
 import os
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, MODEL_FOLDER, is_whole_checkpoint
+from grpovi_lightning.run_record.lock import acquire
 from grpovi_lightning.run_record.sweeps import Point
 from grpovi_lightning.study.specification import ConfigFile
 
@@ -119,7 +119,7 @@ class Orphan:
         if not self.run.lock.is_file():
             return False
         with self.run.lock.open("a") as handle:
-            return not _acquire(handle.fileno())
+            return not acquire(handle.fileno())
 
     def signal(self, signum: int) -> None:
         """Send a signal to the group whose leader wrote its process id into the lock."""
@@ -138,7 +138,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
     arguments = list(run.arguments)
     checkpoint = usable_checkpoint(run.folder)
     with run.lock.open("a") as lock:
-        if not _acquire(lock.fileno()):
+        if not acquire(lock.fileno()):
             raise UserError(f"a process still works on {run.folder}; end it, then run the same command again")
         if checkpoint is not None:
             arguments += ["--ckpt_path", str(checkpoint)]
@@ -209,14 +209,6 @@ def stop(
         while alive and time.monotonic() < deadline and not hurry():
             time.sleep(0.05)
             alive = [process for process in alive if process.alive()]
-
-
-def _acquire(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _signal_group(group: int, signum: int) -> None:

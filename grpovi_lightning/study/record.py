@@ -1,6 +1,5 @@
 """A study's folder: who may write to it, and the record of which study it holds."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ import yaml
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError, replace_file
+from grpovi_lightning.run_record.lock import acquire
 from grpovi_lightning.run_record.study import Arm, StudyRecord, parse_study, study_mapping, with_configs
 from grpovi_lightning.run_record.sweeps import text_of
 from grpovi_lightning.study.reading import first_difference, read_mapping
@@ -95,12 +95,10 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; give --output a writable folder") from None
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not acquire(handle.fileno()):
             raise UserError(
                 f"another `grpovi compare` works in {folder}; wait for it, stop it, or give --output another folder"
-            ) from None
+            )
         yield
 
 
