@@ -89,7 +89,7 @@ class Method:
     def gradient(self, policy: LanguageModel, learned: Learned, table: PromptTable) -> Tensor:
         """Return the gradient of the loss at a policy, as if it had sampled the completions itself, [parameters].
 
-        It stands for the reference, too, so that penalties do not pull.
+        It stands for the reference, too, where penalties by k2 and k3 do not pull.
         """
         rollout = learned.scored.rollout
         prompts = table.prompts(rollout.prompts.indices.tolist())
@@ -116,9 +116,8 @@ def reproduced(steps: Sequence[KeptStep], learned: Sequence[Learned]) -> tuple[i
     largest = 0.0
     for step, made in zip(steps, learned, strict=True):
         ours = made.scored.of_pool(made.advantages.double(), step.advantages)
-        same = (ours == step.advantages) | (ours.isnan() & step.advantages.isnan())
         kept = ~(ours.isnan() & step.advantages.isnan())
-        equal, count = equal + int((same & kept).sum()), count + int(kept.sum())
+        equal, count = equal + int((ours == step.advantages).sum()), count + int(kept.sum())
         difference = (ours - step.advantages).abs()[kept].nan_to_num(nan=torch.inf)
         largest = max(largest, float(difference.max()) if len(difference) else 0.0)
     return equal, count, largest

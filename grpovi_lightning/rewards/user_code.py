@@ -88,14 +88,15 @@ def start_user_code(
     Raises, when asked:
         TrainingError: as `call_user_code` does, and where it takes longer than so many seconds.
     """
-    result: Callable[[], Any]
-    if is_async(call):
-        running, began = background.started(call), monotonic()
-        result = lambda: background.result_of(running, seconds and max(0.0, began + seconds - monotonic()))  # noqa: E731
-    elif seconds is None:
-        result = lambda: _awaited(call())  # noqa: E731
-    else:
-        result = lambda: background.result_of(background.started_thread(lambda: _awaited(call())), seconds)  # noqa: E731
+    running, began = background.started(call) if is_async(call) else None, monotonic()
+
+    def result() -> Any:
+        if running is not None:
+            return background.result_of(running, seconds and max(0.0, began + seconds - monotonic()))
+        if seconds is None:
+            return _awaited(call())
+        return background.result_of(background.started_thread(lambda: _awaited(call())), seconds)
+
     return partial(_in_one_line, what, rollout, result, seconds)
 
 
