@@ -64,7 +64,8 @@ def arm_styles(
         adjustments: arm -> class name of its adjustment, where it is known.
 
     Returns:
-        A style an arm; arms with the same adjustment and the same baseline get further colours.
+        A style an arm; arms with the same adjustment and the same baseline get further colours, then further dashes. No
+        two arms have one style, up to 24 arms.
     """
     families = list(dict.fromkeys(baselines.get(arm, arm) for arm in arms))
     colours: dict[str, str] = {}
@@ -73,9 +74,12 @@ def arm_styles(
         line, dasharray = DASHES[families.index(baselines.get(arm, arm)) % len(DASHES)]
         algorithm = adjustments.get(arm, arm)
         colour = colours.setdefault(algorithm, PALETTE[len(colours) % len(PALETTE)])
-        taken = {style.colour for style in styles.values() if style.line == line}
-        if colour in taken:
-            spare = [other for other in PALETTE if other not in taken and other not in colours.values()]
-            colour = spare[0] if spare else colour
-        styles[arm] = ArmStyle(colour, line, dasharray)
+        wanted = ArmStyle(colour, line, dasharray)
+        if wanted in styles.values():
+            others = [ArmStyle(other, *dash) for dash in ((line, dasharray), *DASHES) for other in PALETTE]
+            free = [style for style in others if style not in styles.values()]
+            # First a colour that stands for no other adjustment, then any, then another dash.
+            unused = [style for style in free if style.line == line and style.colour not in colours.values()]
+            wanted = next(iter((*unused, *free)), wanted)
+        styles[arm] = wanted
     return styles

@@ -311,6 +311,15 @@ def test_arms_share_a_colour_with_their_adjustment_and_a_dash_with_their_baselin
     assert len({(style.colour, style.line) for style in apart.values()}) == 6
 
 
+@pytest.mark.parametrize("n", [2, 7, 12, 24])
+def test_no_two_arms_are_drawn_alike(n: int):
+    arms = [f"arm{i}" for i in range(n)]
+    half = dict.fromkeys(arms[1 : n // 2], "arm0") | dict.fromkeys(arms[n // 2 + 1 :], f"arm{n // 2}")
+    adjustments = {arm: "Identity" if i % 3 else f"Other{i}" for i, arm in enumerate(arms)}
+    for baselines in ({}, dict.fromkeys(arms[1:], "arm0"), half):
+        assert len(set(arm_styles(arms, baselines, adjustments).values())) == n
+
+
 def test_a_missing_folder_is_one_clear_error(tmp_path: Path):
     with pytest.raises(ReportError, match="no such folder; expected a study"):
         write_report(tmp_path / "nowhere")
