@@ -29,6 +29,11 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+def is_first_rank() -> bool:
+    """Tell whether this process is the one that writes for all."""
+    return world_size() == 1 or dist.get_rank() == 0
+
+
 @contextmanager
 def on_gathered_rows() -> Iterator[None]:
     """Compute as a single process does: inside, tensors hold the rows of all ranks already.
@@ -86,6 +91,22 @@ def rows_of_rank(n_rows: int) -> range:
     """Return which rows of those that `gather_rows` gives are this rank's, where it has `n_rows` as every rank has."""
     first = dist.get_rank() * n_rows if world_size() > 1 else 0
     return range(first, first + n_rows)
+
+
+def batches_of_rank(n_rows: int, size: int, rank: int, n_ranks: int) -> list[list[int]]:
+    """Deal rows out to the ranks one by one, and divide those of a rank into batches of at most `size`.
+
+    All ranks have the same number of batches, so that they can run a model together, as far as each has a row for each.
+
+    >>> [batches_of_rank(5, 2, rank, 2) for rank in (0, 1)]
+    [[[0, 2], [4]], [[1], [3]]]
+    """
+    mine = range(rank, n_rows, n_ranks)
+    most = -(-len(range(0, n_rows, n_ranks)) // size)  # of the first rank, which has the most rows
+    if -(-len(mine) // size) == most:
+        return [list(mine[start : start + size]) for start in range(0, len(mine), size)]
+    n_batches = min(most, len(mine))
+    return [list(mine[len(mine) * i // n_batches : len(mine) * (i + 1) // n_batches]) for i in range(n_batches)]
 
 
 def gather_named_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from grpovi_lightning.kept_steps import KeptStep
 from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.modules import GRPOModule
-from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
+from grpovi_lightning.modules.update_settings import UpdateSettings
+from grpovi_lightning.modules.updater import PolicyUpdater
 from grpovi_lightning.selection import CompletionSelection, EveryCompletion, ScoredRollout
 from grpovi_lightning.selection.prompts import PromptTable
 

@@ -40,7 +40,13 @@ from grpovi_lightning.paths import check_output, expanded
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError
 from grpovi_lightning.run_record.lock import held_lock
 from grpovi_lightning.run_record.study import MAX_SEED
-from grpovi_lightning.trainer_arguments import RUN_DEFAULTS, check_arguments, check_interval, check_trainer
+from grpovi_lightning.trainer_arguments import (
+    RUN_DEFAULTS,
+    check_arguments,
+    check_interval,
+    check_trainer,
+    own_strategy,
+)
 from grpovi_lightning.trainer_state import (
     batches_of_run,
     place_logger,
@@ -141,6 +147,7 @@ class RunCLI(LightningCLI):
                 f"no length: got trainer.max_steps {self.config.trainer.max_steps}, expected at least 1; "
                 "add `max_steps: 100` under `trainer`"
             )
+        own_strategy(self.config.trainer.strategy)
         check_arguments(vars(self.config.trainer))
         if self.config.trainer.default_root_dir is None:
             raise UserError(

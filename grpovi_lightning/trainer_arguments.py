@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from grpovi_lightning.errors import UserError, at_least_one
+from grpovi_lightning.strategies import FSDP2, FSDP2Strategy
 
 RUN_DEFAULTS = {
     "max_epochs": -1,  # one epoch is the whole run; `max_steps` says how long it is
@@ -43,6 +44,7 @@ _MEANS_DEFAULT = {"max_epochs": None, "limit_train_batches": 1.0, "overfit_batch
 STRATEGIES = {
     SingleDeviceStrategy: ("auto",),
     DDPStrategy: ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
+    FSDP2Strategy: (FSDP2,),
 }
 """The strategies whose training is known to be right, and the names under which Lightning makes them."""
 
@@ -81,6 +83,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     name = strategy if isinstance(strategy, str) else strategy["class_path"].rpartition(".")[2]
     if name not in _strategy_names():
         raise _refused_strategy(name)
+    if name == FSDP2Strategy.__name__:
+        _check_sizes({} if isinstance(strategy, str) else dict(strategy.get("init_args") or {}), given)
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -107,6 +111,36 @@ def check_interval(interval: float | None, n_batches: int) -> None:
         )
 
 
+def own_strategy(strategy: Any) -> None:
+    """Have a parsed `ModelParallelStrategy` be made as this package's own, which is one and takes the same arguments.
+
+    By itself Lightning's would train the processes apart: it has those of one node share a batch, not the data.
+    """
+    if not isinstance(strategy, str) and strategy["class_path"].rpartition(".")[2] == ModelParallelStrategy.__name__:
+        strategy["class_path"] = f"{FSDP2Strategy.__module__}.{FSDP2Strategy.__name__}"
+
+
+def _check_sizes(sizes: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a way of sharing the work that is not offered."""
+    if (tensors := sizes.get("tensor_parallel_size", "auto")) not in ("auto", 1):
+        raise UserError(
+            f"trainer.strategy.tensor_parallel_size: got {tensors}, expected 1: weights are sharded, and each process "
+            "computes with whole ones; leave it out"
+        )
+    data, devices = sizes.get("data_parallel_size", "auto"), given["devices"]
+    count = devices * given["num_nodes"] if isinstance(devices, int) and devices > 0 else None
+    if data != "auto" and count is not None and data != count:
+        raise UserError(
+            f"trainer.strategy.data_parallel_size: got {data} for {count} processes, expected {count}: all of them "
+            "share the batch; leave it out"
+        )
+    if sizes.get("save_distributed_checkpoint"):
+        raise UserError(
+            "trainer.strategy.save_distributed_checkpoint: got true, expected false: a checkpoint is one file, which "
+            "any number of processes can go on from; leave it out"
+        )
+
+
 def _strategy_names() -> list[str]:
     return [name for made_by in STRATEGIES.values() for name in made_by] + [each.__name__ for each in STRATEGIES]
 
@@ -114,5 +148,5 @@ def _strategy_names() -> list[str]:
 def _refused_strategy(name: str) -> UserError:
     return UserError(
         f"trainer.strategy: got {name}, expected one of {', '.join(_strategy_names())}; with others the processes may "
-        "train apart: set `strategy: ddp`, or `devices: 1` and no strategy"
+        "train apart: set `strategy: ddp` or `fsdp2`, or `devices: 1` and no strategy"
     )

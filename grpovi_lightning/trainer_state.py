@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 
 def batches_begun(trainer: L.Trainer) -> int:
@@ -23,6 +24,16 @@ def batches_begun(trainer: L.Trainer) -> int:
 def data_of(module: L.LightningModule) -> Any:
     """Return the data module of the trainer that the module is attached to; None where there is none."""
     return getattr(module._trainer, "datamodule", None)
+
+
+def precision_of(module: L.LightningModule) -> str:
+    """Return the precision of the trainer that the module is attached to; 32-true where there is none."""
+    return "32-true" if module._trainer is None else module._trainer.precision
+
+
+def shards(trainer: L.Trainer) -> bool:
+    """Tell whether the trainer's strategy leaves it to the module to spread its weights over the processes."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
 def batches_of_run(trainer: L.Trainer, module: L.LightningModule) -> int:

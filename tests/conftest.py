@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=5, help="SIGKILLs of the tests in tests/integration, at random moments"
     )
+    parser.addoption("--ranks", type=int, default=2, help="processes of the sharded runs in tests/modules: 2 or 4")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
-from grpovi_lightning.trainer_state import batches_begun
+from grpovi_lightning.trainer_state import batches_begun, shards
 
 
 class EvaluateAtStart(L.Callback):
@@ -36,14 +36,16 @@ class ExportModel(L.Callback):
         self._done = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the folder, from rank 0."""
+        """Write the folder, from rank 0; sharded weights are gathered from all."""
         self._done = True
+        draft = self.folder.with_name(f"{self.folder.name}.new")
+        if trainer.is_global_zero:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        if trainer.is_global_zero or shards(trainer):
+            pl_module.save_pretrained(draft / self.folder.name)  # type: ignore[operator]
         if not trainer.is_global_zero:
             return
-        draft = self.folder.with_name(f"{self.folder.name}.new")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        pl_module.save_pretrained(draft / self.folder.name)  # type: ignore[operator]
         beside = [entry for entry in draft.iterdir() if entry.name != self.folder.name]
         for entry in (*beside, draft / self.folder.name):
             target = self.folder.with_name(entry.name)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from grpovi_lightning.data.formats import RowFormat
 from grpovi_lightning.data.preparation import Preparation, shared_prompts, short_enough, split, without_repeats
@@ -16,6 +16,7 @@ from grpovi_lightning.data.reading import CSVType, read_table
 from grpovi_lightning.data.sampler import StepSampler
 from grpovi_lightning.data.sources import DataSource, Source, TableSource
 from grpovi_lightning.data.tables import Table
+from grpovi_lightning.distributed import batches_of_rank
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
 from grpovi_lightning.trainer_arguments import check_trainer
@@ -236,8 +237,8 @@ class TextDataModule(L.LightningDataModule):
     def _in_order(self, name: str) -> DataLoader:
         trainer, table = self.trainer, self.tables[name]
         assert trainer is not None
-        mine = Subset(table, range(trainer.global_rank, len(table), trainer.world_size))
-        return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self.collate)
+        batches = batches_of_rank(len(table), self.validation_batch_size, trainer.global_rank, trainer.world_size)
+        return DataLoader(table, batch_sampler=batches, collate_fn=self.collate)
 
 
 def _checked_names(validation: HeldOut) -> list[str]:

@@ -1,7 +1,8 @@
 """A causal language model together with what generation needs to know: tokenizer, end tokens, padding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from grpovi_lightning.models.encoding import (
 from grpovi_lightning.models.limits import InputLimits
 from grpovi_lightning.models.merging import merged
 from grpovi_lightning.models.passes import CompiledPasses, ForwardPasses, find_capabilities
-from grpovi_lightning.models.passes.forward import has_sharded_weights
 from grpovi_lightning.models.saving import save_checkpoint
+from grpovi_lightning.models.sharding import WholeWeights
 from grpovi_lightning.ops import TokenStatistics, chunked_statistics, pad_left
 from grpovi_lightning.run_record.layout import ADAPTER_FOLDER
 from grpovi_lightning.structures import Rollout
@@ -38,6 +39,7 @@ class LanguageModel(nn.Module):
             chat template writes behind an answer.
         pad_token_id: fills padding; the first end token where the tokenizer has no padding token.
         limits: which token lists the model can read.
+        weights: where its weights are.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,6 +51,7 @@ class LanguageModel(nn.Module):
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = self.end_token_ids[0] if pad is None else int(pad)  # type: ignore[arg-type]
         self.limits = InputLimits(model, tokenizer, self.pad_token_id)
+        self.weights = WholeWeights(model)
         self._passes: ForwardPasses | None = None
         self._compiled: CompiledPasses | None = None
 
@@ -57,13 +60,19 @@ class LanguageModel(nn.Module):
         """The forward passes of this model, in the ways that it can take."""
         # What it can take is tried out at the first use: by then the model is on its device, in its final dtype.
         if self._passes is None:
-            self._passes = ForwardPasses(self.model, find_capabilities(self.model))
+            with self.weights.gathered():
+                found = self(find_capabilities, self.model)
+            self._passes = ForwardPasses(self.model, found)
         return self._passes
+
+    def forward(self, compute: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Compute something with the model. Sharded weights are at hand only inside of this, so go through it."""
+        return compute(*arguments, **named)
 
     @property
     def runs_prompts_once(self) -> bool:
         """Whether `completion_statistics` runs each prompt once for its whole group."""
-        return self.passes.runs_prompts_once
+        return self.passes.runs_prompts_once and self.weights.shares_prefix
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts, without special tokens added."""
@@ -113,13 +122,13 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.model.device
+        """Where the model computes."""
+        return self.weights.device
 
     @property
     def is_sharded(self) -> bool:
         """Whether weights are spread over processes, so that a forward pass gathers them."""
-        return has_sharded_weights(self.model)
+        return type(self.weights) is not WholeWeights
 
     def completion_statistics(
         self, rollout: Rollout, temperature: float, entropy_gradient: bool = False
@@ -132,11 +141,15 @@ class LanguageModel(nn.Module):
         Returns:
             two [B, T] float32 tensors, 0 at masked positions; the entropies carry gradient where asked.
         """
-        passes = self.passes
+        return self(self._completion_statistics, self.passes, rollout, temperature, entropy_gradient)
+
+    def _completion_statistics(
+        self, passes: ForwardPasses, rollout: Rollout, temperature: float, entropy_gradient: bool
+    ) -> TokenStatistics:
         if self._compiled is not None and self._compiled.take(rollout):
             states = self._compiled.states(passes, rollout)
         else:
-            states = passes.completion_states(rollout)
+            states = passes.shared_prefix_states(rollout) if self.runs_prompts_once else passes.plain_states(rollout)
         ids, mask = rollout.completion_ids, rollout.completion_mask
         return chunked_statistics(
             states, passes.parts.logits, ids, mask, temperature, entropy_gradient=entropy_gradient
@@ -149,12 +162,16 @@ class LanguageModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer as a Hugging Face checkpoint folder.
 
-        Adapters are merged into the weights there, and written as adapters into the folder `adapter` beside it.
+        Adapters are merged into the weights there, and written as adapters into the folder `adapter` beside it. Where
+        the weights are sharded, all processes call this together, and the first writes.
         """
-        is_adapted = has_adapters(self.model)
-        save_checkpoint(merged(self.model) if is_adapted else self.model, self.tokenizer, folder)
+        model = self.weights.plain_model()
+        if model is None:
+            return
+        is_adapted = has_adapters(model)
+        save_checkpoint(merged(model) if is_adapted else model, self.tokenizer, folder)
         if is_adapted:
-            save_adapter(self.model, Path(folder).with_name(ADAPTER_FOLDER))
+            save_adapter(model, Path(folder).with_name(ADAPTER_FOLDER))
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from grpovi_lightning.models.adapters import initial_adapters
 from grpovi_lightning.models.language_model import LanguageModel
+from grpovi_lightning.models.sharding import WholeWeights
 
 
 class SharedReference:
@@ -15,6 +16,11 @@ class SharedReference:
 
     def __init__(self, policy: LanguageModel) -> None:
         self._policy = policy
+
+    @property
+    def weights(self) -> WholeWeights:
+        """Where the weights are: the policy's."""
+        return self._policy.weights
 
     @property
     def runs_prompts_once(self) -> bool:

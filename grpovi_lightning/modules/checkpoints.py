@@ -39,14 +39,15 @@ class FrozenLeftOut(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = self._left_out()
+        frozen = self.left_out()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the frozen state that the checkpoint lacks, so that loading can stay strict about all the rest."""
-        frozen = self._left_out() - self._scales()
+        frozen = self.left_out() - self._scales()
         present = {k: v for k, v in self.state_dict().items() if k in frozen}
         checkpoint["state_dict"] = present | checkpoint["state_dict"]
 
-    def _left_out(self) -> set[str]:
+    def left_out(self) -> set[str]:
+        """Return the names of the state that no checkpoint holds."""
         return {name for name in self.frozen_state() if not name.endswith(_EXTRA_STATE_KEY_SUFFIX)}

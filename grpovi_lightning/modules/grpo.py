@@ -10,19 +10,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.adjustment import (
-    Adjusted,
-    Adjustment,
-    IdentityAdjustment,
-    SequenceWeights,
-    UniformWeights,
-    VarianceIncrease,
-)
+from grpovi_lightning.adjustment import Adjusted, Adjustment, IdentityAdjustment, VarianceIncrease
 from grpovi_lightning.advantages import Advantage, GroupAdvantage
 from grpovi_lightning.data import PromptDataModule
-from grpovi_lightning.distributed import reduce_scalars, sum_over_ranks
+from grpovi_lightning.distributed import is_first_rank, reduce_scalars, sum_over_ranks
 from grpovi_lightning.losses import GRPOLoss, PolicyLoss
-from grpovi_lightning.models import CausalLMSource, LanguageModel, SharedReference
+from grpovi_lightning.models import CausalLMSource, LanguageModel, Sharding, SharedReference
+from grpovi_lightning.models.sharding import gathered_within
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.combination import check_combination
 from grpovi_lightning.modules.evaluation import Evaluator, HeldOutEvaluation, held_out_names
@@ -33,9 +27,15 @@ from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
 from grpovi_lightning.modules.progress import run_progress
 from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
-from grpovi_lightning.modules.settings import check_compiled, check_prompts_handed_out
+from grpovi_lightning.modules.settings import (
+    check_compiled,
+    check_prompts_handed_out,
+    check_sharded,
+    usual_counterfactual,
+)
 from grpovi_lightning.modules.tables import check_prompts
-from grpovi_lightning.modules.updater import PolicyUpdater, UpdateSettings
+from grpovi_lightning.modules.update_settings import UpdateSettings
+from grpovi_lightning.modules.updater import PolicyUpdater
 from grpovi_lightning.modules.work import policy_work
 from grpovi_lightning.randomness import resolve_seed
 from grpovi_lightning.rewards import Reward
@@ -45,7 +45,7 @@ from grpovi_lightning.selection import CompletionSelection, EveryCompletion, Eve
 from grpovi_lightning.selection.prompts import StepSampling
 from grpovi_lightning.structures import PromptBatch, Rollout
 from grpovi_lightning.timing import StepClock, phase
-from grpovi_lightning.trainer_state import data_of, received_sigterm
+from grpovi_lightning.trainer_state import data_of, precision_of, received_sigterm
 
 
 class GRPOModule(FrozenLeftOut):
@@ -75,6 +75,7 @@ class GRPOModule(FrozenLeftOut):
         counterfactual: the variance increase whose effect on each rollout is logged in a run without an adjustment.
             Default: the paper's weights where the updates need the reference policy, else uniform weights.
         evaluation: how the policy is evaluated on held-out prompts.
+        sharding: how the models are placed under `trainer.strategy: fsdp2`.
         seed: seeds the sampling; None: the run's `seed_everything`.
 
     Raises:
@@ -105,6 +106,7 @@ class GRPOModule(FrozenLeftOut):
         lr_scheduler: LRSchedulerCallable | None = None,
         counterfactual: VarianceIncrease | None = None,
         evaluation: HeldOutEvaluation = HeldOutEvaluation(),  # noqa: B008  a frozen value
+        sharding: Sharding = Sharding(),  # noqa: B008  a frozen value
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -116,12 +118,10 @@ class GRPOModule(FrozenLeftOut):
         self.advantage = advantage or GroupAdvantage()
         loss = loss or GRPOLoss()
         self.updater = PolicyUpdater(loss, updates, sampling.temperature)
-        self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self.optimizer, self.lr_scheduler, self.seed, self.sharding = optimizer, lr_scheduler, seed, sharding
         self.needs_reference = loss.needs_reference or self.adjustment.needs_reference
-        if counterfactual is None:
-            counterfactual = VarianceIncrease(SequenceWeights() if self.needs_reference else UniformWeights())
-        self.counterfactual = counterfactual
-        self.needs_reference |= counterfactual.needs_reference
+        self.counterfactual = counterfactual or usual_counterfactual(self.needs_reference)
+        self.needs_reference |= self.counterfactual.needs_reference
         check_compiled(compile_passes, policy)
         check_combination(self.selection.size(group_size), reward, self.adjustment, self.advantage)
         self.reference: LanguageModel | SharedReference | None = None
@@ -142,6 +142,7 @@ class GRPOModule(FrozenLeftOut):
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_optimizer(self.optimizer, self.lr_scheduler)
         check_prompts_handed_out(self.resampling, data)
+        check_sharded(self, trainer, data)
         self.held_out.check(data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:
@@ -175,6 +176,7 @@ class GRPOModule(FrozenLeftOut):
                     if isinstance(model, LanguageModel):  # a reference without the adapter runs the policy's code
                         model.compile_passes()
             self.reward.load(self.policy.tokenizer)
+        self.sharding.spread(self.policy, self.reference, self.reward, self.device_mesh, precision_of(self))
         check_prompts(data_of(self), self.policy, self.reward, self.engine.sampling.max_completion_length)
 
     def on_fit_start(self) -> None:
@@ -229,7 +231,7 @@ class GRPOModule(FrozenLeftOut):
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Score completions by every component of the reward, and by their total."""
         rollout = replace(rollout, progress=run_progress(self, int(self.n_steps), self.updates_per_rollout))
-        with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout):
+        with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout), gathered_within(self.reward):
             components = self.reward.components(rollout)
             rewards = rollout.grouped(self.reward.total(components, rollout.group_size))
         return ScoredRollout(rollout, components, rewards, rollout.lengths.sum())
@@ -250,7 +252,7 @@ class GRPOModule(FrozenLeftOut):
 
     def learn(self, rollout: Rollout) -> RewardUpdate:
         """Let the reward learn from the completions that the policy was trained on."""
-        with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout):
+        with phase(keys.STEP_TIME_REWARD), kept_if_scoring_fails(self, rollout), gathered_within(self.reward):
             return self.reward.learn(rollout, resolve_seed(self.seed), lambda: received_sigterm(self.trainer))
 
     def close_step(self, outcome: StepOutcome, seconds: dict[str, float]) -> StepCost:
@@ -294,4 +296,5 @@ class GRPOModule(FrozenLeftOut):
     def save_pretrained(self, folder: str) -> None:
         """Write policy and tokenizer as a Hugging Face checkpoint folder, and what the reward learned beside it."""
         self.policy.save_pretrained(folder)
-        self.reward.save_learned(Path(folder).with_name("reward_model"))
+        if is_first_rank():
+            self.reward.save_learned(Path(folder).with_name("reward_model"))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpovi_lightning.distributed import world_size
+from grpovi_lightning.distributed import batches_of_rank, world_size
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import INITIAL_STEP, initial_indices, resolve_seed
 from grpovi_lightning.rewards import NormalisedReward, Reward
@@ -48,10 +48,10 @@ def _completions(module: Any, n_prompts: int, n_completions: int) -> Iterator[Ro
     data, trainer = data_of(module), module.trainer
     seed, table = resolve_seed(module.seed), data.tables["train"]
     check_initial_sample(module.reward, len(table))  # again: prompts that are too long may have been left out of it
-    mine = initial_indices(seed, len(table), n_prompts)[trainer.global_rank :: trainer.world_size]
+    rows = initial_indices(seed, len(table), n_prompts)
     at_once = max(1, data.batch_size * module.group_size // (world_size() * n_completions))
-    for start in range(0, len(mine), at_once):
-        prompts = data.collate([table[row] for row in mine[start : start + at_once]]).to(module.device)
+    for batch in batches_of_rank(len(rows), at_once, trainer.global_rank, trainer.world_size):
+        prompts = data.collate([table[rows[i]] for i in batch]).to(module.device)
         with trainer.precision_plugin.forward_context():
             rollout = module.engine.generate(module.policy, prompts, n_completions, seed, INITIAL_STEP)
         yield rollout

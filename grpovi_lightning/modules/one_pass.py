@@ -15,6 +15,7 @@ from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.evaluation import by_set, check_set_names, held_out_names
 from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, pair_accuracy
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
+from grpovi_lightning.modules.settings import refuse_sharding
 from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.rewards.online import OnlineMirrorDescent, PreferenceEstimator
 from grpovi_lightning.rewards.online.features import FeatureModel
@@ -63,6 +64,7 @@ class OnePassRewardModule(FrozenLeftOut):
         Raises:
             UserError: its precision would round the features, it has several processes, or a setting has no effect.
         """
+        refuse_sharding(self, trainer)
         check_set_names(data)
         if trainer.precision not in ("32-true", "bf16-mixed", "64-true"):
             raise UserError(

@@ -27,6 +27,7 @@ from grpovi_lightning.modules.held_out_pairs import HeldOutPairs, calibration, p
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
 from grpovi_lightning.modules.pair_pictures import show_pictures
+from grpovi_lightning.modules.settings import refuse_sharding
 from grpovi_lightning.modules.supervised import SupervisedModule
 from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.rewards.models import REWARD_STATISTICS, classifier_scores
@@ -111,6 +112,7 @@ class RewardModelModule(SupervisedModule):
         """Raise `UserError` for settings that cannot work together, before anything is loaded."""
         refuse_float16("trainer.precision", trainer.precision)
         refuse_float16("dtype", self.weight_dtype)
+        refuse_sharding(self, trainer)
         check_optimizer(self.optimizer, self.lr_scheduler)
 
     def configure_model(self) -> None:

@@ -1,11 +1,21 @@
 """Settings of GRPO that cannot work together."""
 
+from typing import Any
+
 import lightning as L
 
+from grpovi_lightning.adjustment import SequenceWeights, UniformWeights, VarianceIncrease
 from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import CausalLMSource
+from grpovi_lightning.rollout import GroupDecoder, PlainDecoder
 from grpovi_lightning.selection import PromptSelection
+from grpovi_lightning.trainer_state import shards
+
+
+def usual_counterfactual(needs_reference: bool) -> VarianceIncrease:
+    """Return the variance increase that a run shows beside its own adjustment where none is named."""
+    return VarianceIncrease(SequenceWeights() if needs_reference else UniformWeights())
 
 
 def check_compiled(compile_passes: bool, policy: CausalLMSource) -> None:
@@ -29,4 +39,31 @@ def check_prompts_handed_out(resampling: PromptSelection, data: L.LightningDataM
         raise UserError(
             f"{name}: got the data module {type(data).__name__}, expected a PromptDataModule, whose prompts can be "
             "asked for by their numbers"
+        )
+
+
+def check_sharded(module: Any, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+    """Raise `UserError` for settings of a GRPO module that cannot work under `strategy: fsdp2`, or not without it."""
+    module.sharding.check(shards(trainer))
+    if not shards(trainer):
+        return
+    if module.compile_passes:
+        raise UserError("compile_passes: got it with strategy fsdp2, whose weights it cannot gather; leave it out")
+    if type(module.engine.decoder) not in (GroupDecoder, PlainDecoder):
+        name = type(module.engine.decoder).__name__
+        raise UserError(f"decoder: got {name} with strategy fsdp2, whose weights it cannot gather; use GroupDecoder")
+    if getattr(module.policy_source, "quantization", None) is not None:
+        raise UserError("policy.quantization: got it with strategy fsdp2, which cannot spread such weights; use ddp")
+    if trainer.world_size > 1 and getattr(data, "validation_batch_size", 2) == 1:
+        raise UserError(
+            "data.validation_batch_size: got 1 with strategy fsdp2, under which all processes evaluate the same number "
+            "of batches; set at least 2"
+        )
+
+
+def refuse_sharding(module: L.LightningModule, trainer: L.Trainer) -> None:
+    """Raise `UserError` for a strategy that leaves the sharding to a module that does none."""
+    if shards(trainer):
+        raise UserError(
+            f"trainer.strategy: got fsdp2 for a {type(module).__name__}, whose weights are not sharded; use ddp"
         )

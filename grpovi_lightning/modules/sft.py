@@ -12,13 +12,14 @@ from torchmetrics import MeanMetric
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.models import CausalLMSource, LanguageModel
+from grpovi_lightning.models.sharding import spread_layers
 from grpovi_lightning.modules.evaluation import by_set, check_set_names, held_out_names
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
 from grpovi_lightning.modules.supervised import SupervisedModule
 from grpovi_lightning.modules.tables import check_tables
 from grpovi_lightning.ops import masked_sum, pad_right, position_ids, token_statistics
-from grpovi_lightning.trainer_state import data_of
+from grpovi_lightning.trainer_state import data_of, precision_of
 
 
 class SFTModule(SupervisedModule):
@@ -73,6 +74,7 @@ class SFTModule(SupervisedModule):
         """
         if not hasattr(self, "policy"):
             self.policy = self.policy_source.load()
+        spread_layers(self.policy, self.device_mesh, precision_of(self))
         check_tables(data_of(self), self.policy.limits, lambda batch: [ids for ids, _ in self._rows(batch)])
 
     def configure_optimizers(self) -> Any:
@@ -114,9 +116,8 @@ class SFTModule(SupervisedModule):
         ids, mask = (part.to(self.policy.device) for part in pad_right(rows, self.policy.pad_token_id))
         trained = pad_right([list(map(int, said)) for _, said in pairs], 0)[0].bool().to(ids.device)
         trained = trained[:, 1:]  # nothing predicts a row's first token
-        logits = self.policy.model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-        ).logits
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": position_ids(mask)}
+        logits = self.policy(self.policy.model, **inputs, use_cache=False).logits
         logprobs = token_statistics(logits[:, :-1], ids[:, 1:]).logprobs
         return -masked_sum(logprobs, trained), trained.sum()
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
 from grpovi_lightning.distributed import sum_over_ranks, world_size
+from grpovi_lightning.models.sharding import clip_gradients
 from grpovi_lightning.modules.checkpoints import FrozenLeftOut
 from grpovi_lightning.modules.non_finite import refuse_non_finite
 
@@ -69,7 +70,7 @@ class SupervisedModule(FrozenLeftOut):
                     p.grad.mul_(factor)
         # Under a gradient scaler infinite gradients are no accident: it leaves the update out and lowers its scale.
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), torch.inf)
+            norm = clip_gradients(list(self.parameters()), torch.inf)
             self._refuse_non_finite({keys.GRAD_NORM: float(sum_over_ranks(norm))})
         self._update = []
 

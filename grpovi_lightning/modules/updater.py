@@ -1,7 +1,7 @@
 """How a policy learns from a rollout: minibatches, micro-batches, one optimiser step each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import lightning as L
 import torch
@@ -9,62 +9,21 @@ from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import largest_over_ranks, reduce_scalars, share_of_rank, sum_over_ranks
-from grpovi_lightning.errors import TrainingError, UserError, at_least_one
-from grpovi_lightning.losses import ImportanceSampling, PolicyLoss, TokenSelection
+from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.losses import PolicyLoss
 from grpovi_lightning.models import LanguageModel, SharedReference
+from grpovi_lightning.models.sharding import clip_gradients, largest_together
 from grpovi_lightning.modules.batching import micro_batches, minibatches
 from grpovi_lightning.modules.non_finite import experience_content, refuse_non_finite
 from grpovi_lightning.modules.out_of_memory import once_more_in_halves
 from grpovi_lightning.modules.update_metrics import UpdateMetrics, UpdateResult
+from grpovi_lightning.modules.update_settings import UpdateSettings
 from grpovi_lightning.ops import TokenStatistics
 from grpovi_lightning.structures import Experience, Rollout
 from grpovi_lightning.timing import phase
 
 _EXACT = ("32-true", "64-true")
 """Trainer precisions in which sampler and trainer compute alike, so that the sampler's log-probabilities are used."""
-
-
-@dataclass(frozen=True)
-class UpdateSettings:
-    """Settings of the updates on a rollout, under TRL's names where it has them.
-
-    Attributes:
-        max_grad_norm: gradients are clipped to this norm.
-        num_iterations: passes over each rollout.
-        num_minibatches: updates in each pass; it divides the prompts of a step and process.
-        prompts_per_micro_batch: prompts, each with its whole group, in one forward pass; None: no limit. Changes
-            memory, not the gradient.
-        tokens_per_micro_batch: tokens of one such pass, padding included; None: no limit.
-        mask_truncated_completions: leaves completions without an end token out of the loss (DAPO). Denominators that
-            count tokens then count those of the others.
-        skip_zero_advantage_groups: spares the forward pass of groups without any gradient: no advantage differs from 0
-            and no KL penalty pulls. The gradient stays the same; `entropy` and the clip ratios are then means over the
-            groups that do go through the model.
-        importance_sampling: corrects for a sampler that differs from the trained policy, as in mixed precision; None:
-            no correction.
-        token_selection: on which tokens the policy loss is taken; None: all.
-    """
-
-    max_grad_norm: float = 1.0
-    num_iterations: int = 1
-    num_minibatches: int = 1
-    prompts_per_micro_batch: int | None = None
-    tokens_per_micro_batch: int | None = None
-    mask_truncated_completions: bool = False
-    skip_zero_advantage_groups: bool = False
-    importance_sampling: ImportanceSampling | None = None
-    token_selection: TokenSelection | None = None
-
-    def __post_init__(self) -> None:
-        if not self.max_grad_norm > 0:
-            raise UserError(f"updates.max_grad_norm: got {self.max_grad_norm}, expected above 0")
-        counts = ("num_iterations", "num_minibatches", "prompts_per_micro_batch", "tokens_per_micro_batch")
-        at_least_one("updates.", **{name: getattr(self, name) for name in counts})
-
-    @property
-    def per_rollout(self) -> int:
-        """Optimiser steps on one rollout."""
-        return self.num_iterations * self.num_minibatches
 
 
 class PolicyUpdater:
@@ -191,13 +150,14 @@ class PolicyUpdater:
             zero_grad()
 
         zero_grad()
-        metrics = once_more_in_halves(
-            lambda: self.gradient(policy, experience, prompts, module.manual_backward),
-            lambda: max(map(len, self.micro_batches(policy, experience, prompts))),
-            shrink,
-            experience.rollout.step,
-        )
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.settings.max_grad_norm)
+        with policy.weights.gathered():
+            metrics = once_more_in_halves(
+                lambda: self.gradient(policy, experience, prompts, module.manual_backward),
+                lambda: max(map(len, self.micro_batches(policy, experience, prompts))),
+                shrink,
+                experience.rollout.step,
+            )
+        grad_norm = clip_gradients(list(policy.parameters()), self.settings.max_grad_norm)
         n_tokens = share_of_rank(metrics.n_tokens)
         found = reduce_scalars(metrics.compute(n_tokens) | {keys.GRAD_NORM: float(grad_norm)})
         refuse_non_finite(
@@ -293,8 +253,11 @@ class PolicyUpdater:
         """
         temperature = self.temperature if temperature is None else temperature
         found = TokenStatistics(*(torch.zeros_like(rollout.old_logprobs) for _ in TokenStatistics._fields))
-        for part in self.parts(model, rollout, list(range(len(rollout.prompts)))):
-            some = rollout.select(part)
-            for whole, values in zip(found, model.completion_statistics(some, temperature), strict=True):
-                whole[rollout.rows(part), : values.shape[1]] = torch.where(some.completion_mask, values, 0.0)
+        parts = self.parts(model, rollout, list(range(len(rollout.prompts))))
+        parts += parts[-1:] * (largest_together(model.weights, len(parts)) - len(parts))  # passes for others' sake
+        with model.weights.gathered():
+            for part in parts:
+                some = rollout.select(part)
+                for whole, values in zip(found, model.completion_statistics(some, temperature), strict=True):
+                    whole[rollout.rows(part), : values.shape[1]] = torch.where(some.completion_mask, values, 0.0)
         return found

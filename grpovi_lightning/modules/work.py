@@ -5,7 +5,7 @@ from torch import nn
 
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.modules.outcome import PolicyWork
-from grpovi_lightning.modules.updater import UpdateSettings
+from grpovi_lightning.modules.update_settings import UpdateSettings
 from grpovi_lightning.structures import Experience
 
 

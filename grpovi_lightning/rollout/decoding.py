@@ -9,6 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import LanguageModel
+from grpovi_lightning.models.sharding import largest_together
 from grpovi_lightning.rollout.sampler import Sampler
 from grpovi_lightning.timing import phase
 
@@ -61,9 +62,9 @@ class GroupDecoder(Decoder):
                 if (t + 1) % interval == 0:
                     unfinished = ~sampler.ended[rows]
                     sizes = [size for size in unfinished.sum(dim=1).tolist() if size > 0]
-                    if not sizes:
+                    if not largest_together(policy.weights, len(sizes)):
                         break
-                    if len(sizes) * max(sizes) < (1.0 - self.drop_share) * rows.numel():
+                    if sizes and len(sizes) * max(sizes) < (1.0 - self.drop_share) * rows.numel():
                         groups, kept = still_needed(unfinished)
                         tokens = tokens.view_as(rows)[groups[:, None], kept].flatten()
                         rows, starts = rows[groups[:, None], kept], starts[groups]
@@ -114,6 +115,7 @@ class PlainDecoder(Decoder):
                     attention_mask=prompt_mask.repeat_interleave(members, dim=0).long(),
                     generation_config=config,
                     logits_processor=LogitsProcessorList([_Drawn(sampler, prompt_ids.shape[1])]),
+                    synced_gpus=policy.weights.together,
                 )
         finally:
             policy.model.generation_config = own

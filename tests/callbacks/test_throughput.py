@@ -26,7 +26,7 @@ from grpovi_lightning.cli import main
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.modules.logging import log_scalars
 from grpovi_lightning.modules.outcome import PolicyWork, StepCost, StepOutcome, as_outputs
-from grpovi_lightning.modules.updater import UpdateSettings
+from grpovi_lightning.modules.update_settings import UpdateSettings
 from grpovi_lightning.modules.work import matrix_weights, policy_work
 from grpovi_lightning.rewards.base import RewardUpdate
 from grpovi_lightning.selection import ScoredRollout

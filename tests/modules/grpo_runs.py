@@ -21,7 +21,7 @@ from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.modules.outcome import outcome_of
-from grpovi_lightning.modules.updater import UpdateSettings
+from grpovi_lightning.modules.update_settings import UpdateSettings
 from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import SamplingConfig
 
@@ -94,13 +94,16 @@ def grpo(policy_folder, reward=graded, **settings):
     return GRPOModule(**defaults | settings)
 
 
-def prompt_data(folder, validation=False, prompts_per_step=3, **settings):
+HELD_OUT = ("the fox", "write a happy cat", "ten dog")
+
+
+def prompt_data(folder, validation=False, prompts_per_step=3, held_out_prompts=HELD_OUT, **settings):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": p, "answer": str(i)}) + "\n" for i, p in enumerate(PROMPTS)))
     held_out = folder / "held_out.jsonl"
-    held_out.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("the fox", "write a happy cat", "ten dog")))
+    held_out.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in held_out_prompts))
     return PromptDataModule(
         str(file),
         str(held_out) if validation else None,

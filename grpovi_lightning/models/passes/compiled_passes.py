@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models.passes.forward import ForwardPasses, has_sharded_weights
+from grpovi_lightning.models.passes.forward import ForwardPasses
 from grpovi_lightning.models.passes.torch_compiler import compiling, reproducible_inductor
 from grpovi_lightning.structures import Rollout
 
@@ -37,8 +37,6 @@ class CompiledPasses:
             UserError: the model cannot be compiled, or does not run prompts once for their groups.
         """
         name = type(passes.model).__name__
-        if has_sharded_weights(passes.model):
-            raise UserError("compile_passes: got sharded weights, which compiled code cannot gather; leave it out")
         if not passes.runs_prompts_once:
             raise UserError(
                 f"compile_passes: got a {name} that cannot run a prompt once for its group (see the warning), or "

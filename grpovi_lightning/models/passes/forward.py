@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import Cache, PreTrainedModel
 
 from grpovi_lightning.models.passes.cache_layers import ExpandedLayer, PrefixLayer
@@ -33,15 +32,11 @@ class ForwardPasses:
 
     @property
     def runs_prompts_once(self) -> bool:
-        """Whether `completion_states` runs each prompt once for its whole group.
+        """Whether the model can run each prompt once for its whole group.
 
         Not with gradient checkpointing: `transformers` drops caches there.
         """
         return self.capabilities.shares_prefix and not (self._checkpoints and self.model.training)
-
-    def completion_states(self, rollout: Rollout) -> Tensor:
-        """Return the states that predict the completions, [B, T, D], with gradient, in the cheapest way there is."""
-        return self.shared_prefix_states(rollout) if self.runs_prompts_once else self.plain_states(rollout)
 
     def plain_states(self, rollout: Rollout) -> Tensor:
         """Return the states that predict the completions, [B, T, D]; prompt and completion are one sequence a row."""
@@ -156,11 +151,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def has_sharded_weights(model: nn.Module) -> bool:
-    """Return whether weights are spread over processes, so that a forward pass gathers them."""
-    return any(isinstance(weights, DTensor) for weights in model.parameters())
 
 
 def _sequence_mask(prompt_mask: Tensor, completion_mask: Tensor) -> Tensor:
