@@ -148,7 +148,7 @@ PACKAGE = "lightning.pytorch.strategies"
     "strategy",
     [
         "foo", "fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_2", "ddp_spawn", "ddp_notebook", "ddp_fork",
-        "xla", {"class_path": f"{PACKAGE}.ModelParallelStrategy"}, {"class_path": f"{PACKAGE}.FSDPStrategy"},
+        "xla", {"class_path": f"{PACKAGE}.FSDPStrategy"},
         {"class_path": f"{PACKAGE}.DeepSpeedStrategy"},
         {"class_path": f"{PACKAGE}.DDPStrategy", "init_args": {"start_method": "spawn"}},
     ],
@@ -159,6 +159,21 @@ def test_a_strategy_whose_training_is_not_known_to_be_right_is_refused(refused, 
     name = strategy if isinstance(strategy, str) else strategy["class_path"].removeprefix(f"{PACKAGE}.")
     name += " whose processes are copies of this one" * (name == "DDPStrategy")
     assert line.startswith(f"trainer.strategy: got {name}, expected one of") and "set `strategy: ddp`" in line
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size: got 2, expected 1"),
+        ({"data_parallel_size": 4}, "data_parallel_size: got 4 for 2 processes, expected 2"),
+        ({"save_distributed_checkpoint": True}, "save_distributed_checkpoint: got true, expected false"),
+    ],
+)
+def test_what_sharding_cannot_do_is_refused(refused, own, sizes, said):
+    strategy = "grpovi_lightning.strategies.FSDP2Strategy" if own else f"{PACKAGE}.ModelParallelStrategy"
+    line = refused({"strategy": {"class_path": strategy, "init_args": sizes}, "devices": 2})
+    assert line.startswith(f"trainer.strategy.{said}")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from the others. So gathering is something that all processes have to do togethe
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,7 +72,7 @@ class Sharding:
             placed = how.offloaded(self.reference == "offloaded")
             own.weights = ShardedWeights(reference, own.model, placed, self.gather)
         if self.reward != "replicated":
-            for model in _outermost(reward):
+            for model in _outermost(reward, lambda module: isinstance(module, PreTrainedModel)):
                 # Rewards have their own precision.
                 _shard(model, _How(mesh, None).offloaded(self.reward == "offloaded"), reshard_after_forward=False)
 
@@ -184,6 +184,7 @@ class ShardedWeights(WholeWeights):
             return None
         plain = copy.deepcopy(self._skeleton)
         plain.load_state_dict(state, assign=True)
+        plain.tie_weights()
         return plain.requires_grad_(False)
 
 
@@ -279,13 +280,14 @@ def _shard(module: nn.Module, how: _How, reshard_after_forward: bool) -> None:
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the layers that `transformers` says belong together on one device."""
     kinds = set(getattr(model, "_no_split_modules", None) or [])
-    return [module for module in model.modules() if type(module).__name__ in kinds]
+    return _outermost(model, lambda module: type(module).__name__ in kinds)
 
 
-def _outermost(module: nn.Module) -> list[PreTrainedModel]:
-    if isinstance(module, PreTrainedModel):
+def _outermost(module: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[Any]:
+    """Return the wanted modules in a module, or itself, but none within another."""
+    if wanted(module):
         return [module]
-    return [model for child in module.children() for model in _outermost(child)]
+    return [found for child in module.children() for found in _outermost(child, wanted)]
 
 
 def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
