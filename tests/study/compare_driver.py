@@ -19,7 +19,7 @@ def choose_nothing(folder: Path) -> Any:
 
 def main() -> int:
     study_file, output, jobs, patience = sys.argv[1:]
-    launcher = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
+    program = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
     services = Services(
         preflight=lambda arguments: None,
         settings=lambda arguments: [],
@@ -33,7 +33,7 @@ def main() -> int:
         output=output,
         jobs=int(jobs),
         patience=float(patience),
-        launcher=launcher,
+        program=program,
     )
 
 

@@ -62,7 +62,7 @@ class Bench:
         defaults: dict[str, Any] = {
             "output": self.output,
             "jobs": 2,
-            "launcher": [sys.executable, str(HERE / "stand_in.py")],
+            "program": [sys.executable, str(HERE / "stand_in.py")],
         }
         return compare(self.study_file, services, **defaults | options)
 
