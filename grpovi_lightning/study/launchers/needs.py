@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.checking import close_matches
@@ -26,10 +27,10 @@ class Needs:
             UserError: they are not.
         """
         for each in fields(self):
-            value = getattr(self, each.name)
+            value: Any = getattr(self, each.name)
             if value is None and each.default is None:
                 continue
-            if type(value) not in (int, float) or not 0 <= value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise UserError(f"{each.name} is {value!r}, expected a number of at least 0")
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ class RayLauncher:
     """Address of a running cluster; None: RAY_ADDRESS of the environment, as Ray itself reads it."""
     retries: int = 3
     """How often a run whose worker died is placed anew."""
-    needs: NeedsOfRuns = NeedsOfRuns()
+    needs: NeedsOfRuns = field(default_factory=NeedsOfRuns)
 
     def check(self, study: Study) -> None:
         """Check that Ray is installed, and that the needs are of runs that the study has."""

@@ -15,10 +15,8 @@ from grpovi_lightning.study.launchers.needs import NeedsOfRuns
 from grpovi_lightning.study.launchers.orders import Outcome, WorkerLostError
 from grpovi_lightning.study.launchers.remote import Job, Lost, RemoteProcess
 from grpovi_lightning.study.process import TERMINATE_SECONDS, Run
+from grpovi_lightning.study.record import JOBS
 from grpovi_lightning.study.specification import Study
-
-JOBS_FOLDER = ".jobs"
-"""Folder in the study's for what submitit writes: scripts, errands, what the jobs print."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class SlurmLauncher:
     """How often a run whose machine died is submitted anew."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """submitit's settings for `sbatch`: `{slurm_partition: gpu, slurm_account: me}`."""
-    needs: NeedsOfRuns = NeedsOfRuns()
+    needs: NeedsOfRuns = field(default_factory=NeedsOfRuns)
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -80,11 +78,11 @@ class SlurmLauncher:
     def _executor(self, site: Site) -> Any:
         import submitit
 
-        folder = (site.folder / JOBS_FOLDER).absolute()
+        folder = (site.folder / JOBS).absolute()
         # Time to save, between the warning and the end of a job.
         saving = ceil(site.patience + 2 * TERMINATE_SECONDS) + 10
         try:
-            executor = submitit.AutoExecutor(folder / "%j", self.cluster, slurm_max_num_timeout=self.requeues)
+            executor = submitit.AutoExecutor(folder, self.cluster, slurm_max_num_timeout=self.requeues)
             executor.update_parameters(
                 timeout_min=self.minutes,
                 tasks_per_node=1,
