@@ -34,7 +34,7 @@ ARMS = {"grpo": {}, "grpovi": {"adjustment": {"class_path": "grpovi_lightning.ad
 
 @pytest.fixture(scope="module")
 def study(inputs):
-    """A study of two arms and one seed, run here; its rewards are functions of the folder that compare is started in."""
+    """A study of two arms and one seed, run here; its reward is a function in the folder that compare is started in."""
     (inputs / "slow_rewards.py").write_text(SLOW_REWARD)
     reward = {
         "class_path": "grpovi_lightning.rewards.RewardFunction",

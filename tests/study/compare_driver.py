@@ -6,6 +6,7 @@ from typing import Any
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.study import Services, compare
+from grpovi_lightning.study.launchers import make_launcher
 
 
 def write_report(folder: Path) -> None:
@@ -18,7 +19,7 @@ def choose_nothing(folder: Path) -> Any:
 
 
 def main() -> int:
-    study_file, output, jobs, patience = sys.argv[1:]
+    study_file, output, jobs, patience, launcher, *settings = sys.argv[1:]
     program = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
     services = Services(
         preflight=lambda arguments: None,
@@ -34,6 +35,7 @@ def main() -> int:
         jobs=int(jobs),
         patience=float(patience),
         program=program,
+        launcher=make_launcher(launcher, *map(Path, settings)),
     )
 
 

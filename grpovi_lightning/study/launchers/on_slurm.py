@@ -1,5 +1,6 @@
 """Runs as jobs of SLURM, one each, by submitit; SLURM queues, places, pre-empts."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from grpovi_lightning.study.launchers.remote import Job, Lost, RemoteProcess
 from grpovi_lightning.study.process import TERMINATE_SECONDS, Run
 from grpovi_lightning.study.record import JOBS
 from grpovi_lightning.study.specification import Study
+
+RESULT_SECONDS = 3.0
+"""How long the outcome of a job that is over may take to be seen. One that comes later costs a look at its run."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,22 @@ class SlurmJob:
 
     def __init__(self, job: Any) -> None:
         self._job = job
+        self._done_at: float | None = None
 
     def ended(self) -> Outcome | Lost | None:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         if not self._job.done():
             return None
+        if not self._job.paths.result_pickle.exists():
+            # submitit itself would wait here, and no other run would be looked after meanwhile.
+            self._done_at = self._done_at or time.monotonic()
+            if time.monotonic() - self._done_at < RESULT_SECONDS:
+                return None
+            state = self._job.state
+            if state.startswith("CANCEL"):
+                return Outcome(1, problem=f"job {self._job.job_id} was cancelled")
+            return Lost(f"job {self._job.job_id} ended as {state}")
         name = f"job {self._job.job_id}"
         try:
             return Outcome(**self._job.result())
@@ -114,11 +128,8 @@ class SlurmJob:
             return (
                 Lost(f"{name}: {said}") if WorkerLostError.__name__ in said else Outcome(1, problem=f"{name}: {said}")
             )
-        except UncompletedJobError:
-            state = self._job.state
-            if state.startswith("CANCEL"):
-                return Outcome(1, problem=f"{name} was cancelled")
-            return Lost(f"{name} ended as {state}")
+        except UncompletedJobError as error:
+            return Lost(f"{name}: {_last_line(str(error))}")
 
     def cancel(self) -> None:
         self._job.cancel(check=False)

@@ -110,9 +110,8 @@ class RemoteProcess:
 
     @property
     def exit_status(self) -> int:
-        """The status of the ended process; negative: the signal that killed it."""
-        assert self._outcome is not None, "still alive"
-        return self._outcome.exit_status
+        """The status of the ended process; negative: the signal that killed it, or was to kill it."""
+        return -signal.SIGKILL if self._outcome is None else self._outcome.exit_status
 
     def _send(self) -> Job:
         return self._submit(self.run, Errand(str(write_order(self._order)), self._order.identity))
