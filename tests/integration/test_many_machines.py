@@ -103,7 +103,7 @@ def processes_of(study, output, arm):
         time.sleep(0.05)
     fit = psutil.Process(int(lock.read_text().split()[0]))
     keeper = fit.parent()
-    worker = keeper.parent()
+    worker = keeper.parent().parent()
     assert "launchers.keeper" in " ".join(keeper.cmdline())
     assert read_status(run).step < STEPS
     return fit, keeper, worker

@@ -37,9 +37,9 @@ class Errand:
         )
         assert self._keeper.stdout is not None
         said = self._keeper.stdout.read().splitlines()
-        status = self._keeper.wait()
+        self._keeper.wait()
         if not said:
-            raise WorkerLostError(f"the process that kept the run ended with status {status}")
+            raise WorkerLostError("the process that kept the run is gone")
         return json.loads(said[-1])
 
     def checkpoint(self) -> Any:

@@ -141,6 +141,10 @@ class _Ends:
 
 def main() -> None:
     """Work on the order that the command line names; print its outcome as one line of JSON."""
+    # Ray kills the children of a worker that it ends, but not theirs: the keeper is a grandchild, to let the run save.
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
     # Ray blocks SIGINT in its workers, and a blocked or ignored signal would stay so in the run.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     ends = _Ends()

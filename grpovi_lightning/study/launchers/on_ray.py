@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from grpovi_lightning.study.launchers.orders import Outcome, WorkerLostError
 from grpovi_lightning.study.launchers.remote import Job, Lost, RemoteProcess
 from grpovi_lightning.study.process import Run
 from grpovi_lightning.study.specification import Study
+
+KNOCK_SECONDS = 5.0
+"""How long a cluster may take to answer the first connection."""
 
 _ALONE = {
     # Ray's processes then listen on the loopback interface only. The name is Ray's; it works on Linux as well.
@@ -67,6 +71,8 @@ def _connect(address: str | None) -> Any:
     if address is None:
         for name, value in _ALONE.items():
             os.environ.setdefault(name, value)
+    else:
+        _knock(address)
     import ray
     from ray.exceptions import RayError
 
@@ -81,6 +87,17 @@ def _connect(address: str | None) -> Any:
         where = f"no Ray cluster answers at {address}" if address else "Ray cannot start on this machine"
         raise UserError(f"{where}: {_first_line(error)}") from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray would try for seven minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`, and whatever else Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}; start one, or give another address") from error
 
 
 def _no_room(ray: Any, needs: Needs) -> str | None:

@@ -31,7 +31,8 @@ def one_slow_run(bench, **config):
 def run_process(bench):
     """The run, the keeper, submitit's process."""
     fit = psutil.Process(bench.pids()[-1])
-    return fit, fit.parent(), fit.parent().parent()
+    keeper = fit.parent()
+    return fit, keeper, keeper.parent().parent()
 
 
 def test_a_study_leaves_the_files_that_it_leaves_here(jobs, launcher, capfd):
