@@ -175,6 +175,8 @@ class Runner:
             progress.state = State.FINISHED
         elif stopping or (status is not None and status.state == State.INTERRUPTED):
             progress.state, progress.error = State.INTERRUPTED, status.error if status else None
+            if not stopping:
+                progress.error = progress.error or entry.process.problem
         else:
             progress.state, progress.error = State.FAILED, _reason(entry.process, status)
         if status is None or status.state != progress.state:

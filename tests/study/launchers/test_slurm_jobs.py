@@ -137,7 +137,8 @@ def test_a_run_whose_machine_dies_is_submitted_again_as_often_as_was_said(jobs, 
     process = jobs.start(launcher="slurm")
     for attempt in (1, 2):
         wait_until(lambda attempt=attempt: len(jobs.started()) == attempt and checkpoint.exists())
-        for each in reversed(run_process(jobs)):
+        fit, keeper, job = run_process(jobs)
+        for each in (keeper, fit, job):
             each.kill()
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
