@@ -41,9 +41,15 @@ class RayLauncher:
     needs: NeedsOfRuns = field(default_factory=NeedsOfRuns)
 
     def check(self, study: Study) -> None:
-        """Check that Ray is installed, and that the needs are of runs that the study has."""
+        """Check that Ray is installed, that the needs are of runs that the study has, and that somebody answers."""
         need_package("ray", "ray")
         self.needs.check(study)
+        if address := self._address:
+            _knock(address)
+
+    @property
+    def _address(self) -> str | None:
+        return self.address or os.environ.get("RAY_ADDRESS")
 
     def jobs(self, threads: int, runs: int) -> int:
         """Return all of them: Ray queues what has no room."""
@@ -51,7 +57,7 @@ class RayLauncher:
 
     @contextmanager
     def opened(self, site: Site) -> Iterator[Start]:
-        ray = _connect(self.address or os.environ.get("RAY_ADDRESS"))
+        ray = _connect(self._address)
         told: set[Needs] = set()
 
         def start(run: Run) -> Process:
@@ -71,8 +77,6 @@ def _connect(address: str | None) -> Any:
     if address is None:
         for name, value in _ALONE.items():
             os.environ.setdefault(name, value)
-    else:
-        _knock(address)
     import ray
     from ray.exceptions import RayError
 

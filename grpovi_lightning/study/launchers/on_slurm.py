@@ -1,5 +1,6 @@
 """Runs as jobs of SLURM, one each, by submitit; SLURM queues, places, pre-empts."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,11 @@ class SlurmLauncher:
         """Check that submitit is installed, and that the needs are of runs that the study has."""
         need_package("slurm", "submitit")
         self.needs.check(study)
+        if self.cluster == "slurm" and shutil.which("srun") is None:
+            raise UserError(
+                "--launcher slurm: this machine has no srun; start compare on a machine of the SLURM cluster, or give "
+                "`cluster: local` in --launcher-settings to try jobs here"
+            )
 
     def jobs(self, threads: int, runs: int) -> int:
         """Return all of them: SLURM queues what has no room."""

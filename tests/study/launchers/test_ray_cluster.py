@@ -113,7 +113,7 @@ def test_an_address_at_which_no_cluster_answers_is_one_line(on_ray):
         on_ray.compare(launcher=make_launcher("ray", None, "127.0.0.1:9"))
     assert "\n" not in str(caught.value)
     assert time.monotonic() - began < 10
-    assert not (on_ray.folder / "study.yaml").exists()
+    assert not on_ray.output.exists()
 
 
 def test_a_cluster_of_its_own_listens_to_this_machine_alone_and_ends_with_compare(on_ray, wait_until):

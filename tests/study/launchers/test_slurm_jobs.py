@@ -157,8 +157,9 @@ def test_a_run_that_fails_by_itself_is_not_submitted_again(jobs, launcher, capfd
 
 def test_a_machine_without_slurm_is_one_line(bench):
     bench.write()
-    with pytest.raises(UserError, match=r"--launcher slurm: Could not detect \"srun\""):
+    with pytest.raises(UserError, match="--launcher slurm: this machine has no srun; start"):
         bench.compare(launcher=make_launcher("slurm"))
+    assert not bench.output.exists()
 
 
 def test_a_parameter_that_submitit_does_not_know_is_one_line(jobs, tmp_path):
