@@ -8,6 +8,7 @@ from pathlib import Path
 from grpovi_lightning.one_line_parser import OneLineParser
 from grpovi_lightning.report_commands import choose, print_report_of, undecided
 from grpovi_lightning.study import Services, compare, dry_run
+from grpovi_lightning.study.launchers import LAUNCHERS, make_launcher
 
 Preflight = Callable[[list[str]], None]
 SettingNames = Callable[[list[str]], list[str]]
@@ -30,7 +31,13 @@ def run(arguments: list[str], preflight: Preflight, settings: SettingNames) -> i
     services = Services(
         preflight=preflight, settings=settings, choose=choose, undecided=undecided, report=print_report_of
     )
-    options = {"seeds": given.seeds, "until_decided": given.until_decided, "jobs": given.jobs, "output": given.output}
+    options = {
+        "seeds": given.seeds,
+        "until_decided": given.until_decided,
+        "jobs": given.jobs,
+        "output": given.output,
+        "launcher": make_launcher(given.launcher, given.launcher_settings, given.ray_address),
+    }
     if given.dry_run:
         print("\n".join(dry_run(given.study, services, **options)))
         return 0
@@ -49,8 +56,33 @@ def _parser() -> OneLineParser:
         help="add seeds in batches until every verdict claims a difference, MAX seeds at most; judged at looks planned "
         "beforehand, each at a level of its own, so that wrong claims stay as rare as with a fixed number of seeds",
     )
-    parser.add_argument("--jobs", type=int, default=None, help="runs at a time; default: one for each core")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        help="runs at a time; default: one for each core, with --launcher ray or slurm all at once, queued there",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs"), help="where the study's folder is made")
+    parser.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        default="local",
+        help="where runs are started: on this machine, on a Ray cluster, or as SLURM jobs; the latter two need "
+        "--output on a file system that all machines share (docs/many-machines.md)",
+    )
+    parser.add_argument(
+        "--launcher-settings",
+        type=Path,
+        default=None,
+        metavar="YAML",
+        help="for ray and slurm: what runs need (cpus, gpus, memory_gb), and the launcher's own settings",
+    )
+    parser.add_argument(
+        "--ray-address",
+        default=None,
+        metavar="ADDRESS",
+        help="Ray cluster to use; default: RAY_ADDRESS, else a cluster of this machine alone",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the study and print its runs and about how long they take"
     )

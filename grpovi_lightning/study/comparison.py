@@ -1,6 +1,5 @@
 """`grpovi compare`: check everything, prepare once, run arms x seeds, check that they were paired, report."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from grpovi_lightning.study.checking import Services, checked, has_failed, is_fi
 from grpovi_lightning.study.fairness import check_first_rollouts, check_held_out_rows
 from grpovi_lightning.study.forecast import forecast
 from grpovi_lightning.study.interruption import Interruption
+from grpovi_lightning.study.launchers import Launcher, LocalLauncher, Site
 from grpovi_lightning.study.looks import looks_line, looks_of
 from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 from grpovi_lightning.study.process import Run
@@ -25,8 +25,9 @@ from grpovi_lightning.study.record import check_folder, locked, write_record
 from grpovi_lightning.study.runner import Runner, Settings
 from grpovi_lightning.study.specification import Study
 
-LAUNCHER = (sys.executable, "-m", "grpovi_lightning.cli")
+PROGRAM = (sys.executable, "-m", "grpovi_lightning.cli")
 PATIENCE_SECONDS = 30.0
+_LOCAL = LocalLauncher()
 
 
 def compare(
@@ -37,7 +38,8 @@ def compare(
     until_decided: int | None = None,
     jobs: int | None = None,
     output: str | Path = "runs",
-    launcher: Sequence[str] = LAUNCHER,
+    launcher: Launcher = _LOCAL,
+    program: Sequence[str] = PROGRAM,
     patience: float = PATIENCE_SECONDS,
 ) -> int:
     """Run a study, or what is left of it, and write its report. Must be called in the main thread.
@@ -51,9 +53,11 @@ def compare(
         seeds: seeds to run instead of the file's. The folder keeps those it already has.
         until_decided: add seeds in batches until every verdict claims a difference, and this many at most; judged at
             the looks planned beforehand, each at a level of its own (`run_record.looks`).
-        jobs: how many runs at a time; None: the machine's cores divided by the threads of a run.
+        jobs: how many runs at a time; None: as many as the launcher says: here, the machine's cores divided by the
+            threads of a run.
         output: the study goes into `<output>/<name>`.
-        launcher: program and first arguments in front of each command line.
+        launcher: starts the runs: here, or on other machines.
+        program: a Python and its first arguments, in front of each command line.
         patience: seconds that a run has to save and leave after Ctrl-C.
 
     Returns:
@@ -65,8 +69,10 @@ def compare(
     """
     try:
         study, folder = checked(study_file, services, seeds, output)
-        settings = Settings(tuple(launcher), _job_count(jobs, study.threads_per_run), patience)
-        with locked(folder):
+        launcher.check(study)
+        count = _job_count(jobs, study, until_decided, launcher)
+        with locked(folder), launcher.opened(Site(folder, tuple(program), patience)) as start:
+            settings = Settings(start, count, patience)
             # Checked again: another compare may have made the folder since.
             recorded = check_folder(folder, study)
             choice = kept_choice(folder, study)
@@ -99,6 +105,7 @@ def dry_run(
     until_decided: int | None = None,
     jobs: int | None = None,
     output: str | Path = "runs",
+    launcher: Launcher = _LOCAL,
 ) -> list[str]:
     """Check a study as `compare` does, and return what that would run, line by line; nothing is written.
 
@@ -110,7 +117,9 @@ def dry_run(
         choice = kept_choice(folder, study)
         looks = looks_of(folder, study, until_decided, choice)
         done = looks is not None and _decided(folder, looks, services)
-        return forecast(study, folder, choice, _job_count(jobs, study.threads_per_run), looks, done=done)
+        launcher.check(study)
+        count = _job_count(jobs, study, until_decided, launcher)
+        return forecast(study, folder, choice, count, looks, done=done)
     except RecordError as error:
         raise UserError(str(error)) from error
 
@@ -152,11 +161,10 @@ def _decided(folder: Path, looks: Looks, services: Services) -> bool:
     return not questions or looks.over
 
 
-def _job_count(jobs: int | None, threads: int) -> int:
+def _job_count(jobs: int | None, study: Study, until_decided: int | None, launcher: Launcher) -> int:
     if jobs is None:
-        # A container or `taskset` may leave fewer cores than the machine has.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // threads)
+        seeds = max(len(study.seeds), len(study.tuning_seeds), until_decided or 0)
+        return launcher.jobs(study.threads_per_run, seeds * len(study.arms))
     if type(jobs) is not int or jobs < 1:
         raise UserError(f"--jobs is {jobs!r}, expected a whole number of at least 1")
     return jobs

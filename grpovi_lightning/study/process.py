@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, MODEL_FOLDER, is_whole_checkpoint
 from grpovi_lightning.run_record.lock import acquire
 from grpovi_lightning.run_record.sweeps import Point
+from grpovi_lightning.study.requests import launch_folder, request
 from grpovi_lightning.study.specification import ConfigFile
 
 TERMINATE_SECONDS = 5.0
@@ -82,13 +85,24 @@ class Run:
 
 
 class RunProcess:
-    """A started run: the process, its group, and the lock that it holds."""
+    """A started run on this machine: the process, its group, and the lock that it holds."""
+
+    problem: str | None = None
+    """Nothing but its own doing ends it."""
 
     def __init__(self, run: Run, popen: subprocess.Popen[bytes], log_start: int) -> None:
         """Take charge of a process that leads its own group; its output begins at byte `log_start` of the log."""
         self.run = run
         self.log_start = log_start
         self._popen = popen
+
+    def begun(self) -> bool:
+        """Tell whether it was started: always."""
+        return True
+
+    def news(self) -> list[str]:
+        """Return what happened to it beside its own doing: nothing does."""
+        return []
 
     def alive(self) -> bool:
         """Tell whether the process still runs; once it has ended, kill workers that it left."""
@@ -122,10 +136,14 @@ class Orphan:
             return not acquire(handle.fileno())
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the group whose leader wrote its process id into the lock."""
-        text = self.run.lock.read_text(encoding="ascii").strip()
-        if text and self.alive():
-            _signal_group(int(text), signum)
+        """Send a signal to the group whose leader is named in the lock, or have its machine send it."""
+        process, _, host = self.run.lock.read_text(encoding="utf-8").strip().partition(" ")
+        if not process or not self.alive():
+            return
+        if host in ("", socket.gethostname()):
+            _signal_group(int(process), signum)
+        elif launch_folder(self.run.lock).is_dir():
+            request(self.run.lock, signum)
 
 
 def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
@@ -162,7 +180,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
                 env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(run.threads)) | _PYTHON,
             )
         lock.truncate(0)
-        lock.write(str(popen.pid))
+        lock.write(f"{popen.pid} {socket.gethostname()}")
     return RunProcess(run, popen, log_start)
 
 
@@ -191,9 +209,19 @@ def last_lines(log: Path, count: int, start: int = 0) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()][-count:]
 
 
-def stop(
-    processes: Sequence[RunProcess] | Sequence[Orphan], patience: float, hurry: Callable[[], bool] = lambda: False
-) -> None:
+class Stoppable(Protocol):
+    """What can be sent a signal, here or on another machine."""
+
+    def alive(self) -> bool:
+        """Tell whether it still runs."""
+        ...
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal; nothing happens when it is gone."""
+        ...
+
+
+def stop(processes: Sequence[Stoppable], patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
     """End processes: SIGINT, after `patience` seconds SIGTERM, after five more SIGKILL.
 
     Args:

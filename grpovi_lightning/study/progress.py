@@ -21,8 +21,11 @@ LINE_SECONDS = 30.0
 WAITING = "waiting"
 """State of a run that this `compare` has not started yet, beside the states that a run records."""
 
-_ORDER = (State.RUNNING, State.FAILED, State.INTERRUPTED, WAITING, State.FINISHED)
-_STYLES: dict[str, str] = dict(zip(_ORDER, ("cyan", "bold red", "yellow", "dim", "green"), strict=True))
+QUEUED = "queued"
+"""State of a run that was handed over to Ray or SLURM, and has no machine yet."""
+
+_ORDER = (State.RUNNING, QUEUED, State.FAILED, State.INTERRUPTED, WAITING, State.FINISHED)
+_STYLES: dict[str, str] = dict(zip(_ORDER, ("cyan", "dim cyan", "bold red", "yellow", "dim", "green"), strict=True))
 
 
 @dataclass
@@ -169,6 +172,9 @@ def make_display(runs: Sequence[RunProgress], jobs: int, console: Console) -> Di
 
 def overall(runs: Sequence[RunProgress], jobs: int) -> str:
     """Say in one line how many runs are where, and the time left."""
+    if any(run.state == QUEUED for run in runs):
+        # Somebody else's queue: as many run at a time as have a machine now.
+        jobs = max(1, sum(run.state == State.RUNNING for run in runs))
     left = remaining_seconds(runs, jobs)
     return states(runs) + (f", about {duration(left)} left" if left is not None else "")
 
@@ -179,7 +185,7 @@ def states(runs: Sequence[RunProgress]) -> str:
     parts = [f"{counts[State.FINISHED]} of {len(runs)} runs finished"]
     parts += [
         f"{counts[state]} {state}"
-        for state in (State.RUNNING, WAITING, State.FAILED, State.INTERRUPTED)
+        for state in (State.RUNNING, QUEUED, WAITING, State.FAILED, State.INTERRUPTED)
         if counts[state]
     ]
     return ", ".join(parts)
@@ -206,6 +212,8 @@ def _steps(run: RunProgress) -> str:
 def _happened(run: RunProgress) -> str:
     if run.state == State.RUNNING:
         return f"continues from step {run.began_at_step}" if run.began_at_step else "started"
+    if run.state == QUEUED:
+        return "queued"
     if run.state == State.FINISHED:
         return "finished earlier" if run.seconds is None else f"finished in {duration(run.seconds)}"
     where = f" at step {_steps(run)}" if run.max_steps else ""

@@ -16,6 +16,8 @@ from grpovi_lightning.study.reading import first_difference, read_mapping
 from grpovi_lightning.study.specification import ConfigFile, Study
 
 LOCK = ".lock"
+JOBS = ".jobs"
+"""Folder of what submitit writes: scripts, errands, what jobs print."""
 _HEADER = "# Written by `grpovi compare`: the study that this folder holds, with the contents of its config files.\n"
 
 
@@ -49,7 +51,7 @@ def check_folder(folder: Path, study: Study) -> Study:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file, expected the folder of a study; {remedy}")
     if not (folder / STUDY_FILE).is_file():
-        others = [entry.name for entry in folder.iterdir() if entry.name != LOCK]
+        others = [entry.name for entry in folder.iterdir() if entry.name not in (LOCK, JOBS)]
         if others:
             raise UserError(f"{folder} holds {sorted(others)[0]!r} but no {STUDY_FILE}, so it is not a study; {remedy}")
         return study

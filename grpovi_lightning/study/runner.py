@@ -10,8 +10,11 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.run_record.layout import STATUS_FILE
 from grpovi_lightning.run_record.status import RunRecord, State, read_status, settle_status
 from grpovi_lightning.study.interruption import Interruption
-from grpovi_lightning.study.process import Orphan, Run, RunProcess, last_lines, launch, stop, usable_checkpoint
-from grpovi_lightning.study.progress import WAITING, Display, RunProgress
+from grpovi_lightning.study.launchers import Process
+from grpovi_lightning.study.launchers.interface import Start
+from grpovi_lightning.study.launchers.orders import revoke
+from grpovi_lightning.study.process import Orphan, Run, last_lines, stop, usable_checkpoint
+from grpovi_lightning.study.progress import QUEUED, WAITING, Display, RunProgress
 from grpovi_lightning.study.record import changed_config
 
 POLL_SECONDS = 0.05
@@ -23,7 +26,7 @@ STATUS_SECONDS = 0.5
 class Settings:
     """How processes are run; none of it changes what they compute."""
 
-    launcher: tuple[str, ...]
+    start: Start
     jobs: int
     patience: float
     """Seconds that a process has to save and leave once it is asked to stop."""
@@ -32,7 +35,7 @@ class Settings:
 @dataclass
 class _Active:
     progress: RunProgress
-    process: RunProcess
+    process: Process
     stale: int | None
     """Version of the status file that an earlier attempt left; the process has not written while it still stands."""
     looked: float = field(default_factory=time.monotonic)
@@ -56,6 +59,8 @@ class Runner:
         Raises:
             UserError: when such a process cannot be stopped.
         """
+        for progress in runs:
+            revoke(progress.run.lock)
         orphans = [orphan for orphan in (Orphan(progress.run) for progress in runs) if orphan.alive()]
         for orphan in orphans:
             self._display.note(f"{orphan.run.label}: stopping the process that an earlier compare left behind")
@@ -110,10 +115,19 @@ class Runner:
             self._display.changed(progress)
             return
         before = _status_version(run)
-        process = launch(run, self._settings.launcher)
-        progress.state, progress.began, progress.began_at_step = State.RUNNING, time.monotonic(), progress.step
+        process = self._settings.start(run)
+        progress.state, progress.began_at_step = QUEUED, progress.step
         active.append(_Active(progress, process, before))
-        self._display.changed(progress)
+        if not self._has_begun(active[-1]):
+            self._display.changed(progress)
+
+    def _has_begun(self, entry: _Active) -> bool:
+        """Tell whether a run has a machine, and show it when that is new."""
+        progress = entry.progress
+        if progress.state == QUEUED and entry.process.begun():
+            progress.state, progress.began = State.RUNNING, time.monotonic()
+            self._display.changed(progress)
+        return progress.state != QUEUED
 
     def _look(self, entry: _Active) -> bool:
         """Bring a run's progress up to date; True when it is over."""
@@ -122,6 +136,10 @@ class Runner:
             return True
         if time.monotonic() - entry.looked >= STATUS_SECONDS:
             entry.looked = time.monotonic()
+            if not self._has_begun(entry):
+                return False
+            for line in entry.process.news():
+                self._display.note(f"{entry.progress.run.label}: {line}")
             status = entry.fresh_status()
             if status is not None:
                 entry.progress.follow(status)
@@ -145,6 +163,9 @@ class Runner:
 
     def _settle(self, entry: _Active, *, stopping: bool) -> None:
         progress, run = entry.progress, entry.progress.run
+        if not self._has_begun(entry) and stopping:
+            progress.state = WAITING
+            return
         status = entry.fresh_status()
         exit_status = entry.process.exit_status
         progress.ended = time.monotonic()
@@ -154,6 +175,8 @@ class Runner:
             progress.state = State.FINISHED
         elif stopping or (status is not None and status.state == State.INTERRUPTED):
             progress.state, progress.error = State.INTERRUPTED, status.error if status else None
+            if not stopping:
+                progress.error = progress.error or entry.process.problem
         else:
             progress.state, progress.error = State.FAILED, _reason(entry.process, status)
         if status is None or status.state != progress.state:
@@ -167,10 +190,12 @@ def _status_version(run: Run) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
-def _reason(process: RunProcess, status: RunRecord | None) -> str:
+def _reason(process: Process, status: RunRecord | None) -> str:
     """Say in one line why a process ended without finishing its run."""
     if status is not None and status.state == State.FAILED and status.error:
         return status.error
+    if process.problem is not None:
+        return process.problem
     exit_status = process.exit_status
     said = last_lines(process.run.log, 3, process.log_start)
     tail = " | ".join(line.removeprefix("grpovi: error: ") for line in said)[-400:]

@@ -6,6 +6,7 @@ from typing import Any
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.study import Services, compare
+from grpovi_lightning.study.launchers import make_launcher
 
 
 def write_report(folder: Path) -> None:
@@ -18,8 +19,8 @@ def choose_nothing(folder: Path) -> Any:
 
 
 def main() -> int:
-    study_file, output, jobs, patience = sys.argv[1:]
-    launcher = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
+    study_file, output, jobs, patience, launcher, *settings = sys.argv[1:]
+    program = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
     services = Services(
         preflight=lambda arguments: None,
         settings=lambda arguments: [],
@@ -33,7 +34,8 @@ def main() -> int:
         output=output,
         jobs=int(jobs),
         patience=float(patience),
-        launcher=launcher,
+        program=program,
+        launcher=make_launcher(launcher, *map(Path, settings)),
     )
 
 

@@ -62,7 +62,7 @@ class Bench:
         defaults: dict[str, Any] = {
             "output": self.output,
             "jobs": 2,
-            "launcher": [sys.executable, str(HERE / "stand_in.py")],
+            "program": [sys.executable, str(HERE / "stand_in.py")],
         }
         return compare(self.study_file, services, **defaults | options)
 
@@ -87,11 +87,15 @@ class Bench:
             scores[arm.name] = Score(areas, f"seed {bad[0]} did not finish" if bad else None)
         return choose(study, "reward", (0.0, 3.0), scores)
 
-    def start(self, jobs: int = 2, patience: float = 10.0) -> subprocess.Popen[str]:
-        """`compare` in a process of its own."""
+    def start(self, jobs: int = 2, patience: float = 10.0, launcher: str = "local") -> subprocess.Popen[str]:
+        """`compare` in a process of its own; a launcher other than `local` has the settings of `launcher.yaml`."""
         driver = [sys.executable, str(HERE / "compare_driver.py"), str(self.study_file), str(self.output)]
+        settings = [] if launcher == "local" else [str(self.root / "launcher.yaml")]
         return subprocess.Popen(
-            [*driver, str(jobs), str(patience)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*driver, str(jobs), str(patience), launcher, *settings],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def journal(self, event: str | None = None) -> list[dict[str, Any]]:

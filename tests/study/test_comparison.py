@@ -150,8 +150,8 @@ def test_an_old_error_is_not_taken_for_the_error_of_the_next_attempt(bench, capf
     bench.write(seeds=[1])
     bench.compare()
     capfd.readouterr()
-    launcher = [sys.executable, "-c", "import sys; sys.exit('ImportError: no module')"]
-    assert bench.compare(launcher=launcher) == 1
+    program = [sys.executable, "-c", "import sys; sys.exit('ImportError: no module')"]
+    assert bench.compare(program=program) == 1
     assert "arm other seed 1 failed at step 1 of 3: ImportError: no module (all" in capfd.readouterr().err
     assert bench.status("other", 1)["error"] == "ImportError: no module"
 

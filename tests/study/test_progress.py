@@ -43,6 +43,14 @@ def test_durations_are_short_words(seconds, words):
     assert duration(seconds) == words
 
 
+def test_while_runs_are_queued_elsewhere_the_time_left_is_at_the_pace_of_those_that_have_a_machine():
+    done = progress(state="finished", step=10, max_steps=10, seconds=60)
+    running = progress(state="running", step=0, max_steps=10)
+    queued = [progress(state="queued") for _ in range(3)]
+    said = overall([done, running, *queued], jobs=5)
+    assert said == "1 of 5 runs finished, 1 running, 3 queued, about 4 min 0 s left"
+
+
 def test_time_left_is_the_work_left_at_the_pace_so_far_shared_by_the_jobs():
     done = progress(state="finished", step=10, max_steps=10, seconds=20)
     half = progress(state="running", step=5, max_steps=10, seconds=10)
