@@ -1,6 +1,5 @@
 """The command `grpovi`; see `_USAGE` for what it does."""
 
-import argparse
 import logging
 import os
 import sys
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         request was wrong, 130 stopped, 141 the reader of the output went away.
     """
     # Imports stand inside the functions so that `grpovi --help` and `grpovi adjust` do not wait for Lightning.
-    from grpovi_lightning.errors import TrainingError, UserError
+    from grpovi_lightning.errors import TrainingError, UserError, failed_write
     from grpovi_lightning.paths import expanded_arguments
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -80,6 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(str(error))
     except TrainingError as error:
         return _refuse(str(error), status=1)
+    except Exception as error:
+        if (reason := failed_write(error)) is None:
+            raise
+        return _refuse(f"cannot write: {reason}; make room, then run the same command again", status=1)
 
 
 def check_fit(arguments: list[str]) -> None:
@@ -137,17 +140,16 @@ def _task(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from grpovi_lightning.data.embedded import write_task
-    from grpovi_lightning.errors import UserError
-    from grpovi_lightning.parser_messages import one_line
+    from grpovi_lightning.parser_messages import mistakes_in_one_line
     from grpovi_lightning.paths import check_output, expanded
+    from grpovi_lightning.yaml_files import check_config_files
 
+    check_config_files(arguments)
     parser = ArgumentParser(prog="grpovi task", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_function_arguments(write_task)
-    try:
+    with mistakes_in_one_line():
         settings = parser.parse_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(str(error))) from error
     values = expanded(settings.as_dict())
     values.pop("config", None)
     check_output(values["output"], "output")
@@ -268,10 +270,11 @@ def _refuse(message: str, status: int = 2) -> int:
 def _prepare_to_compute() -> None:
     _quiet()
     from grpovi_lightning.allocator import keep_large_blocks
-    from grpovi_lightning.notes import show_notes
+    from grpovi_lightning.notes import quiet_writers, show_notes
 
     keep_large_blocks()
     show_notes()
+    quiet_writers()
 
 
 def _quiet() -> None:

@@ -1,6 +1,8 @@
 """What a run that stopped can go on from, and whether a checkpoint belongs to it."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,15 @@ import lightning as L
 import torch
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import COMPLETIONS_FOLDER, STATUS_FILE, RecordError, is_whole_checkpoint
+from grpovi_lightning.run_record.layout import (
+    CHECKPOINTS_FOLDER,
+    COMPLETIONS_FOLDER,
+    CONFIG_FILE,
+    STATUS_FILE,
+    RecordError,
+    is_whole_checkpoint,
+)
+from grpovi_lightning.run_record.lock import LOCK_FILE, held_lock
 from grpovi_lightning.run_record.status import State, read_status
 
 
@@ -50,6 +60,43 @@ def clear_attempt(folder: Path) -> None:
     csv_logs = folder.glob("*/version_*/metrics.csv")
     for path in (folder / STATUS_FILE, *folder.glob("events.out.tfevents.*"), *csv_logs):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_to_itself(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
+    """Hold the folder of a run, and leave nothing there if the run is refused before its first step.
+
+    Some reasons are seen only when models are loaded. The same command can then be given again, mended. What was in the
+    folder before stays.
+
+    Args:
+        folder: of the run.
+        keep: says whether a run that is refused keeps what it wrote, such as one that has made a step.
+
+    Raises:
+        RecordError: another process works in the folder.
+    """
+    before = {*folder.rglob("*"), folder} if folder.is_dir() else set()
+    with held_lock(folder):
+        try:
+            yield
+        except UserError:
+            if not keep():
+                _remove_all_but(before, folder)
+            raise
+
+
+def _remove_all_but(before: set[Path], folder: Path) -> None:
+    written = [*folder.glob("events.out.tfevents.*"), *folder.glob("*/version_*/*")]
+    written += [folder / name for name in (STATUS_FILE, CONFIG_FILE, "hparams.yaml", LOCK_FILE)]
+    written += [path for name in (COMPLETIONS_FOLDER, CHECKPOINTS_FOLDER) for path in (folder / name).glob("*")]
+    for path in written:
+        if path not in before and not path.is_dir():
+            path.unlink(missing_ok=True)
+    places = {parent for path in written for parent in path.parents if parent.is_relative_to(folder)} | {folder}
+    for place in sorted(places - before, key=lambda path: -len(path.parts)):
+        with suppress(OSError):  # it holds something else
+            place.rmdir()
 
 
 def check_checkpoint(path: Path, module: L.LightningModule, max_steps: int | None) -> None:
@@ -95,7 +142,9 @@ def _read(path: Path, training: bool) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises errors of many types for a damaged or foreign file
         raise UserError(f"checkpoint {path}: cannot be read: {str(error).splitlines()[0]}; give another one") from error
-    needed = {"state_dict", "loops", "optimizer_states"} if training else {"state_dict"}
-    if not isinstance(content, dict) or not needed <= set(content):
+    needed: dict[str, type] = {"state_dict": dict, "global_step": int}
+    if training:
+        needed |= {"loops": dict, "optimizer_states": list}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in needed.items()):
         raise UserError(f"checkpoint {path}: holds no run to continue; expected one of <run>/checkpoints/*.ckpt")
     return content

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -20,3 +21,15 @@ def show_notes() -> None:
     log.setLevel(logging.INFO)
     if not any(isinstance(handler, _ToTerminal) for handler in log.handlers):
         log.addHandler(_ToTerminal())
+
+
+def quiet_writers() -> None:
+    """Let threads that write event files fail without a traceback of their own: the next write of the run raises it."""
+    usual = threading.excepthook
+
+    def hook(given: threading.ExceptHookArgs, /) -> None:
+        writes = type(given.thread).__module__.startswith("tensorboard.")
+        if not (writes and isinstance(given.exc_value, OSError)):
+            usual(given)
+
+    threading.excepthook = hook

@@ -1,12 +1,21 @@
 """The argument parser's errors, which run over many lines, in one line."""
 
+import argparse
 import difflib
 import importlib
 import inspect
 import re
+import traceback
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from grpovi_lightning.errors import UserError
 
 _NOISE = re.compile(
     r"^(Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
@@ -21,6 +30,43 @@ _REJECTED = re.compile(
 )
 _CLASS = re.compile(r"class_path '([^']+)'")
 _KEY = re.compile(r'Parser key "([^"]+)"')
+_PARSERS = ("jsonargparse", "omegaconf", "yaml")
+"""Packages whose own errors are about what the person wrote."""
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Turn what reading settings, or building what they describe, raises for a mistake in them into a `UserError`.
+
+    A defect of the code that is built keeps its own error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(str(error))) from error
+    except OmegaConfBaseException as error:
+        said = one_line(str(error)).rstrip(".")
+        raise UserError(f"settings: {said}; `${{name}}` stands for another setting, such as ${{study_dir}}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config: a file is no text ({error}); expected YAML, saved as UTF-8") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        # The parser wraps what a constructor raises into "does not validate against any of the types".
+        if (cause := user_error(error)) is not None:
+            raise cause from None
+        frames = traceback.extract_tb(error.__traceback__)
+        if not set(Path(frames[-1].filename).parts) & set(_PARSERS):
+            raise
+        raise UserError(one_line(str(error))) from error
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Return the `UserError` from which `error` arose, if there is one."""
+    arose_from: BaseException | None = error
+    while arose_from is not None and not isinstance(arose_from, UserError):
+        arose_from = arose_from.__cause__ or arose_from.__context__
+    return arose_from
 
 
 def one_line(message: str) -> str:

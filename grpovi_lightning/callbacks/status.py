@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ class RunStatus(L.Callback):
             self.content["error"] = "stopped by SIGTERM"
         elif not stopped:
             self.content["error"] = f"{type(exception).__name__}: {message}"
-        self._write(trainer, State.INTERRUPTED if stopped else State.FAILED)
+        with suppress(OSError):  # on a full disk the record stays as it was; the exception is the one to tell
+            self._write(trainer, State.INTERRUPTED if stopped else State.FAILED)
 
     def _write(self, trainer: L.Trainer, state: str) -> None:
         self._written = time.monotonic()

@@ -15,7 +15,6 @@ __all__ = [
     "MemberMinimum",
     "NormalisedReward",
     "Retry",
-    "Retry",
     "Reward",
     "RewardFunction",
     "RewardModel",
