@@ -76,7 +76,7 @@ def folder_to_itself(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
     Raises:
         RecordError: another process works in the folder.
     """
-    before = {*folder.rglob("*"), folder} if folder.is_dir() else set()
+    before = {path for path in _run_files(folder) if path.exists()}
     with held_lock(folder):
         try:
             yield
@@ -86,17 +86,20 @@ def folder_to_itself(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
             raise
 
 
+def _run_files(folder: Path) -> list[Path]:
+    """Return what a run that made no step may have written, files before the folders that they are in."""
+    inner = [folder / name for name in (COMPLETIONS_FOLDER, CHECKPOINTS_FOLDER)]
+    logs = [*folder.glob("events.out.tfevents.*"), *folder.glob("*/version_*/*"), *folder.glob("*/version_*")]
+    files = [folder / name for name in (STATUS_FILE, CONFIG_FILE, "hparams.yaml", LOCK_FILE)]
+    files += [path for place in inner for path in place.glob("*")] + logs
+    return [*files, *inner, *{log.parent.parent for log in logs if log.parent.parent.parent == folder}, folder]
+
+
 def _remove_all_but(before: set[Path], folder: Path) -> None:
-    written = [*folder.glob("events.out.tfevents.*"), *folder.glob("*/version_*/*")]
-    written += [folder / name for name in (STATUS_FILE, CONFIG_FILE, "hparams.yaml", LOCK_FILE)]
-    written += [path for name in (COMPLETIONS_FOLDER, CHECKPOINTS_FOLDER) for path in (folder / name).glob("*")]
-    for path in written:
-        if path not in before and not path.is_dir():
-            path.unlink(missing_ok=True)
-    places = {parent for path in written for parent in path.parents if parent.is_relative_to(folder)} | {folder}
-    for place in sorted(places - before, key=lambda path: -len(path.parts)):
-        with suppress(OSError):  # it holds something else
-            place.rmdir()
+    for path in _run_files(folder):
+        if path not in before:
+            with suppress(OSError):  # it is not there, or holds something else
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def check_checkpoint(path: Path, module: L.LightningModule, max_steps: int | None) -> None:

@@ -66,6 +66,7 @@ def compare(
     try:
         study, folder = checked(study_file, services, seeds, output)
         settings = Settings(tuple(launcher), _job_count(jobs, study.threads_per_run), patience)
+        looks_of(folder, study, until_decided, kept_choice(folder, study))  # refused before the folder is made
         with locked(folder):
             # Checked again: another compare may have made the folder since.
             recorded = check_folder(folder, study)
