@@ -1,5 +1,6 @@
 """What a run that stopped can go on from, and whether a checkpoint belongs to it."""
 
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -143,6 +144,11 @@ def _read(path: Path, training: bool) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: got {kind}; {remedy}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:  # torch would say how to load it nevertheless
+        raise UserError(
+            f"checkpoint {path}: holds objects that are no numbers or text, which could run code; give one of "
+            "<run>/checkpoints/*.ckpt"
+        ) from error
     except Exception as error:  # torch raises errors of many types for a damaged or foreign file
         raise UserError(f"checkpoint {path}: cannot be read: {str(error).splitlines()[0]}; give another one") from error
     needed: dict[str, type] = {"state_dict": dict, "global_step": int}

@@ -45,6 +45,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}; expected a YAML file") from None
+    if content is None:
+        raise UserError(f"{path} is empty, expected a mapping of keys to values")
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {kind(content)}, expected a mapping of keys to values")
     return content
