@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.overlays import own_defaults
-from grpovi_lightning.parser_messages import mistakes_in_one_line
+from grpovi_lightning.parser_messages import check_objects, mistakes_in_one_line
 from grpovi_lightning.paths import check_output, expanded
 from grpovi_lightning.run import find_user_code
 from grpovi_lightning.run_record.layout import CONFIG_FILE, replace_file
@@ -37,6 +37,7 @@ def build_described(parser: ArgumentParser, arguments: list[str]) -> tuple[Names
     with mistakes_in_one_line():
         with own_defaults():
             config = expanded(parser.parse_args(arguments))
+        check_objects(config)
         built: Any = parser.instantiate_classes(config)
     return built, parser.dump(config, skip_none=False)
 

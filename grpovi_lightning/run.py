@@ -40,7 +40,7 @@ from grpovi_lightning.data.base import TextDataModule
 from grpovi_lightning.errors import TrainingError, UserError, failed_write
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.overlays import own_defaults
-from grpovi_lightning.parser_messages import mistakes_in_one_line
+from grpovi_lightning.parser_messages import check_objects, mistakes_in_one_line
 from grpovi_lightning.paths import check_output, expanded
 from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError
 from grpovi_lightning.run_settings import check_run
@@ -128,6 +128,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with own_defaults():
             self.config = expanded(parser.parse_args(args))
+        check_objects(self.config)
         check_run(self.config)
         check_arguments(vars(self.config.trainer))
 

@@ -206,8 +206,16 @@ SETTINGS = [
     fit("a name that does not end", {"trainer.default_root_dir": "${study_dir"}, "settings: .*`.{name}` stands for an"),
     fit("a value that stands for itself", {"trainer.max_steps": "${trainer.max_steps}"}, "settings: .*[Rr]ecursive"),
     fit("text for a number", {f"{MODEL}.group_size": "four"}, '.*Parser key "group_size": Expected .*int.*four'),
-    fit("nothing for a number", {f"{MODEL}.group_size": None}, "XX"),
-    fit("a number for settings", {f"{MODEL}.sampling": 5}, "XX"),
+    fit(
+        "nothing for a number",
+        {f"{MODEL}.group_size": None},
+        "model.init_args.group_size: got null, expected int; leave",
+    ),
+    fit(
+        "a number for settings",
+        {f"{MODEL}.sampling": 5},
+        "model.init_args.sampling: got 5, expected settings, a line each",
+    ),
     fit("a group of one", {f"{MODEL}.group_size": 1}, "group_size: got 1, expected at least 2; the advantage of a"),
     fit("no seed", {"seed_everything": GONE}, "no seed: got seed_everything .*, expected an integer; add `seed"),
     fit("a seed of null", {"seed_everything": None}, "no seed: got seed_everything None, expected an integer; add"),

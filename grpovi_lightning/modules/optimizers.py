@@ -21,13 +21,31 @@ def refuse_float16(setting: str, value: Any) -> None:
         )
 
 
-def check_optimizer(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
-    """Raise `UserError` for an optimizer or schedule that cannot make a step, before anything is loaded."""
-    parameter = nn.Parameter(torch.zeros(1, 1))
-    parameter.grad = torch.ones(1, 1)
+def check_optimizer(
+    optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None, *, with_closure: bool = True
+) -> None:
+    """Raise `UserError` for an optimizer or schedule that cannot make a step, before anything is loaded.
+
+    Args:
+        optimizer: as in the settings.
+        lr_scheduler: likewise.
+        with_closure: whether a step is given what computes loss and gradient, as Lightning does where it optimizes.
+    """
+    parameter = nn.Parameter(torch.ones(1, 1))
+
+    def loss() -> torch.Tensor:
+        built.zero_grad()
+        value = parameter.square().sum()
+        value.backward()
+        return value.detach()
+
     built, schedule = _build([parameter], optimizer, lr_scheduler)
     with _named("optimizer", Exception):  # whatever its type: it is tried on a number of its own
-        built.step()
+        if with_closure:
+            built.step(loss)
+        else:
+            loss()
+            built.step()
     if schedule is not None:
         with _named("lr_scheduler", Exception):
             schedule.step()
