@@ -19,6 +19,7 @@ from grpovi_lightning.callbacks import (
     Diagnoses,
     EvaluateAtStart,
     ExportModel,
+    RankWatch,
     RewardWatch,
     RoundingWatch,
     RunCheckpoint,
@@ -124,6 +125,7 @@ class RunCLI(LightningCLI):
         )
         parser.add_class_arguments(CompletionSamples, "samples")
         parser.add_class_arguments(CompletionFiles, "completions")
+        parser.add_class_arguments(RankWatch, "ranks")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with own_defaults():
@@ -152,7 +154,9 @@ class RunCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.folder), name="", version="", default_hp_metric=False)
         self.status = RunStatus(self.folder, self.config.seed_everything)
+        config.ranks.on_lost = lambda reason: self.status.ended_by(self.trainer, reason)
         callbacks = [
+            config.ranks,  # before the status, which says who is gone
             StopOnSigterm(),
             *(config.trainer.callbacks or []),
             ExportModel(self.folder / MODEL_FOLDER),  # before the status, which says that all is done
@@ -256,6 +260,10 @@ class RunCLI(LightningCLI):
         except MisconfigurationException as error:
             raise UserError(" ".join(str(error).split())) from error
         except Exception as error:
+            if self.training and (lost := self.config_init.ranks.lost) is not None:  # type: ignore[union-attr]
+                if not self.config_init.ranks.speaks:  # type: ignore[union-attr]
+                    raise SystemExit(1) from None
+                raise TrainingError(f"{lost}; mend the cause, then {self._how_to_go_on()}") from error
             if (reason := failed_write(error)) is None:
                 raise
             raise TrainingError(f"cannot write: {reason}; make room, then {self._how_to_go_on()}") from error

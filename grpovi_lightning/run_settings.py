@@ -14,7 +14,7 @@ def check_run(config: Namespace) -> None:
     Raises:
         UserError: one that every run needs is missing, or none that a run can have.
     """
-    for name in ("trainer", "checkpoint", "samples", "completions"):
+    for name in ("trainer", "checkpoint", "samples", "completions", "ranks"):
         if not isinstance(given := config[name], Namespace):
             raise UserError(f"{name}: got {shown(given)}, expected settings, a line each below it; or leave it out")
     seed = config.seed_everything

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from grpovi_lightning.callbacks.ranks import rank_watch
 from grpovi_lightning.data.base import TextDataModule
 from grpovi_lightning.modules.logging import mark_restart
 from grpovi_lightning.modules.outcome import outcome_of
@@ -122,9 +123,16 @@ class RunStatus(L.Callback):
         if isinstance(exception, SIGTERMException):
             self.content["error"] = "stopped by SIGTERM"
         elif not stopped:
-            self.content["error"] = f"{type(exception).__name__}: {message}"
+            watch = rank_watch(trainer)
+            self.content["error"] = (watch and watch.lost) or f"{type(exception).__name__}: {message}"
         with suppress(OSError):  # on a full disk the record stays as it was; the exception is the one to tell
             self._write(trainer, State.INTERRUPTED if stopped else State.FAILED)
+
+    def ended_by(self, trainer: L.Trainer, reason: str) -> None:
+        """Note what ends the process, outside of Lightning's hooks."""
+        self.content["error"] = reason
+        with suppress(OSError):
+            self._write(trainer, State.FAILED)
 
     def _write(self, trainer: L.Trainer, state: str) -> None:
         self._written = time.monotonic()
