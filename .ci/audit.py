@@ -14,13 +14,13 @@ SECONDS = 120
 
 
 def allowed(file: Path, today: datetime.date) -> set[str]:
-    """The identifiers of a list with lines such as `GHSA-xxxx 2026-12-31 why it does not matter here`, until their day."""
+    """Return the identifiers in lines such as `GHSA-xxxx 2026-12-31 why it does not matter`, until their day."""
     lines = (line.partition("#")[0].split(maxsplit=2) for line in file.read_text().splitlines())
     return {name for name, until, _ in filter(None, lines) if datetime.date.fromisoformat(until) >= today}
 
 
 def verdict(answer: str, known: set[str]) -> tuple[int, str]:
-    """The exit status and the line for what `pip-audit --format json` printed."""
+    """Return the exit status and the line for what `pip-audit --format json` printed."""
     try:
         packages = json.loads(answer)["dependencies"]
     except (ValueError, KeyError):

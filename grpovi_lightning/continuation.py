@@ -18,6 +18,7 @@ from grpovi_lightning.run_record.layout import (
     STATUS_FILE,
     RecordError,
     is_whole_checkpoint,
+    last_checkpoint,
 )
 from grpovi_lightning.run_record.lock import LOCK_FILE, held_lock
 from grpovi_lightning.run_record.status import State, read_status
@@ -47,12 +48,6 @@ def check_unused(folder: Path, checkpoints: Path, restart: bool) -> None:
         raise UserError(f"{holds}, without a checkpoint to continue from; {another}, or begin it anew with --restart")
     longer = " and a larger trainer.max_steps" if status and status.state == State.FINISHED else ""
     raise UserError(f"{holds}; {another}, or continue it with --ckpt_path {last}{longer}")
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in `folder` that was written to its end."""
-    whole = [path for path in folder.glob("*.ckpt") if is_whole_checkpoint(path)]
-    return max(whole, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), default=None)
 
 
 def clear_attempt(folder: Path) -> None:

@@ -35,7 +35,6 @@ from grpovi_lightning.continuation import (
     check_unused,
     clear_attempt,
     folder_to_itself,
-    last_checkpoint,
 )
 from grpovi_lightning.data.base import TextDataModule
 from grpovi_lightning.errors import TrainingError, UserError, failed_write
@@ -43,7 +42,7 @@ from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import check_objects, mistakes_in_one_line
 from grpovi_lightning.paths import check_output, expanded
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError, last_checkpoint
 from grpovi_lightning.run_settings import check_run
 from grpovi_lightning.trainer_arguments import RUN_DEFAULTS, check_arguments, check_interval, check_trainer
 from grpovi_lightning.trainer_state import (

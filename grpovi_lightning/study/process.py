@@ -13,7 +13,13 @@ from datetime import datetime
 from pathlib import Path
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, MODEL_FOLDER, is_whole_checkpoint
+from grpovi_lightning.run_record.layout import (
+    CHECKPOINTS_FOLDER,
+    LAST_CHECKPOINT,
+    LOG_FILE,
+    MODEL_FOLDER,
+    last_checkpoint,
+)
 from grpovi_lightning.run_record.lock import acquire
 from grpovi_lightning.run_record.sweeps import Point
 from grpovi_lightning.study.specification import ConfigFile
@@ -84,9 +90,14 @@ class Run:
 class RunProcess:
     """A started run: the process, its group, and the lock that it holds."""
 
-    def __init__(self, run: Run, popen: subprocess.Popen[bytes], log_start: int) -> None:
-        """Take charge of a process that leads its own group; its output begins at byte `log_start` of the log."""
-        self.run = run
+    def __init__(
+        self, run: Run, popen: subprocess.Popen[bytes], log_start: int, passed_over: str | None = None
+    ) -> None:
+        """Take charge of a process that leads its own group; its output begins at byte `log_start` of the log.
+
+        `passed_over` says which checkpoint could not be used, if one could not.
+        """
+        self.run, self.passed_over = run, passed_over
         self.log_start = log_start
         self._popen = popen
 
@@ -136,7 +147,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
     """
     run.lock.parent.mkdir(parents=True, exist_ok=True)
     arguments = list(run.arguments)
-    checkpoint = usable_checkpoint(run.folder)
+    checkpoint, problem = usable_checkpoint(run.folder), passed_over(run.folder)
     with run.lock.open("a") as lock:
         if not acquire(lock.fileno()):
             raise UserError(f"a process still works on {run.folder}; end it, then run the same command again")
@@ -148,6 +159,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
         with run.log.open("ab") as log:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             log.write(f"[{now}] grpovi {shlex.join(arguments)}\n".encode())
+            log.write(f"{problem}\n".encode() if problem else b"")
             log.flush()
             log_start = log.tell()
             popen = subprocess.Popen(
@@ -163,16 +175,25 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
             )
         lock.truncate(0)
         lock.write(str(popen.pid))
-    return RunProcess(run, popen, log_start)
+    return RunProcess(run, popen, log_start, problem)
 
 
 def usable_checkpoint(run_dir: Path) -> Path | None:
     """Return the checkpoint that a run can continue from, or None.
 
-    A file cut short does not count: continuing from it would fail each time.
+    A file cut short does not count: continuing from it would fail each time. The one before it, if the folder has one,
+    leads to the same end.
     """
-    last = run_dir / CHECKPOINTS_FOLDER / "last.ckpt"
-    return last if is_whole_checkpoint(last) else None
+    return last_checkpoint(run_dir / CHECKPOINTS_FOLDER)
+
+
+def passed_over(run_dir: Path) -> str | None:
+    """Say that the last checkpoint of a run cannot be used, and what is done; None where all is well."""
+    last, usable = run_dir / CHECKPOINTS_FOLDER / LAST_CHECKPOINT, usable_checkpoint(run_dir)
+    if usable == last or not os.path.lexists(last):
+        return None
+    instead = f"continues from {usable.name}" if usable else "begins anew, because no other is whole"
+    return f"{last} was cut short; the run {instead}"
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:

@@ -111,6 +111,8 @@ class Runner:
             return
         before = _status_version(run)
         process = launch(run, self._settings.launcher)
+        if process.passed_over:
+            self._display.note(f"{run.label}: {process.passed_over}")
         progress.state, progress.began, progress.began_at_step = State.RUNNING, time.monotonic(), progress.step
         active.append(_Active(progress, process, before))
         self._display.changed(progress)
