@@ -1,7 +1,14 @@
 """The exceptions whose messages are for the user, not for a developer, and what many of the messages share."""
 
 import errno
+import os
+import re
+from collections.abc import Mapping
 from typing import Any
+
+SECRET_NAME = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)
+"""What the names of environment variables have that hold what nobody else may read."""
+_SHORTEST_SECRET = 8
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _SAID_OF_IT = ("os error 28", "os error 122", "os error 27", "PytorchStreamWriter failed writing", "file write failed")
@@ -55,3 +62,15 @@ def failed_write(error: BaseException) -> str | None:
             return " ".join(str(found).split())[:200]
         found = found.__cause__ or found.__context__
     return None
+
+
+def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a text with the names of environment variables in the place of what tokens and keys among them hold.
+
+    >>> without_secrets("401 for hf_abcdefgh", {"HF_TOKEN": "hf_abcdefgh"})
+    '401 for <HF_TOKEN>'
+    """
+    for name, value in environment.items():
+        if len(value) >= _SHORTEST_SECRET and SECRET_NAME.search(name):
+            text = text.replace(value, f"<{name}>")
+    return text

@@ -6,13 +6,15 @@ import threading
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from grpovi_lightning.errors import without_secrets
+
 
 class _ToTerminal(logging.Handler):
     """Writes to what is standard error at the time; what only informs is said by the first process alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING or getattr(rank_zero_only, "rank", 0) == 0:
-            print(self.format(record), file=sys.stderr)
+            print(without_secrets(self.format(record)), file=sys.stderr)
 
 
 def show_notes() -> None:

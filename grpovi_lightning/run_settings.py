@@ -1,11 +1,40 @@
 """What the settings of a run have to say, whatever it trains: its parts, seed, length and folder."""
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
 from grpovi_lightning.errors import UserError, shown
 from grpovi_lightning.run_record.study import MAX_SEED
+
+_WRITTEN = ("default_root_dir", "dirpath", "save_dir", "log_dir", "folder", "cache")
+"""Names of settings that say where something is written."""
+
+
+def check_inside(settings: Any, folder: str, where: str = "") -> None:
+    """Check that all that a stage or arm of a study writes goes into the study's folder, links followed.
+
+    Args:
+        settings: of the stage or arm, or a value in them.
+        folder: of the study.
+        where: dotted name of the value.
+
+    Raises:
+        UserError: names the first setting that leads elsewhere.
+    """
+    if isinstance(settings, Namespace):
+        settings = vars(settings)
+    if isinstance(settings, dict | list):
+        for name, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+            check_inside(value, folder, f"{where}.{name}".lstrip("."))
+        return
+    writes = isinstance(settings, str) and settings and where.rpartition(".")[2] in _WRITTEN
+    if writes and not Path(settings).resolve().is_relative_to(Path(folder).resolve()):
+        raise UserError(
+            f"{where}: got {settings}, expected a place in the study's folder {folder}; leave it out, or begin it with "
+            "${study_dir} or ${trainer.default_root_dir}"
+        )
 
 
 def check_run(config: Namespace) -> None:

@@ -1,12 +1,13 @@
 """Reading YAML that a person wrote: every mistake becomes one line with got, expected and remedy."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import SECRET_NAME, UserError
 from grpovi_lightning.run_record.checking import kind
 
 _OPTIONS = ("--config", "-c")
@@ -56,9 +57,22 @@ def check_config_files(arguments: Sequence[str]) -> None:
     """Check the files that a command line names with `--config`, before a parser that would not say which is wrong.
 
     Raises:
-        UserError: one is not YAML, repeats a key, or holds something else than settings.
+        UserError: one is not YAML, repeats a key, holds something else than settings, or asks for a token or key of the
+            environment, which would be written down with the settings.
     """
+    for argument in arguments:
+        _refuse_secrets(argument, "arguments")
     for option, value in zip(arguments, (*arguments[1:], ""), strict=False):
         name, equals, rest = option.partition("=")
         if name in _OPTIONS and Path(file := rest if equals else value).is_file():
             read_mapping(Path(file))
+            _refuse_secrets(Path(file).read_text(encoding="utf-8"), file)
+
+
+def _refuse_secrets(text: str, where: str) -> None:
+    for name in re.findall(r"oc\.env:\s*([^},]*)", text):
+        if "$" in name or SECRET_NAME.search(name):
+            raise UserError(
+                f"{where}: got ${{oc.env:{name}}}, which would be written into config.yaml; let the code that needs it "
+                "read the variable by itself"
+            )

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from grpovi_lightning.callbacks.ranks import rank_watch
 from grpovi_lightning.data.base import TextDataModule
+from grpovi_lightning.errors import without_secrets
 from grpovi_lightning.modules.logging import mark_restart
 from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.run_record.status import RunRecord, State, read_status, timestamp, write_status
@@ -144,7 +145,10 @@ class RunStatus(L.Callback):
             "updated": timestamp(),
             "wall_seconds": self._seconds(),
         }
-        write_status(self.folder, RunRecord(**self.content))
+        secret_free = {"warnings": tuple(map(without_secrets, self.content["warnings"]))}
+        if self.content["error"] is not None:
+            secret_free["error"] = without_secrets(self.content["error"])
+        write_status(self.folder, RunRecord(**self.content | secret_free))
 
     def _seconds(self) -> float:
         return round(self._before_seconds + time.monotonic() - self._began, 3)
