@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.trainer_state import leave_children_alone, local_children
@@ -113,10 +114,11 @@ class _Pulse(threading.Thread):
         self.others = [rank for rank in range(trainer.world_size) if rank != self.rank]
         self.reason: str | None = None
         self.first_left = self.rank == 0
-        self.store = dist.PrefixStore("grpovi-ranks", _own_connection())
+        self.store = PrefixStore("grpovi-ranks", _own_connection())
         self._over, self._looking = threading.Event(), threading.Lock()
         now = time.monotonic()
-        self._count, self._seen = 0, dict.fromkeys(self.others, (b"", now))
+        self._count = 0
+        self._seen: dict[int, tuple[bytes, float]] = dict.fromkeys(self.others, (b"", now))
         self._reached = now
         self._ended: dict[int, str] = {}
         self.store.set(f"name/{self.rank}", f"process {os.getpid()} on {socket.gethostname()}")
@@ -181,8 +183,8 @@ class _Pulse(threading.Thread):
 
 def _own_connection() -> Any:
     """Return a connection to the process group's store that no wait of the main thread holds up."""
-    store = dist.distributed_c10d._get_default_store()
-    while isinstance(store, dist.PrefixStore):
+    store: Any = dist.distributed_c10d._get_default_store()
+    while isinstance(store, PrefixStore):
         store = store.underlying_store
     store = store.clone()
     store.set_timeout(timedelta(seconds=60))

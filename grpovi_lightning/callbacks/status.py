@@ -145,7 +145,7 @@ class RunStatus(L.Callback):
             "updated": timestamp(),
             "wall_seconds": self._seconds(),
         }
-        secret_free = {"warnings": tuple(map(without_secrets, self.content["warnings"]))}
+        secret_free: dict[str, Any] = {"warnings": tuple(map(without_secrets, self.content["warnings"]))}
         if self.content["error"] is not None:
             secret_free["error"] = without_secrets(self.content["error"])
         write_status(self.folder, RunRecord(**self.content | secret_free))
