@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 # The environment of the lowest versions that pyproject.toml promises. Its torch comes with the CUDA libraries: three
 # gigabytes are downloaded, and it takes seven on the disk.
 LOWEST := .venv-lowest
+AUDIT := .venv-audit
 TESTS ?=
 space := $(subst ,, )
 # What `make test-lowest-part` tries: packages on whose private parts the code relies, and tests of the code that does.
@@ -14,7 +15,7 @@ PART_TESTS := tests/callbacks tests/data/test_tables.py tests/models/test_model_
   tests/modules/test_grpo_resume.py tests/test_continuation.py tests/test_loggers.py tests/test_overlays.py \
   tests/test_trainer_arguments.py
 
-.PHONY: install study real test test-lowest test-lowest-part lint clean
+.PHONY: install study real test test-lowest test-lowest-part lint audit clean
 
 install: $(STAMP)
 
@@ -59,5 +60,11 @@ lint: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# Known vulnerabilities of the pinned packages, in an environment of its own. Without the index it says so, and passes.
+audit:
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/python -m pip install --quiet --timeout 10 --retries 1 pip-audit >/dev/null 2>&1; } || true
+	@$(PYTHON) .ci/audit.py $(AUDIT)/bin/pip-audit constraints.txt .ci/audit-allowed.txt
+
 clean:
-	rm -rf $(VENV) $(LOWEST) build *.egg-info .coverage .coverage.*
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) build *.egg-info .coverage .coverage.*

@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.errors import ReportError
 from analysis.loading import load_study
 from analysis.run_log import read_scalars
 from analysis.tables import groups, rows_where
 from grpovi_lightning import diagnoses, metric_keys
 from grpovi_lightning.diagnoses import Finding, Series, is_read, kept_checkpoint, logged, not_judged
+from grpovi_lightning.diagnoses.logged import components
 
 COLUMNS = (
     *("arm", "seed", "run", "kind", "step", "value", "evidence", "threshold", "source", "remedy"),
@@ -102,8 +104,15 @@ def diagnose_runs(runs: pd.DataFrame, status: pd.DataFrame, root: Path, *, gold:
         status: As from `load_status`; one result a row, in its order.
         root: What both were loaded from.
         gold: As for `diagnose`.
+
+    Raises:
+        ReportError: No run logged the gold reward.
     """
-    read = [tag for tag in runs["metric"].unique() if is_read(tag)]
+    tags = runs["metric"].unique()
+    if gold is not None and len(tags) and not any(tag.endswith(metric_keys.rewards_mean(gold)) for tag in tags):
+        names = components(map(str, tags))
+        raise ReportError(f"--gold: got {gold!r}, expected a reward that the runs logged: {', '.join(names) or 'none'}")
+    read = [tag for tag in tags if is_read(tag)]
     logs = {run: rows for (run,), rows in groups(rows_where(runs, runs["metric"].isin(read)), "run")}
     return [_judge(row, logs.get(row["run"]), root, gold) for row in status.to_dict("records")]
 

@@ -1,13 +1,11 @@
 """The command `grpovi`; see `_USAGE` for what it does."""
 
-import argparse
-import logging
-import os
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+from grpovi_lightning.preflight import quiet
 
 _USAGE = """usage: grpovi COMMAND [arguments]
 
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         request was wrong, 130 stopped, 141 the reader of the output went away.
     """
     # Imports stand inside the functions so that `grpovi --help` and `grpovi adjust` do not wait for Lightning.
-    from grpovi_lightning.errors import TrainingError, UserError
+    from grpovi_lightning.errors import TrainingError, UserError, failed_write
     from grpovi_lightning.paths import expanded_arguments
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -80,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(str(error))
     except TrainingError as error:
         return _refuse(str(error), status=1)
+    except Exception as error:
+        if (reason := failed_write(error)) is None:
+            raise
+        return _refuse(f"cannot write: {reason}; make room, then run the same command again", status=1)
 
 
 def check_fit(arguments: list[str]) -> None:
@@ -88,41 +90,10 @@ def check_fit(arguments: list[str]) -> None:
     Raises:
         UserError: the configuration is wrong.
     """
-    _quiet()
+    quiet()
     from grpovi_lightning.run import RunCLI
 
     RunCLI(arguments)
-
-
-def check_command(arguments: list[str]) -> None:
-    """Build what the command line of a stage or arm of a study describes: `fit ...`, `sample ...` or `relabel ...`.
-
-    Raises:
-        UserError: the configuration is wrong.
-    """
-    if arguments[0] == "fit":
-        return check_fit(arguments[1:])
-    _quiet()
-    if arguments[0] == "relabel":
-        from grpovi_lightning.relabelling_command import build as build_relabelling
-
-        build_relabelling(arguments[1:])
-    else:
-        from grpovi_lightning.sampling_command import build
-
-        build("sample", arguments[1:])
-
-
-def setting_names(arguments: list[str]) -> list[str]:
-    """Return the dotted names of all settings that the command line `fit ...` of an arm resolves to.
-
-    Raises:
-        UserError: the configuration is wrong.
-    """
-    _quiet()
-    from grpovi_lightning.run import RunCLI
-
-    return list(RunCLI(arguments[1:]).config.keys(branches=True))
 
 
 def _run(command: Literal["fit", "validate", "test"], arguments: list[str]) -> int:
@@ -137,17 +108,16 @@ def _task(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from grpovi_lightning.data.embedded import write_task
-    from grpovi_lightning.errors import UserError
-    from grpovi_lightning.parser_messages import one_line
+    from grpovi_lightning.parser_messages import mistakes_in_one_line
     from grpovi_lightning.paths import check_output, expanded
+    from grpovi_lightning.yaml_files import check_config_files
 
+    check_config_files(arguments)
     parser = ArgumentParser(prog="grpovi task", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_function_arguments(write_task)
-    try:
+    with mistakes_in_one_line():
         settings = parser.parse_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(str(error))) from error
     values = expanded(settings.as_dict())
     values.pop("config", None)
     check_output(values["output"], "output")
@@ -191,6 +161,7 @@ def _replay(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     from grpovi_lightning.comparison_command import run
+    from grpovi_lightning.preflight import check_command, setting_names
 
     return run(arguments, check_command, setting_names)
 
@@ -261,34 +232,20 @@ def _adjust(arguments: list[str]) -> int:
 
 
 def _refuse(message: str, status: int = 2) -> int:
-    print(f"grpovi: error: {' '.join(message.split())}", file=sys.stderr)
+    from grpovi_lightning.errors import without_secrets
+
+    print(f"grpovi: error: {without_secrets(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
 def _prepare_to_compute() -> None:
-    _quiet()
+    quiet()
     from grpovi_lightning.allocator import keep_large_blocks
-    from grpovi_lightning.notes import show_notes
+    from grpovi_lightning.notes import quiet_writers, show_notes
 
     keep_large_blocks()
     show_notes()
-
-
-def _quiet() -> None:
-    """Silence advice that does not apply here: batches are text, small and made in order."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (
-        "does not have many workers",
-        "dataloader is not resumable",
-        "exists and is not empty",
-        "Trying to infer the `batch_size`",
-        "in eval mode at the start of training",
-        "Using ModelCheckpoint with manual optimization",
-        "isinstance\\(treespec, LeafSpec\\)",
-    ):
-        warnings.filterwarnings("ignore", message=f"(?s).*{message}.*")
+    quiet_writers()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What a run that stopped can go on from, and whether a checkpoint belongs to it."""
 
+import pickle
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,16 @@ import lightning as L
 import torch
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import COMPLETIONS_FOLDER, STATUS_FILE, RecordError, is_whole_checkpoint
+from grpovi_lightning.run_record.layout import (
+    CHECKPOINTS_FOLDER,
+    COMPLETIONS_FOLDER,
+    CONFIG_FILE,
+    STATUS_FILE,
+    RecordError,
+    is_whole_checkpoint,
+    last_checkpoint,
+)
+from grpovi_lightning.run_record.lock import LOCK_FILE, held_lock
 from grpovi_lightning.run_record.status import State, read_status
 
 
@@ -38,18 +50,52 @@ def check_unused(folder: Path, checkpoints: Path, restart: bool) -> None:
     raise UserError(f"{holds}; {another}, or continue it with --ckpt_path {last}{longer}")
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in `folder` that was written to its end."""
-    whole = [path for path in folder.glob("*.ckpt") if is_whole_checkpoint(path)]
-    return max(whole, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), default=None)
-
-
 def clear_attempt(folder: Path) -> None:
     """Remove what a run that left no checkpoint has logged and sampled, which the new attempt does again."""
     shutil.rmtree(folder / COMPLETIONS_FOLDER, ignore_errors=True)
     csv_logs = folder.glob("*/version_*/metrics.csv")
     for path in (folder / STATUS_FILE, *folder.glob("events.out.tfevents.*"), *csv_logs):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_to_itself(folder: Path, keep: Callable[[], bool]) -> Iterator[None]:
+    """Hold the folder of a run, and leave nothing there if the run is refused before its first step.
+
+    Some reasons are seen only when models are loaded. The same command can then be given again, mended. What was in the
+    folder before stays.
+
+    Args:
+        folder: of the run.
+        keep: says whether a run that is refused keeps what it wrote, such as one that has made a step.
+
+    Raises:
+        RecordError: another process works in the folder.
+    """
+    before = {path for path in _run_files(folder) if path.exists()}
+    with held_lock(folder):
+        try:
+            yield
+        except UserError:
+            if not keep():
+                _remove_all_but(before, folder)
+            raise
+
+
+def _run_files(folder: Path) -> list[Path]:
+    """Return what a run that made no step may have written, files before the folders that they are in."""
+    inner = [folder / name for name in (COMPLETIONS_FOLDER, CHECKPOINTS_FOLDER)]
+    logs = [*folder.glob("events.out.tfevents.*"), *folder.glob("*/version_*/*"), *folder.glob("*/version_*")]
+    files = [folder / name for name in (STATUS_FILE, CONFIG_FILE, "hparams.yaml", LOCK_FILE)]
+    files += [path for place in inner for path in place.glob("*")] + logs
+    return [*files, *inner, *{log.parent.parent for log in logs if log.parent.parent.parent == folder}, folder]
+
+
+def _remove_all_but(before: set[Path], folder: Path) -> None:
+    for path in _run_files(folder):
+        if path not in before:
+            with suppress(OSError):  # it is not there, or holds something else
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def check_checkpoint(path: Path, module: L.LightningModule, max_steps: int | None) -> None:
@@ -93,9 +139,16 @@ def _read(path: Path, training: bool) -> dict[str, Any]:
         raise UserError(f"checkpoint {path}: got {kind}; {remedy}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:  # torch would say how to load it nevertheless
+        raise UserError(
+            f"checkpoint {path}: holds objects that are no numbers or text, which could run code; give one of "
+            "<run>/checkpoints/*.ckpt"
+        ) from error
     except Exception as error:  # torch raises errors of many types for a damaged or foreign file
         raise UserError(f"checkpoint {path}: cannot be read: {str(error).splitlines()[0]}; give another one") from error
-    needed = {"state_dict", "loops", "optimizer_states"} if training else {"state_dict"}
-    if not isinstance(content, dict) or not needed <= set(content):
+    needed: dict[str, type] = {"state_dict": dict, "global_step": int}
+    if training:
+        needed |= {"loops": dict, "optimizer_states": list}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in needed.items()):
         raise UserError(f"checkpoint {path}: holds no run to continue; expected one of <run>/checkpoints/*.ckpt")
     return content

@@ -1,6 +1,18 @@
 """The exceptions whose messages are for the user, not for a developer, and what many of the messages share."""
 
+import errno
+import os
+import re
+from collections.abc import Mapping
 from typing import Any
+
+SECRET_NAME = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)
+"""What the names of environment variables have that hold what nobody else may read."""
+_SHORTEST_SECRET = 8
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_SAID_OF_IT = ("os error 28", "os error 122", "os error 27", "PytorchStreamWriter failed writing", "file write failed")
+"""Words of libraries that have no number of the system's in their errors."""
 
 
 class UserError(ValueError):
@@ -33,3 +45,32 @@ def shown(value: Any) -> str:
     """
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def failed_write(error: BaseException) -> str | None:
+    """Return what the system says where an error is that a file could not be written; None for any other error.
+
+    >>> failed_write(OSError(errno.ENOSPC, "No space left on device", "runs/a/status.json"))
+    'No space left on device: runs/a/status.json'
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _NO_ROOM:
+            file = found.filename2 or found.filename  # the second is where something was moved or copied to
+            return (found.strerror or str(found)) + (f": {file}" if file else "")
+        if any(words in str(found) for words in _SAID_OF_IT):
+            return " ".join(str(found).split())[:200]
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def without_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a text with the names of environment variables in the place of what tokens and keys among them hold.
+
+    >>> without_secrets("401 for hf_abcdefgh", {"HF_TOKEN": "hf_abcdefgh"})
+    '401 for <HF_TOKEN>'
+    """
+    for name, value in environment.items():
+        if len(value) >= _SHORTEST_SECRET and SECRET_NAME.search(name):
+            text = text.replace(value, f"<{name}>")
+    return text

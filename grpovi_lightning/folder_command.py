@@ -1,6 +1,5 @@
 """What the commands share that fill one folder by the settings in YAML files: `sample`, `teach` and `relabel`."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.overlays import own_defaults
-from grpovi_lightning.parser_messages import one_line
+from grpovi_lightning.parser_messages import check_objects, mistakes_in_one_line
 from grpovi_lightning.paths import check_output, expanded
-from grpovi_lightning.run import find_user_code, user_error
+from grpovi_lightning.run import find_user_code
 from grpovi_lightning.run_record.layout import CONFIG_FILE, replace_file
+from grpovi_lightning.yaml_files import check_config_files
 
 
 def folder_parser(command: str) -> ArgumentParser:
@@ -33,14 +33,12 @@ def build_described(parser: ArgumentParser, arguments: list[str]) -> tuple[Names
         UserError: the settings are wrong.
     """
     find_user_code()
-    try:
+    check_config_files(arguments)
+    with mistakes_in_one_line():
         with own_defaults():
             config = expanded(parser.parse_args(arguments))
+        check_objects(config)
         built: Any = parser.instantiate_classes(config)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(str(error))) from error
-    except ValueError as error:
-        raise (user_error(error) or error) from None
     return built, parser.dump(config, skip_none=False)
 
 

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from grpovi_lightning import adjustment, advantages, losses, selection
+from grpovi_lightning.concrete import is_concrete
 from grpovi_lightning.one_line_parser import OneLineParser
 
 
@@ -45,11 +46,6 @@ def methods(room: Room) -> Iterator[Method]:
             text = found.__doc__ or ""
             sources = tuple(dict.fromkeys(re.findall(r"arXiv \d{4}\.\d{5}", text)))
             yield Method(name, text.strip().partition("\n")[0], sources)
-
-
-def is_concrete(found: type) -> bool:
-    """Tell whether objects can be made of a class; a module of torch may have abstract methods, too."""
-    return not any(getattr(getattr(found, name, None), "__isabstractmethod__", False) for name in dir(found))
 
 
 def show(arguments: list[str]) -> None:

@@ -2,8 +2,11 @@
 
 import logging
 import sys
+import threading
 
 from lightning.pytorch.utilities import rank_zero_only
+
+from grpovi_lightning.errors import without_secrets
 
 
 class _ToTerminal(logging.Handler):
@@ -11,7 +14,7 @@ class _ToTerminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING or getattr(rank_zero_only, "rank", 0) == 0:
-            print(self.format(record), file=sys.stderr)
+            print(without_secrets(self.format(record)), file=sys.stderr)
 
 
 def show_notes() -> None:
@@ -20,3 +23,15 @@ def show_notes() -> None:
     log.setLevel(logging.INFO)
     if not any(isinstance(handler, _ToTerminal) for handler in log.handlers):
         log.addHandler(_ToTerminal())
+
+
+def quiet_writers() -> None:
+    """Let threads that write event files fail without a traceback of their own: the next write of the run raises it."""
+    usual = threading.excepthook
+
+    def hook(given: threading.ExceptHookArgs, /) -> None:
+        writes = type(given.thread).__module__.startswith("tensorboard.")
+        if not (writes and isinstance(given.exc_value, OSError)):
+            usual(given)
+
+    threading.excepthook = hook

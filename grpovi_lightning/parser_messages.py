@@ -1,12 +1,23 @@
 """The argument parser's errors, which run over many lines, in one line."""
 
+import argparse
+import dataclasses
 import difflib
 import importlib
 import inspect
 import re
+import traceback
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from jsonargparse import Namespace
+from omegaconf.errors import OmegaConfBaseException
+
+from grpovi_lightning.errors import UserError, shown
 
 _NOISE = re.compile(
     r"^(Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>"
@@ -21,6 +32,81 @@ _REJECTED = re.compile(
 )
 _CLASS = re.compile(r"class_path '([^']+)'")
 _KEY = re.compile(r'Parser key "([^"]+)"')
+_PARSERS = ("jsonargparse", "omegaconf", "yaml")
+"""Packages whose own errors are about what the person wrote."""
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Turn what reading settings, or building what they describe, raises for a mistake in them into a `UserError`.
+
+    A defect of the code that is built keeps its own error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(str(error))) from error
+    except OmegaConfBaseException as error:
+        said = one_line(str(error)).rstrip(".")
+        raise UserError(f"settings: {said}; `${{name}}` stands for another setting, such as ${{study_dir}}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config: a file is no text ({error}); expected YAML, saved as UTF-8") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        # The parser wraps what a constructor raises into "does not validate against any of the types".
+        if (cause := user_error(error)) is not None:
+            raise cause from None
+        frames = traceback.extract_tb(error.__traceback__)
+        if not set(Path(frames[-1].filename).parts) & set(_PARSERS):
+            raise
+        raise UserError(one_line(str(error))) from error
+
+
+def check_objects(given: Any, where: str = "") -> None:
+    """Check what the parser lets through: null, or a plain value, where an object of this package takes neither.
+
+    Args:
+        given: parsed settings, or a value in them.
+        where: its dotted name.
+
+    Raises:
+        UserError: names the first such setting.
+    """
+    if isinstance(given, list):
+        for i, item in enumerate(given):
+            check_objects(item, f"{where}.{i}")
+    if not isinstance(given, Namespace):
+        return
+    kind = _imported(given.class_path) if isinstance(given.get("class_path"), str) else None
+    if inspect.isclass(kind) and kind.__module__.startswith(__package__ or "") and given.get("init_args"):
+        hints, parameters = _hints(kind), inspect.signature(kind).parameters
+        for name, value in vars(given.init_args).items():
+            if name in hints and name in parameters:
+                _check_value(value, hints[name], f"{where}.init_args.{name}".lstrip("."), parameters[name].default)
+    for name, value in vars(given).items():
+        check_objects(value, f"{where}.{name}".lstrip("."))
+
+
+def _check_value(value: Any, hint: Any, where: str, default: Any) -> None:
+    kinds = _kinds(hint)
+    if value is None and default is not None and not {Any, type(None)} & {*kinds}:
+        raise UserError(f"{where}: got null, expected {_shown(hint)}; leave it out for its default, if it has one")
+    if dataclasses.is_dataclass(kinds[0]) and isinstance(value, bool | int | float | str | list):
+        names = ", ".join(_names(kinds[0]))
+        raise UserError(f"{where}: got {shown(value)}, expected settings, a line each below it: {names}")
+
+
+def _shown(hint: Any) -> str:
+    return hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Return the `UserError` from which `error` arose, if there is one."""
+    arose_from: BaseException | None = error
+    while arose_from is not None and not isinstance(arose_from, UserError):
+        arose_from = arose_from.__cause__ or arose_from.__context__
+    return arose_from
 
 
 def one_line(message: str) -> str:

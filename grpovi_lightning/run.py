@@ -1,6 +1,5 @@
 """One Lightning run from YAML: parsed, checked, and given this package's callbacks."""
 
-import argparse
 import os
 import sys
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from grpovi_lightning.callbacks import (
     Diagnoses,
     EvaluateAtStart,
     ExportModel,
+    RankWatch,
     RewardWatch,
     RoundingWatch,
     RunCheckpoint,
@@ -30,16 +30,20 @@ from grpovi_lightning.callbacks import (
     TimeLimit,
 )
 from grpovi_lightning.callbacks.stopping import SIGTERM_STATUS
-from grpovi_lightning.continuation import check_checkpoint, check_unused, clear_attempt, last_checkpoint
+from grpovi_lightning.continuation import (
+    check_checkpoint,
+    check_unused,
+    clear_attempt,
+    folder_to_itself,
+)
 from grpovi_lightning.data.base import TextDataModule
-from grpovi_lightning.errors import UserError
+from grpovi_lightning.errors import TrainingError, UserError, failed_write
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.overlays import own_defaults
-from grpovi_lightning.parser_messages import one_line
+from grpovi_lightning.parser_messages import check_objects, mistakes_in_one_line
 from grpovi_lightning.paths import check_output, expanded
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError
-from grpovi_lightning.run_record.lock import held_lock
-from grpovi_lightning.run_record.study import MAX_SEED
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError, last_checkpoint
+from grpovi_lightning.run_settings import check_run
 from grpovi_lightning.trainer_arguments import (
     RUN_DEFAULTS,
     check_arguments,
@@ -54,6 +58,7 @@ from grpovi_lightning.trainer_state import (
     read_whole_numbers_first,
     stopped_early,
 )
+from grpovi_lightning.yaml_files import check_config_files
 
 
 class RunCLI(LightningCLI):
@@ -76,29 +81,26 @@ class RunCLI(LightningCLI):
         read_whole_numbers_first()
         read_loggers_without_a_place()
         find_user_code()
+        check_config_files(arguments)
         try:
-            super().__init__(
-                L.LightningModule,
-                L.LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                run=False,
-                args=arguments,
-                seed_everything_default=False,
-                trainer_defaults=RUN_DEFAULTS,
-                save_config_callback=SaveConfigCallback if training else None,
-                save_config_kwargs={"overwrite": True},
-                parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-        except argparse.ArgumentError as error:
-            raise UserError(one_line(str(error))) from error
+            with mistakes_in_one_line():
+                super().__init__(
+                    L.LightningModule,
+                    L.LightningDataModule,
+                    subclass_mode_model=True,
+                    subclass_mode_data=True,
+                    run=False,
+                    args=arguments,
+                    seed_everything_default=False,
+                    trainer_defaults=RUN_DEFAULTS,
+                    save_config_callback=SaveConfigCallback if training else None,
+                    save_config_kwargs={"overwrite": True},
+                    parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+                    auto_configure_optimizers=False,
+                    load_from_checkpoint_support=False,
+                )
         except MisconfigurationException as error:
             raise UserError(" ".join(str(error).split())) from error
-        except ValueError as error:
-            # The parser wraps what a constructor raises into "does not validate against any of the types".
-            raise (user_error(error) or error) from None
         check_trainer(self.trainer)
         self.model.check_settings(self.trainer, self.datamodule)
         if self.config.trainer.check_val_every_n_epoch is not None and self.trainer.limit_val_batches:
@@ -128,32 +130,15 @@ class RunCLI(LightningCLI):
         )
         parser.add_class_arguments(CompletionSamples, "samples")
         parser.add_class_arguments(CompletionFiles, "completions")
+        parser.add_class_arguments(RankWatch, "ranks")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with own_defaults():
             self.config = expanded(parser.parse_args(args))
-        seed = self.config.seed_everything
-        if isinstance(seed, bool):
-            raise UserError(
-                f"no seed: got seed_everything {seed}, expected an integer; add `seed_everything: 1` to the YAML"
-            )
-        if not 0 <= seed <= MAX_SEED:
-            raise UserError(f"seed_everything: got {seed}, expected a whole number from 0 to {MAX_SEED}")
-        for name in ("model.init_args.seed", "data.init_args.seed"):
-            if isinstance(own := self.config.get(name), int) and own < 0:
-                raise UserError(f"{name}: got {own}, expected a whole number of at least 0")
-        if self.config.trainer.max_steps < 1:
-            raise UserError(
-                f"no length: got trainer.max_steps {self.config.trainer.max_steps}, expected at least 1; "
-                "add `max_steps: 100` under `trainer`"
-            )
+        check_objects(self.config)
+        check_run(self.config)
         own_strategy(self.config.trainer.strategy)
         check_arguments(vars(self.config.trainer))
-        if self.config.trainer.default_root_dir is None:
-            raise UserError(
-                "no run folder: got trainer.default_root_dir null, expected where the run is written; "
-                "add `default_root_dir: runs/my-run/seed_1` under `trainer`"
-            )
 
     def before_instantiate_classes(self) -> None:
         self.config.checkpoint.dirpath = self.config.checkpoint.dirpath or str(self.folder / CHECKPOINTS_FOLDER)
@@ -175,7 +160,9 @@ class RunCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.folder), name="", version="", default_hp_metric=False)
         self.status = RunStatus(self.folder, self.config.seed_everything)
+        config.ranks.on_lost = lambda reason: self.status.ended_by(self.trainer, reason)
         callbacks = [
+            config.ranks,  # before the status, which says who is gone
             StopOnSigterm(),
             *(config.trainer.callbacks or []),
             ExportModel(self.folder / MODEL_FOLDER),  # before the status, which says that all is done
@@ -248,7 +235,9 @@ class RunCLI(LightningCLI):
         if checkpoint:
             check_checkpoint(checkpoint, self.model, self.trainer.max_steps if self.training else None)
         try:
-            with held_lock(self.folder) if self.training and self.trainer.is_global_zero else nullcontext():
+            keep = lambda: bool(checkpoint or self.trainer.global_step)  # noqa: E731
+            alone = self.training and self.trainer.is_global_zero
+            with folder_to_itself(self.folder, keep) if alone else nullcontext():
                 self._execute(command, checkpoint)
         except RecordError as error:
             raise UserError(str(error)) from error
@@ -274,12 +263,23 @@ class RunCLI(LightningCLI):
             if self.training and self.trainer.is_global_zero:
                 self._tell_how_to_go_on()
             raise SystemExit(SIGTERM_STATUS) from None
+        except MisconfigurationException as error:
+            raise UserError(" ".join(str(error).split())) from error
+        except Exception as error:
+            if self.training and (lost := self.config_init.ranks.lost) is not None:  # type: ignore[union-attr]
+                if not self.config_init.ranks.speaks:  # type: ignore[union-attr]
+                    raise SystemExit(1) from None
+                raise TrainingError(f"{lost}; mend the cause, then {self._how_to_go_on()}") from error
+            if (reason := failed_write(error)) is None:
+                raise
+            raise TrainingError(f"cannot write: {reason}; make room, then {self._how_to_go_on()}") from error
+
+    def _how_to_go_on(self) -> str:
+        last = last_checkpoint(Path(self.config.checkpoint.dirpath))
+        return f"continue it with --ckpt_path {last}" if last else "begin it anew with --restart: it left no checkpoint"
 
     def _tell_how_to_go_on(self) -> None:
-        last = last_checkpoint(Path(self.config.checkpoint.dirpath))
-        go_on = (
-            f"continue it with --ckpt_path {last}" if last else "it left no checkpoint; begin it anew with --restart"
-        )
+        go_on = self._how_to_go_on()
         where = f"step {self.trainer.global_step} of {self.trainer.max_steps}"
         print(f"grpovi: the run was {self.status.content['error']}, at {where}; {go_on}", file=sys.stderr)
 
@@ -288,11 +288,3 @@ def find_user_code() -> None:
     """Let reward functions be found in the folder where the command runs; installed packages come first."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-
-
-def user_error(error: BaseException) -> UserError | None:
-    """Return the `UserError` from which `error` arose, if there is one."""
-    arose_from: BaseException | None = error
-    while arose_from is not None and not isinstance(arose_from, UserError):
-        arose_from = arose_from.__cause__ or arose_from.__context__
-    return arose_from

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import subprocess
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +11,7 @@ from typing import Any, get_args
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -105,3 +108,18 @@ def place_logger(logger: Namespace, folder: Path) -> None:
     for key, value in settings.items():
         if given[key] == defaults[key].default:
             given[key] = value
+
+
+def leave_children_alone(trainer: L.Trainer) -> None:
+    """Stop Lightning from killing all processes of this machine without a word when one of them ends.
+
+    Its thread kills the main process, too, within five seconds. It has no switch.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []  # with nothing to look after, it ends
+
+
+def local_children(trainer: L.Trainer) -> list[subprocess.Popen[bytes]]:
+    """Return the other processes of this machine, in the one that has started them."""
+    return list(getattr(trainer.strategy.launcher, "procs", []))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpovi_lightning.cli import check_command
+from grpovi_lightning.preflight import check_command
 from grpovi_lightning.study import load_study
 from grpovi_lightning.study.plan import plan_arms, plan_prepare, plan_tuning
 

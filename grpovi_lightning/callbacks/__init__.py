@@ -4,6 +4,7 @@ from grpovi_lightning.callbacks.checkpoint import RunCheckpoint
 from grpovi_lightning.callbacks.completions import CompletionFiles
 from grpovi_lightning.callbacks.diagnoses import Diagnoses
 from grpovi_lightning.callbacks.lifecycle import EvaluateAtStart, ExportModel, TimeLimit
+from grpovi_lightning.callbacks.ranks import RankWatch
 from grpovi_lightning.callbacks.rounding import RoundingWatch
 from grpovi_lightning.callbacks.samples import CompletionSamples
 from grpovi_lightning.callbacks.status import RunStatus
@@ -18,6 +19,7 @@ __all__ = [
     "Diagnoses",
     "EvaluateAtStart",
     "ExportModel",
+    "RankWatch",
     "RewardWatch",
     "RoundingWatch",
     "RunCheckpoint",

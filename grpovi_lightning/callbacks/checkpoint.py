@@ -66,11 +66,13 @@ class RunCheckpoint(ModelCheckpoint):
             # Not among the best, which alone are kept under a name of their own.
             super()._save_checkpoint(trainer, str(self._draft))
             if trainer.is_global_zero:
+                _to_disk(self._draft)
                 self._draft_becomes_last()
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         if self.save_last == "link" and trainer.is_global_zero:
+            _to_disk(Path(filepath))
             _remove(self._draft)
             self._draft.symlink_to(os.path.relpath(filepath, self._draft.parent))  # so that a run can be moved
             self._draft_becomes_last()
@@ -97,6 +99,14 @@ def _moved(value: Any, there: str, here: str) -> Any:
     if isinstance(value, dict):
         return {_moved(path, there, here): score for path, score in value.items()}
     return here + value.removeprefix(there) if isinstance(value, str) and value.startswith(there) else value
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or those of a folder, are on the disk: an older one is removed next, and power may fail."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def _is_real_folder(path: Path) -> bool:

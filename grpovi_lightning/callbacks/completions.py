@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,9 @@ class CompletionFiles(L.Callback):
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Make Parquet files of what there is."""
-        self._close()
+        """Make Parquet files of what there is; on a full disk it stays as it is, and the run that goes on reads it."""
+        with suppress(OSError):  # the exception is the one to tell
+            self._close()
 
     def _close(self) -> None:
         for each in (self._sets or {}).values():

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from grpovi_lightning.callbacks.ranks import rank_watch
 from grpovi_lightning.data.base import TextDataModule
+from grpovi_lightning.errors import without_secrets
 from grpovi_lightning.modules.logging import mark_restart
 from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.run_record.status import RunRecord, State, read_status, timestamp, write_status
@@ -121,8 +124,16 @@ class RunStatus(L.Callback):
         if isinstance(exception, SIGTERMException):
             self.content["error"] = "stopped by SIGTERM"
         elif not stopped:
-            self.content["error"] = f"{type(exception).__name__}: {message}"
-        self._write(trainer, State.INTERRUPTED if stopped else State.FAILED)
+            watch = rank_watch(trainer)
+            self.content["error"] = (watch and watch.lost) or f"{type(exception).__name__}: {message}"
+        with suppress(OSError):  # on a full disk the record stays as it was; the exception is the one to tell
+            self._write(trainer, State.INTERRUPTED if stopped else State.FAILED)
+
+    def ended_by(self, trainer: L.Trainer, reason: str) -> None:
+        """Note what ends the process, outside of Lightning's hooks."""
+        self.content["error"] = reason
+        with suppress(OSError):
+            self._write(trainer, State.FAILED)
 
     def _write(self, trainer: L.Trainer, state: str) -> None:
         self._written = time.monotonic()
@@ -134,7 +145,10 @@ class RunStatus(L.Callback):
             "updated": timestamp(),
             "wall_seconds": self._seconds(),
         }
-        write_status(self.folder, RunRecord(**self.content))
+        secret_free: dict[str, Any] = {"warnings": tuple(map(without_secrets, self.content["warnings"]))}
+        if self.content["error"] is not None:
+            secret_free["error"] = without_secrets(self.content["error"])
+        write_status(self.folder, RunRecord(**self.content | secret_free))
 
     def _seconds(self) -> float:
         return round(self._before_seconds + time.monotonic() - self._began, 3)

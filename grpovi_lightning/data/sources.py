@@ -90,7 +90,7 @@ class Source:
         """
         given: DataSource = {"path": value} if isinstance(value, str) else value
         unknown = [setting for setting in given if setting not in DataSource.__annotations__]
-        if unknown or "path" not in given:
+        if unknown or not given.get("path"):
             wrong = f"no setting {unknown[0]!r}" if unknown else "no path"
             raise UserError(
                 f"data {given}: {wrong}; expected `path` and, where needed, {', '.join(DataSource.__annotations__)}"

@@ -26,9 +26,8 @@ def loading(what: str) -> Iterator[None]:
 
 
 def check_files(folder: Path, role: str) -> None:
-    """Raise `UserError` for damaged weights, whose headers alone are read, or a damaged generation config."""
-    settings = folder / "generation_config.json"
-    if settings.is_file():  # which `transformers` leaves out without a word where it is damaged
+    """Raise `UserError` for damaged weights, whose headers alone are read, or damaged settings or tokenizer files."""
+    for settings in sorted(folder.glob("*.json")):  # some `transformers` leaves out without a word where damaged
         with loading(f"{role} {settings}"):
             json.loads(settings.read_text(encoding="utf-8"))
     for file in sorted(folder.glob("*.safetensors")):

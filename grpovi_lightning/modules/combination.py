@@ -2,6 +2,7 @@
 
 from grpovi_lightning.adjustment import Adjustment
 from grpovi_lightning.advantages import Advantage, shown_range
+from grpovi_lightning.concrete import is_concrete
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.rewards import Reward
 
@@ -10,8 +11,14 @@ def check_combination(group_size: int, reward: Reward, adjustment: Adjustment, a
     """Refuse groups without anything to compare, what cannot take effect, and rewards that an advantage cannot take.
 
     Raises:
-        UserError: names the two that do not go together.
+        UserError: names the two that do not go together, or what is no method or reward by itself.
     """
+    for part in (reward, adjustment, advantage):
+        if not is_concrete(type(part)):
+            raise UserError(f"{type(part).__name__}: got the base class, expected one of its kinds; see grpovi methods")
+    for name in reward.weights():
+        if not name:
+            raise UserError("reward: got no name, expected a word, which its logged scalars begin with; set `name`")
     if group_size < 2:
         raise UserError(
             f"group_size: got {group_size}, expected at least 2; the advantage of a completion is its reward "

@@ -140,7 +140,7 @@ class GRPOModule(FrozenLeftOut):
         """Raise `UserError` for settings that cannot work with the trainer's or the data's, before loading."""
         self.updater.check(trainer, data)
         refuse_float16("policy.dtype", self.policy_source.dtype)
-        check_optimizer(self.optimizer, self.lr_scheduler)
+        check_optimizer(self.optimizer, self.lr_scheduler, with_closure=False)
         check_prompts_handed_out(self.resampling, data)
         check_sharded(self, trainer, data)
         self.held_out.check(data)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 
-from grpovi_lightning.errors import TrainingError
+from grpovi_lightning.errors import TrainingError, without_secrets
 from grpovi_lightning.randomness import HELD_OUT_STEP
 from grpovi_lightning.structures import Rollout
 
@@ -44,7 +44,7 @@ def kept_if_scoring_fails(module: L.LightningModule, rollout: Rollout, by: str =
             }
             for p, number in enumerate(prompts.indices.tolist())
         ]
-        content = {"step": rollout.step, "error": str(error), "rows": rows}
+        content = {"step": rollout.step, "error": without_secrets(str(error)), "rows": rows}
         try:
             file = batch_file(module.trainer, f"failed_{by}", rollout.step, ".json")
             file.write_text(json.dumps(content, indent=1, default=repr))

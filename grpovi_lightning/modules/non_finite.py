@@ -31,11 +31,15 @@ def refuse_non_finite(
         return
     content = batch()
     step = content["step"]
-    file = batch_file(module.trainer, "non_finite", step, ".pt")
-    torch.save(content | {"metrics": dict(metrics)}, file)
+    try:
+        file = batch_file(module.trainer, "non_finite", step, ".pt")
+        torch.save(content | {"metrics": dict(metrics)}, file)
+        kept = f"is in {file}"
+    except (OSError, RuntimeError) as failure:  # the number is the one to tell
+        kept = f"could not be written ({str(failure).splitlines()[0]})"
     numbers = ", ".join(f"{name} {value}" for name, value in found.items())
     raise TrainingError(
-        f"step {step}: {numbers}; the update was not made, its batch is in {file}; lower the learning rate or look at "
+        f"step {step}: {numbers}; the update was not made, its batch {kept}; lower the learning rate or look at "
         f"{look_at}"
     )
 

@@ -1,6 +1,7 @@
 """One optimizer and, where one is set, a schedule stepped once per update."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,9 +21,34 @@ def refuse_float16(setting: str, value: Any) -> None:
         )
 
 
-def check_optimizer(optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
-    """Raise `UserError` for a setting that optimizer or schedule refuse, before anything is loaded."""
-    _build([nn.Parameter(torch.zeros(1, 1))], optimizer, lr_scheduler)
+def check_optimizer(
+    optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None, *, with_closure: bool = True
+) -> None:
+    """Raise `UserError` for an optimizer or schedule that cannot make a step, before anything is loaded.
+
+    Args:
+        optimizer: as in the settings.
+        lr_scheduler: likewise.
+        with_closure: whether a step is given what computes loss and gradient, as Lightning does where it optimizes.
+    """
+    parameter = nn.Parameter(torch.ones(1, 1))
+
+    def loss() -> torch.Tensor:
+        built.zero_grad()
+        value = parameter.square().sum()
+        value.backward()
+        return value.detach()
+
+    built, schedule = _build([parameter], optimizer, lr_scheduler)
+    with _named("optimizer", Exception):  # whatever its type: it is tried on a number of its own
+        if with_closure:
+            built.step(loss)
+        else:
+            loss()
+            built.step()
+    if schedule is not None:
+        with _named("lr_scheduler", Exception):
+            schedule.step()
 
 
 def optimizer_setup(
@@ -45,18 +71,25 @@ def optimizer_setup(
 def _build(
     parameters: list[nn.Parameter], optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
 ) -> Any:
-    what = "optimizer"
-    try:
+    with _named("optimizer", ValueError, TypeError):
         built = optimizer(parameters)
-        what = "lr_scheduler"
+    with _named("lr_scheduler", ValueError, TypeError, ZeroDivisionError):
         schedule = None if lr_scheduler is None else lr_scheduler(built)
-    except UserError:  # of an optimizer of this package, and a ValueError
-        raise
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{what}: {' '.join(str(error).split())[:300]}; set it in the YAML") from error
     if isinstance(schedule, ReduceLROnPlateau):
         raise UserError(
             "lr_scheduler: got ReduceLROnPlateau, expected a schedule that depends on the number of updates alone, "
             "such as CosineAnnealingLR"
         )
     return built, schedule
+
+
+@contextmanager
+def _named(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except UserError:  # of an optimizer of this package, and a ValueError
+        raise
+    except kinds as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split() if str(error) else [type(error).__name__])
+        said = said.removeprefix("ValueError: ").removeprefix("TypeError: ")
+        raise UserError(f"{what}: {said[:300]}; set it in the YAML") from error

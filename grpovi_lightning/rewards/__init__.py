@@ -6,6 +6,7 @@ from grpovi_lightning.rewards.ensembles import MemberLowerBound, MemberMean, Mem
 from grpovi_lightning.rewards.functions import RewardFunction
 from grpovi_lightning.rewards.models import RewardModel
 from grpovi_lightning.rewards.normalised import NormalisedReward
+from grpovi_lightning.rewards.retrying import Retry
 
 __all__ = [
     "CompositeReward",
@@ -13,6 +14,7 @@ __all__ = [
     "MemberMean",
     "MemberMinimum",
     "NormalisedReward",
+    "Retry",
     "Reward",
     "RewardFunction",
     "RewardModel",

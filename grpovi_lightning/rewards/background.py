@@ -3,13 +3,14 @@
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 
-class TookTooLong(Exception):
+class TookTooLong(TimeoutError):
     """What was started is not done in time."""
 
 
@@ -24,9 +25,11 @@ def started_thread(call: Callable[[], Any]) -> Future[Any]:
 
     def run() -> None:
         try:
-            running.set_result((call(), None))
+            outcome = call(), None
         except BaseException as error:
-            running.set_result((None, error))
+            outcome = None, error
+        with suppress(InvalidStateError):  # nobody waits for it any more
+            running.set_result(outcome)
 
     threading.Thread(target=run, name="user code", daemon=True).start()
     return running
@@ -49,6 +52,49 @@ def result_of(running: Future[Any], seconds: float | None = None) -> Any:
     if error is not None:
         raise error
     return value
+
+
+async def all_of(calls: Sequence[Callable[[], Awaitable[Any]]], limit: int) -> list[Any]:
+    """Return what each call gives, at most `limit` of them running at a time.
+
+    After the first error no further one begins, those that run are cancelled, and it is raised.
+    """
+    places, failed = asyncio.Semaphore(limit), asyncio.Event()
+
+    async def one(call: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+        async with places:
+            if failed.is_set():
+                return None, asyncio.CancelledError()
+            value, error = await _outcome(call)
+            if error is not None:
+                failed.set()
+            return value, error
+
+    tasks = [asyncio.ensure_future(one(call)) for call in calls]
+    try:
+        for next_done in asyncio.as_completed(tasks):
+            if (error := (await next_done)[1]) is not None:
+                raise error
+        return [task.result()[0] for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def within(waited_for: Awaitable[Any], seconds: float | None) -> Any:
+    """Return what is waited for.
+
+    Raises:
+        TookTooLong: longer than so many seconds.
+    """
+    clock = asyncio.timeout(seconds)
+    try:
+        async with clock:
+            return await waited_for
+    except TimeoutError as error:
+        if clock.expired():
+            raise TookTooLong from error
+        raise
 
 
 async def _outcome(call: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:

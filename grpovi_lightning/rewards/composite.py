@@ -1,5 +1,6 @@
 """Several rewards in one."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -34,6 +35,8 @@ class CompositeReward(RewardOfParts):
         weights = [1.0] * len(rewards) if reward_weights is None else reward_weights
         if len(weights) != len(rewards) or not rewards:
             raise UserError(f"reward_weights: got {len(weights)} weights for {len(rewards)} rewards, expected one each")
+        if not all(map(math.isfinite, weights)):
+            raise UserError(f"reward_weights: got {weights}, expected finite numbers")
         super().__init__(rewards)
         self._weights: dict[str, float] = {}
         for part, factor in zip(rewards, weights, strict=True):

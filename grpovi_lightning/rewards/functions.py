@@ -12,7 +12,9 @@ from grpovi_lightning.conversations import Conversation, as_messages
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.rewards.arguments import accepted_arguments, check_kwargs
 from grpovi_lightning.rewards.base import Reward
-from grpovi_lightning.rewards.user_code import import_function, is_async, made_function, start_user_code
+from grpovi_lightning.rewards.imports import imported
+from grpovi_lightning.rewards.retrying import Retry
+from grpovi_lightning.rewards.user_code import Patience, is_async, made_function, start_user_code
 from grpovi_lightning.structures import Rollout
 
 
@@ -43,8 +45,9 @@ class RewardFunction(Reward):
     These arguments have one entry per completion: prompts and columns are repeated over the group. A function without
     `**columns` gets those that it names. One that names `trainer_state` gets a `RunProgress`. The function returns
     None or NaN for a completion that it cannot score, and for all completions of a prompt of another task (see
-    `Reward.total`). All `async` functions of a `CompositeReward` run at the same time, in a thread of their own. Where
-    prompts are conversations, a prompt is a list of messages, and a completion a list of one.
+    `Reward.total`). All `async` functions of a `CompositeReward` run at the same time, in a thread of their own, and
+    beside them those with `max_concurrency`. Where prompts are conversations, a prompt is a list of messages, and a
+    completion a list of one.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class RewardFunction(Reward):
         kwargs: dict[str, Any] | None = None,
         factory: str | None = None,
         time_limit: float | None = None,
+        retry: Retry | None = None,
+        max_concurrency: int | None = None,
     ) -> None:
         """Import the function, or have it made.
 
@@ -66,10 +71,15 @@ class RewardFunction(Reward):
                 `trl.rewards.get_soft_overlong_punishment`.
             time_limit: seconds that a call may take, before the run stops; None: as long as it likes. Such a function
                 runs in a thread of its own, unless it is `async`.
+            retry: after which errors a call is made again, how often, and with which waits; None: the first error
+                stops the run.
+            max_concurrency: calls the function for each completion by itself, its lists having one entry, with this
+                many calls at a time: an `async` function in the background's thread, another in threads of its own.
+                None: one call for all completions.
 
         Raises:
-            UserError: the import path leads to no function, not one of `function` and `factory` is given, or `kwargs`
-                has what is not taken.
+            UserError: the import path leads to no function, not one of `function` and `factory` is given, `kwargs` has
+                what is not taken, or a number is out of its range.
         """
         super().__init__()
         if (function is None) == (factory is None):
@@ -77,20 +87,16 @@ class RewardFunction(Reward):
                 f"reward function: got function {function} and factory {factory}, expected one of the two; name one, "
                 "such as `function: my_rewards.accuracy`"
             )
-        if time_limit is not None and not 0 < time_limit < math.inf:
-            raise UserError(
-                f"reward function: got time_limit {time_limit}, expected seconds above 0; leave it out for none"
-            )
-        self.time_limit = time_limit
+        self.patience = Patience(time_limit, retry, max_concurrency)
         self.kwargs: dict[str, Any] = {}
         if factory is not None:
             self.function = made_function(factory, kwargs or {})
         else:
             assert function is not None
-            self.function = import_function(function) if isinstance(function, str) else function
+            self.function = imported(function, "reward function") if isinstance(function, str) else function
             self.kwargs = kwargs or {}
         self.name = name or getattr(self.function, "__name__", type(self.function).__name__)
-        self.waits = is_async(self.function)
+        self.waits = is_async(self.function) or max_concurrency is not None
         check_kwargs(f"reward function {self.name}", self.function, self.kwargs)
 
     def weights(self) -> dict[str, float]:
@@ -115,15 +121,21 @@ class RewardFunction(Reward):
         columns = rollout.prompts.columns
         places, names = accepted_arguments(self.name, self.function, columns, "the prompts", self.kwargs)
         given = arguments_of(rollout)
-        taken = {name: given[name] for name in names}
-        call = partial(self.function, *(given[name] for name in places), **taken, **self.kwargs)
-        result = start_user_code(f"reward function {self.name}", rollout, call, self.time_limit)
-        return partial(self._scores, result, rollout)
+        arguments = [given] if self.patience.max_concurrency is None else _of_each(given, len(rollout.texts))
+        calls = [
+            partial(self.function, *(each[p] for p in places), **{name: each[name] for name in names}, **self.kwargs)
+            for each in arguments
+        ]
+        answers = start_user_code(f"reward function {self.name}", rollout, calls, self.patience)
+        return lambda: {self.name: self._scores(answers(), len(rollout.texts)).to(rollout.completion_ids.device)}
 
-    def _scores(self, result: Callable[[], Any], rollout: Rollout) -> dict[str, Tensor]:
-        return {self.name: self._checked(result(), len(rollout.texts)).to(rollout.completion_ids.device)}
+    def _scores(self, answers: list[Any], count: int) -> Tensor:
+        """Return [B] scores out of the answers: one for all completions, or one for each."""
+        per_answer = count // len(answers)
+        return torch.cat([self._checked(each, per_answer, i * per_answer) for i, each in enumerate(answers)])
 
-    def _checked(self, values: Any, expected: int) -> Tensor:
+    def _checked(self, values: Any, expected: int, first: int) -> Tensor:
+        """Return the scores of an answer about so many completions, from number `first` on."""
         try:
             if isinstance(values, str | bytes | Mapping | Set):  # their elements are not one number a completion
                 raise TypeError
@@ -137,11 +149,11 @@ class RewardFunction(Reward):
             raise TrainingError(
                 f"reward function {self.name} returned {len(values)} values, expected {expected}, one per completion"
             )
-        scores = torch.tensor([self._number(value, i) for i, value in enumerate(values)], dtype=torch.float32)
+        scores = torch.tensor([self._number(value, first + i) for i, value in enumerate(values)], dtype=torch.float32)
         for i in scores.isinf().nonzero().flatten().tolist():
             raise TrainingError(
-                f"reward function {self.name} returned {values[i]} at position {i}, expected a finite float32 number, "
-                "or None where a completion cannot be scored"
+                f"reward function {self.name} returned {values[i]} at position {first + i}, expected a finite float32 "
+                "number, or None where a completion cannot be scored"
             )
         return scores
 
@@ -157,3 +169,11 @@ class RewardFunction(Reward):
             f"reward function {self.name} returned {value!r} at position {position}, expected a number, "
             "or None where a completion cannot be scored"
         )
+
+
+def _of_each(given: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return the arguments about each completion: lists of one entry, and what is no list as it is."""
+    return [
+        {name: value[i : i + 1] if isinstance(value, list) else value for name, value in given.items()}
+        for i in range(count)
+    ]

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from grpovi_lightning.run_record.layout import RecordError
 
@@ -28,8 +29,7 @@ def held_lock(folder: Path) -> Iterator[None]:
     Raises:
         RecordError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a+", encoding="ascii") as file:
+    with _opened(folder) as file:
         try:
             free = acquire(file.fileno())
         except OSError as error:  # a file system without locks
@@ -41,7 +41,21 @@ def held_lock(folder: Path) -> Iterator[None]:
                 f"run folder {folder}: process {file.read().strip() or '?'} works in it; end that one, or choose "
                 "another trainer.default_root_dir"
             )
+        if not _is_there(file):  # a run that was refused has removed it, with all that it wrote
+            raise RecordError(f"run folder {folder}: another process has just left it; give the same command again")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _opened(folder: Path) -> TextIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / LOCK_FILE).open("a+", encoding="ascii")
+
+
+def _is_there(file: TextIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(file.name), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -45,6 +45,11 @@ def checked(
     stages, arms = plan_prepare(study, folder), tuning + plan_arms(study, folder, choice)
     for run in stages + arms:
         check_output(run.folder, "--output")
+        if not run.folder.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{run.folder} is or goes through a link to {run.folder.resolve()}, expected a folder in {folder}; "
+                "remove the link, or give --output another folder"
+            )
     check_output(folder / REPORT_FOLDER, "--output")
     check_folder(folder, study)
     for kind, runs in (("prepare stage", stages), ("arm", arms)):

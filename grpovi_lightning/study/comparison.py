@@ -71,6 +71,7 @@ def compare(
         study, folder = checked(study_file, services, seeds, output)
         launcher.check(study)
         count = _job_count(jobs, study, until_decided, launcher)
+        looks_of(folder, study, until_decided, kept_choice(folder, study))  # refused before the folder is made
         with locked(folder), launcher.opened(Site(folder, tuple(program), patience)) as start:
             settings = Settings(start, count, patience)
             # Checked again: another compare may have made the folder since.

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, LOG_FILE, MODEL_FOLDER, is_whole_checkpoint
+from grpovi_lightning.run_record.layout import (
+    CHECKPOINTS_FOLDER,
+    LAST_CHECKPOINT,
+    LOG_FILE,
+    MODEL_FOLDER,
+    last_checkpoint,
+)
 from grpovi_lightning.run_record.lock import acquire
 from grpovi_lightning.run_record.sweeps import Point
 from grpovi_lightning.study.requests import launch_folder, request
@@ -90,10 +96,15 @@ class RunProcess:
     problem: str | None = None
     """Nothing but its own doing ends it."""
 
-    def __init__(self, run: Run, popen: subprocess.Popen[bytes], log_start: int) -> None:
-        """Take charge of a process that leads its own group; its output begins at byte `log_start` of the log."""
-        self.run = run
-        self.log_start = log_start
+    def __init__(
+        self, run: Run, popen: subprocess.Popen[bytes], log_start: int, passed_over: str | None = None
+    ) -> None:
+        """Take charge of a process that leads its own group; its output begins at byte `log_start` of the log.
+
+        `passed_over` says which checkpoint could not be used, if one could not.
+        """
+        self.run, self.log_start = run, log_start
+        self._news = [passed_over] if passed_over else []
         self._popen = popen
 
     def begun(self) -> bool:
@@ -101,8 +112,9 @@ class RunProcess:
         return True
 
     def news(self) -> list[str]:
-        """Return what happened to it beside its own doing: nothing does."""
-        return []
+        """Return what was found at its start and not told yet."""
+        found, self._news = self._news, []
+        return found
 
     def alive(self) -> bool:
         """Tell whether the process still runs; once it has ended, kill workers that it left."""
@@ -154,7 +166,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
     """
     run.lock.parent.mkdir(parents=True, exist_ok=True)
     arguments = list(run.arguments)
-    checkpoint = usable_checkpoint(run.folder)
+    checkpoint, problem = usable_checkpoint(run.folder), passed_over(run.folder)
     with run.lock.open("a") as lock:
         if not acquire(lock.fileno()):
             raise UserError(f"a process still works on {run.folder}; end it, then run the same command again")
@@ -166,6 +178,7 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
         with run.log.open("ab") as log:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             log.write(f"[{now}] grpovi {shlex.join(arguments)}\n".encode())
+            log.write(f"{problem}\n".encode() if problem else b"")
             log.flush()
             log_start = log.tell()
             popen = subprocess.Popen(
@@ -181,16 +194,25 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
             )
         lock.truncate(0)
         lock.write(f"{popen.pid} {socket.gethostname()}")
-    return RunProcess(run, popen, log_start)
+    return RunProcess(run, popen, log_start, problem)
 
 
 def usable_checkpoint(run_dir: Path) -> Path | None:
     """Return the checkpoint that a run can continue from, or None.
 
-    A file cut short does not count: continuing from it would fail each time.
+    A file cut short does not count: continuing from it would fail each time. The one before it, if the folder has one,
+    leads to the same end.
     """
-    last = run_dir / CHECKPOINTS_FOLDER / "last.ckpt"
-    return last if is_whole_checkpoint(last) else None
+    return last_checkpoint(run_dir / CHECKPOINTS_FOLDER)
+
+
+def passed_over(run_dir: Path) -> str | None:
+    """Say that the last checkpoint of a run cannot be used, and what is done; None where all is well."""
+    last, usable = run_dir / CHECKPOINTS_FOLDER / LAST_CHECKPOINT, usable_checkpoint(run_dir)
+    if usable == last or not os.path.lexists(last):
+        return None
+    instead = f"continues from {usable.name}" if usable else "begins anew, because no other is whole"
+    return f"{last} was cut short; the run {instead}"
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:

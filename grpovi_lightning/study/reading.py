@@ -1,51 +1,8 @@
-"""Reading YAML that a person wrote: every mistake becomes one line with got, expected and remedy."""
+"""What is said of YAML files and values that are not what they should be."""
 
 import difflib
 from pathlib import Path
 from typing import Any
-
-import yaml
-
-from grpovi_lightning.errors import UserError
-from grpovi_lightning.run_record.checking import kind
-
-
-class _NoDuplicates(yaml.SafeLoader):
-    """A safe loader that refuses a key written twice, because YAML would silently keep only the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            # Two `<<` merges in one mapping are legal; and a merged key may be overridden.
-            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
-                continue
-            if key_node.value in seen:
-                line = key_node.start_mark.line + 1
-                raise UserError(f"key {key_node.value!r} appears twice in one mapping (again on line {line})")
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Parse a YAML file whose top level is a mapping.
-
-    Args:
-        path: an existing file.
-
-    Raises:
-        UserError: when it cannot be read, is not YAML, repeats a key, or holds something else than a mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; keep one of them") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; expected a YAML file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {kind(content)}, expected a mapping of keys to values")
-    return content
 
 
 def close_files(path: Path) -> str:

@@ -12,8 +12,9 @@ from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError, replace_
 from grpovi_lightning.run_record.lock import acquire
 from grpovi_lightning.run_record.study import Arm, StudyRecord, parse_study, study_mapping, with_configs
 from grpovi_lightning.run_record.sweeps import text_of
-from grpovi_lightning.study.reading import first_difference, read_mapping
+from grpovi_lightning.study.reading import first_difference
 from grpovi_lightning.study.specification import ConfigFile, Study
+from grpovi_lightning.yaml_files import read_mapping
 
 LOCK = ".lock"
 JOBS = ".jobs"

@@ -132,18 +132,22 @@ class Runner:
     def _look(self, entry: _Active) -> bool:
         """Bring a run's progress up to date; True when it is over."""
         if not entry.process.alive():
+            self._tell_news(entry)
             self._settle(entry, stopping=False)
             return True
         if time.monotonic() - entry.looked >= STATUS_SECONDS:
             entry.looked = time.monotonic()
             if not self._has_begun(entry):
                 return False
-            for line in entry.process.news():
-                self._display.note(f"{entry.progress.run.label}: {line}")
+            self._tell_news(entry)
             status = entry.fresh_status()
             if status is not None:
                 entry.progress.follow(status)
         return False
+
+    def _tell_news(self, entry: _Active) -> None:
+        for line in entry.process.news():
+            self._display.note(f"{entry.progress.run.label}: {line}")
 
     def _stop(self, active: list[_Active]) -> None:
         alive = [entry for entry in active if entry.process.alive()]

@@ -10,7 +10,8 @@ from grpovi_lightning.paths import expanded
 from grpovi_lightning.run_record import study as record
 from grpovi_lightning.run_record.layout import STUDY_FILE, RecordError
 from grpovi_lightning.run_record.study import StudyRecord, parse_seeds, parse_study, with_configs
-from grpovi_lightning.study.reading import close_files, read_mapping
+from grpovi_lightning.study.reading import close_files
+from grpovi_lightning.yaml_files import read_mapping
 
 
 @dataclass(frozen=True)

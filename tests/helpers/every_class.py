@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from grpovi_lightning import adjustment, advantages
 from grpovi_lightning.adjustment import Adjustment, RewardRange, SigmoidRange
 from grpovi_lightning.advantages import Advantage
-from grpovi_lightning.methods_command import is_concrete
+from grpovi_lightning.concrete import is_concrete
 
 SETTINGS = {float: lambda: 0.5, int: lambda: 8, RewardRange: lambda: SigmoidRange(0.0, 1.0)}
 """Type of a setting without a default -> a value of it."""

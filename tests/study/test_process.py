@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.study.process import Orphan, Run, last_lines, launch, stop, usable_checkpoint
+from grpovi_lightning.study.process import Orphan, Run, last_lines, launch, passed_over, stop, usable_checkpoint
 
 
 @pytest.fixture
@@ -24,6 +25,24 @@ def test_a_checkpoint_written_by_torch_is_usable_unless_it_was_cut_short(tmp_pat
     for length in (0, len(whole) // 2, len(whole) - 1):
         checkpoint.write_bytes(whole[:length])
         assert usable_checkpoint(tmp_path) is None
+
+
+def test_the_whole_checkpoint_before_a_cut_one_is_used_and_that_is_said(run):
+    folder = run.folder / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in (2, 4):
+        torch.save({"weights": torch.zeros(1000)}, folder / f"step={step}.ckpt")
+        os.utime(folder / f"step={step}.ckpt", (step, step))
+    (folder / "last.ckpt").symlink_to("step=4.ckpt")
+    assert usable_checkpoint(run.folder) == folder / "last.ckpt" and passed_over(run.folder) is None
+    (folder / "step=4.ckpt").write_bytes((folder / "step=4.ckpt").read_bytes()[:-30])
+    said = f"{folder / 'last.ckpt'} was cut short; the run continues from step=2.ckpt"
+    process = launch(run, [sys.executable, "-c", "import sys; print(sys.argv[1:])"])
+    assert process.exit_status == 0 and process.news() == [said]
+    lines = (run.folder / "process.log").read_text().splitlines()
+    assert lines[0].endswith(f"grpovi --ckpt_path {folder / 'step=2.ckpt'}") and lines[1] == said
+    (folder / "step=2.ckpt").unlink()
+    assert passed_over(run.folder).endswith("was cut short; the run begins anew, because no other is whole")
 
 
 def test_threads_of_the_numerical_libraries_are_fixed(run):

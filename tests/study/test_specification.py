@@ -47,7 +47,7 @@ def test_a_folder_instead_of_a_study_file_is_refused(bench):
     [
         ("a: [", "is not valid YAML"),
         ("- a", "holds a list, expected a mapping"),
-        ("", "holds empty, expected a mapping"),
+        ("", "is empty, expected a mapping"),
         ("name: a\nname: b", "key 'name' appears twice in one mapping (again on line 2)"),
         ("arms:\n  a: {configs: []}\n  b: {}\n  a: {}", "key 'a' appears twice in one mapping (again on line 4)"),
         ("1: 2", "key 1 is a number, expected text"),
