@@ -137,7 +137,7 @@ def time_rows() -> list[Sequence[str]]:
 
 def run(_: argparse.Namespace) -> None:
     """Print both tables."""
-    console, _ = consoles()
+    console = consoles()[0]
     columns = ["policy", "GPUs", "all, once", "all, layers", "adapters, once", "adapters, layers"]
     print_table(console, "GB of a GPU", columns, memory_rows())
     columns = ["policy", "GPUs", "gather", "decode", "reference", "update", "gather and reduce", "step"]

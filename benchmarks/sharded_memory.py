@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         for gather, lora in (("once", False), ("layers", False), ("once", True)):
             with tempfile.TemporaryDirectory() as folder:
                 meeting = f"{folder}/meeting"
-                multiprocessing.spawn(measure, (ranks, meeting, gather, lora, sizes), nprocs=ranks)
+                multiprocessing.spawn(measure, (ranks, meeting, gather, lora, sizes), nprocs=ranks)  # type: ignore[attr-defined]
                 found = torch.load(f"{meeting}.found", weights_only=True)
             rows.append(
                 {"processes": ranks, "gather": gather, "trained": "adapters" if lora else "all"}

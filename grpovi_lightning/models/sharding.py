@@ -233,9 +233,8 @@ def whole_state(state: Any) -> Any:
 
 def spread_like(tensor: Any, like: Any) -> Any:
     """Return this process's part of a whole tensor, spread as `like` is; anything else as it is."""
-    if not isinstance(like, DTensor) or not isinstance(tensor, Tensor) or isinstance(tensor, DTensor):
-        return tensor
-    if tensor.shape != like.shape:
+    is_whole = isinstance(tensor, Tensor) and not isinstance(tensor, DTensor)
+    if not is_whole or not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     local = tensor.to(like.to_local().device)
     return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
@@ -262,8 +261,7 @@ def move_unsharded(module: nn.Module, device: torch.device) -> None:
     for child in module.children():
         if not isinstance(child, FSDPModule):
             move_unsharded(child, device)
-    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        del name
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
         tensor.data = tensor.data.to(device)
 
 

@@ -12,7 +12,8 @@ from grpovi_lightning.study.launchers.local import LocalLauncher
 from grpovi_lightning.study.launchers.needs import Needs, NeedsOfRuns
 from grpovi_lightning.study.launchers.on_ray import RayLauncher
 from grpovi_lightning.study.launchers.on_slurm import SlurmLauncher
-from grpovi_lightning.study.reading import close_files, read_mapping
+from grpovi_lightning.study.reading import close_files
+from grpovi_lightning.yaml_files import read_mapping
 
 LAUNCHERS = ("local", "ray", "slurm")
 _REMOTE: dict[str, Any] = {"ray": RayLauncher, "slurm": SlurmLauncher}
