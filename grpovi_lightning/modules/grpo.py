@@ -115,6 +115,7 @@ class GRPOModule(FrozenLeftOut):
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
         loss = loss or GRPOLoss()
+        updates = replace(updates, importance_sampling=updates.importance_sampling or self.engine.decoder.correction)
         self.updater = PolicyUpdater(loss, updates, sampling.temperature)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
         self.needs_reference = loss.needs_reference or self.adjustment.needs_reference
@@ -134,11 +135,13 @@ class GRPOModule(FrozenLeftOut):
     def check_inputs(self) -> None:
         """Raise `UserError` for checkpoints that are not there, before anything is loaded."""
         self.policy_source.check()
+        self.engine.decoder.check(self.policy_source, self.engine.sampling)
         self.reward.check()
 
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
         """Raise `UserError` for settings that cannot work with the trainer's or the data's, before loading."""
         self.updater.check(trainer, data)
+        self.engine.decoder.check_processes(trainer.world_size)
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_optimizer(self.optimizer, self.lr_scheduler)
         check_prompts_handed_out(self.resampling, data)

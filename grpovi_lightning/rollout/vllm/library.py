@@ -1,0 +1,106 @@
+"""The library vLLM: whether it is there, how it is imported, and what it cannot do."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from grpovi_lightning.errors import UserError
+from grpovi_lightning.models import CausalLMSource, NewCausalLM, PretrainedCausalLM
+from grpovi_lightning.models.sources import load_config
+from grpovi_lightning.rollout.sampling import SamplingConfig
+
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process belongs to the training
+}
+
+
+def require_vllm() -> Any:
+    """Return the module vllm; raise `UserError` where it is not installed."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:  # a folder of that name is no library
+        raise UserError(
+            "VLLMDecoder: vllm is not installed here; see docs/vllm.md for how, or name a server that runs in an "
+            "environment of its own (engine: grpovi_lightning.rollout.vllm.VLLMServer)"
+        )
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that weights are handed over within the process
+    return importlib.import_module("vllm")
+
+
+def part(name: str) -> Any:
+    """Return a module of vLLM."""
+    require_vllm()
+    return importlib.import_module(f"vllm.{name}")
+
+
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """Run vLLM within a training process: random numbers, threads and autocast of the training stay as they are."""
+    threads, device = torch.set_num_threads, "cuda" if torch.cuda.is_available() else "cpu"
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.no_grad():
+        try:
+            with torch.autocast(device, enabled=False):
+                yield
+        finally:
+            torch.set_num_threads = threads  # on a CPU, vLLM puts a function there that does nothing
+
+
+def check_sampling(sampling: SamplingConfig) -> None:
+    """Raise `UserError` for settings that mean something else to vLLM."""
+    if sampling.min_p > 0.0 and sampling.top_p < 1.0:
+        raise UserError(
+            f"sampling: got min_p {sampling.min_p} with top_p {sampling.top_p}, which vLLM applies in the other order, "
+            "to another distribution; leave one of them out, or use GroupDecoder"
+        )
+
+
+def check_model(source: CausalLMSource) -> None:
+    """Raise `UserError` for a model that vLLM here does not know."""
+    kind, config = _model_type(source), _config(source)
+    vllm = require_vllm()
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)
+    if architecture not in vllm.ModelRegistry.get_supported_archs():
+        raise UserError(
+            f"VLLMDecoder: got a {architecture} ({kind}), which vLLM {vllm.__version__} does not know; use GroupDecoder"
+        )
+    if part("platforms").current_platform.is_cpu() and config is not None:
+        _check_heads(config)
+
+
+def _check_heads(config: Any) -> None:
+    text = config.get_text_config(decoder=True)
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    sizes = part("v1.attention.backends.cpu_attn").CPUAttentionBackend.get_supported_head_sizes()
+    if size not in sizes:
+        raise UserError(
+            f"VLLMDecoder: got attention heads of size {size}, expected one of {', '.join(map(str, sizes))}, which "
+            "vLLM has on a CPU; use GroupDecoder"
+        )
+
+
+def _model_type(source: CausalLMSource) -> str:
+    if isinstance(source, NewCausalLM):
+        return str(source.config["model_type"])
+    config = _config(source)
+    return "of an unknown kind" if config is None else str(config.model_type)
+
+
+def _config(source: CausalLMSource) -> Any:
+    if isinstance(source, NewCausalLM):
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**source.config)
+    if isinstance(source, PretrainedCausalLM):
+        where = {"revision": source.revision, "gguf_file": source.gguf_file}
+        return load_config(source.path, **{name: value for name, value in where.items() if value is not None})
+    return None
