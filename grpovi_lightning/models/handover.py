@@ -95,7 +95,7 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """
     found = hashlib.sha256(text.encode())
     sums = []
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         rows = tensor.detach().contiguous().view(_BITS[tensor.element_size()])
         rows = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else max(1, rows.numel()))

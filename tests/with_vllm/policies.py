@@ -4,6 +4,7 @@ import torch
 
 from grpovi_lightning.models import PretrainedCausalLM
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
+from grpovi_lightning.rollout.vllm import ColocatedVLLM
 from grpovi_lightning.structures import PromptBatch
 
 TEXTS = ["write about the red fox and the boat , happy", "sad", "the old house", "a blue boat finds the fox"]
@@ -30,3 +31,8 @@ def moved(policy, by=0.05):
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+
+
+def eager(**settings):
+    """vLLM in this process, with little memory and without compiling anything."""
+    return ColocatedVLLM(**{"kv_cache_gb": 0.05, "options": {"enforce_eager": True}} | settings)

@@ -29,6 +29,11 @@ class Engine(ABC):
         """Draw B completions; the policy is handed over before where it has changed."""
 
 
+def handed_over(policy: LanguageModel, rank: int) -> HandedOver:
+    """Return what an engine gets that takes adapters up to a rank; others are worked into the weights."""
+    return HandedOver.of(policy.model, adapters=0 < lora_rank(policy.model) <= rank)
+
+
 def versions_of(policy: HandedOver) -> Versions:
     """Return the digests of what is handed over."""
     return Versions(digest(policy.tensors), policy.adapter.digest if policy.adapter else None)
@@ -64,7 +69,7 @@ class ColocatedVLLM(Engine):
 
     def complete(self, policy: LanguageModel, request: Request) -> list[Completion]:
         loaded = self._model(policy)
-        handed = HandedOver.of(policy.model, adapters=loaded.lora_rank > 0)
+        handed = handed_over(policy, loaded.lora_rank)
         loaded.take(versions_of(handed), handed)
         return loaded.complete(request)
 
@@ -73,5 +78,5 @@ class ColocatedVLLM(Engine):
             with tempfile.TemporaryDirectory() as folder:
                 policy.model.config.save_pretrained(folder)
                 dtype, rank = str(policy.model.dtype).removeprefix("torch."), lora_rank(policy.model)
-                self._loaded = policy, LoadedModel(folder, dtype, self.kv_cache_gb, rank, self.options)
+                self._loaded = policy, LoadedModel(folder, dtype, self.kv_cache_gb, rank, self.options, sleeps=True)
         return self._loaded[1]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from grpovi_lightning.errors import UserError
@@ -66,14 +67,15 @@ def check_sampling(sampling: SamplingConfig) -> None:
 
 def check_model(source: CausalLMSource) -> None:
     """Raise `UserError` for a model that vLLM here does not know."""
-    kind, config = _model_type(source), _config(source)
-    vllm = require_vllm()
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)
+    vllm, config = require_vllm(), config_of(source)
+    if config is None:
+        return
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type)
     if architecture not in vllm.ModelRegistry.get_supported_archs():
         raise UserError(
-            f"VLLMDecoder: got a {architecture} ({kind}), which vLLM {vllm.__version__} does not know; use GroupDecoder"
+            f"VLLMDecoder: got a {architecture}, which vLLM {vllm.__version__} does not know; use GroupDecoder"
         )
-    if part("platforms").current_platform.is_cpu() and config is not None:
+    if part("platforms").current_platform.is_cpu():
         _check_heads(config)
 
 
@@ -88,19 +90,18 @@ def _check_heads(config: Any) -> None:
         )
 
 
-def _model_type(source: CausalLMSource) -> str:
+def config_of(source: CausalLMSource) -> Any:
+    """Return the configuration of the model that a source will load, or None where it cannot be known."""
     if isinstance(source, NewCausalLM):
-        return str(source.config["model_type"])
-    config = _config(source)
-    return "of an unknown kind" if config is None else str(config.model_type)
-
-
-def _config(source: CausalLMSource) -> Any:
-    if isinstance(source, NewCausalLM):
-        from transformers import AutoConfig
-
         return AutoConfig.for_model(**source.config)
     if isinstance(source, PretrainedCausalLM):
         where = {"revision": source.revision, "gguf_file": source.gguf_file}
         return load_config(source.path, **{name: value for name, value in where.items() if value is not None})
     return None
+
+
+def described(config: Any) -> dict[str, Any]:
+    """Return what tells a model from others of another kind or size."""
+    text = config.get_text_config(decoder=True)
+    sizes = {name: getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers")}
+    return {"model_type": config.model_type} | sizes

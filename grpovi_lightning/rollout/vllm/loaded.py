@@ -29,7 +29,13 @@ class LoadedModel:
     """
 
     def __init__(
-        self, folder: str | Path, dtype: str, kv_cache_gb: float, lora_rank: int = 0, options: Mapping[str, Any] = {}
+        self,
+        folder: str | Path,
+        dtype: str,
+        kv_cache_gb: float,
+        lora_rank: int,
+        options: Mapping[str, Any],
+        sleeps: bool,
     ) -> None:
         """Make room for a model.
 
@@ -39,13 +45,15 @@ class LoadedModel:
             kv_cache_gb: memory for keys and values, 10^9 bytes.
             lora_rank: the largest rank of an adapter, 0 for none.
             options: further arguments of `vllm.LLM`.
+            sleeps: whether it leaves a GPU to others between the calls of `complete`.
 
         Raises:
             UserError: vLLM refuses the model or a setting.
         """
         vllm = require_vllm()
         self.versions, self.lora_rank = Versions(), _room(lora_rank)
-        self._on_gpu, self._asleep, self._handed_over = part("platforms").current_platform.is_cuda(), False, 0
+        self._sleeps = sleeps and part("platforms").current_platform.is_cuda()
+        self._asleep, self._handed_over = False, 0
         settings: dict[str, Any] = {
             "model": str(folder),
             "dtype": dtype,
@@ -56,7 +64,7 @@ class LoadedModel:
             "max_model_len": -1,  # as many as fit
             "kv_cache_memory_bytes": int(kv_cache_gb * 1e9),
             "enable_prefix_caching": True,
-            "enable_sleep_mode": self._on_gpu,
+            "enable_sleep_mode": self._sleeps,
             "disable_log_stats": True,
             "trust_remote_code": False,
         }
@@ -90,6 +98,7 @@ class LoadedModel:
         with left_alone():
             try:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+                self._llm.apply_model(_pack_output_layers)
             except (ValueError, KeyError, RuntimeError, AssertionError) as error:
                 raise UserError(
                     f"vLLM cannot take the policy's weights into its model: {type(error).__name__}: "
@@ -141,7 +150,7 @@ class LoadedModel:
                 module.scale = scale / request.temperature
             adapter = self._adapter() if self.versions.adapter else None
             found = self._llm.generate(prompts, self._parameters(request), use_tqdm=False, lora_request=adapter)
-            if self._on_gpu:
+            if self._sleeps:
                 self._llm.sleep(level=1)
                 self._asleep = True
         return [_completion(output.outputs[0]) for output in found]
@@ -187,6 +196,16 @@ def _scales(model: nn.Module) -> list[tuple[Any, float]]:
     if not layers:
         raise UserError(f"vLLM's {type(model).__name__} has no scale of logits, by which the temperature is set")
     return [(layer, layer.scale) for layer in layers]
+
+
+def _pack_output_layers(model: nn.Module) -> None:
+    """Have output layers that are tied to the input embeddings see the new weights."""
+    # On a CPU a layer computes from a packed copy of its weights, and reloading packs that of the embeddings alone.
+    kind = part("model_executor.layers.vocab_parallel_embedding").ParallelLMHead
+    for module in model.modules():
+        if isinstance(module, kind):
+            layer: Any = module
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _completion(output: Any) -> Completion:

@@ -1,12 +1,34 @@
 """What an engine is asked for, as JSON carries it."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from grpovi_lightning.errors import UserError
 
 Completion = tuple[list[int], list[float]]
 """Tokens up to and including the first end token, and their log-probabilities (nats) under the policy at the sampling
 temperature without filters."""
+
+
+TOKEN = "GRPOVI_VLLM_TOKEN"
+"""The environment variable with the secret that a server and its clients share."""
+
+ADAPTER_CONFIG = "Adapter-Config"
+"""The header with the settings of an adapter."""
+
+
+def token() -> str:
+    """Return the secret; raise `UserError` where there is none, or one that can be guessed."""
+    found = os.environ.get(TOKEN, "")
+    if len(found) < 16 or not found.isascii() or not found.isprintable() or " " in found:
+        raise UserError(
+            f"the environment variable {TOKEN}: got {'none' if not found else 'one that cannot serve'}, expected a "
+            "secret of at least 16 ASCII characters without spaces, the same for the server and for the training; "
+            f"try: export {TOKEN}=$(openssl rand -hex 16)"
+        )
+    return found
 
 
 @dataclass(frozen=True)
