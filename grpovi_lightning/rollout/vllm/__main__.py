@@ -65,7 +65,7 @@ def _model(given: Namespace) -> tuple[LoadedModel, dict[str, Any]]:
     if looks_local(given.model):
         check_checkpoint(given.model, "model")
     config = load_config(given.model)
-    about = {"vllm": require_vllm().__version__} | described(config)
+    about = {"vllm": require_vllm().__version__, "config": described(config)}
     return LoadedModel(given.model, given.dtype, given.kv_cache_gb, given.lora_rank, options), about
 
 

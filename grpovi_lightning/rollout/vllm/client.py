@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from safetensors.torch import save_file
 
-from grpovi_lightning.errors import TrainingError, UserError
+from grpovi_lightning.errors import TrainingError, UserError, shown
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.rollout.vllm.engines import Engine, handed_over, versions_of
-from grpovi_lightning.rollout.vllm.library import config_of, described
+from grpovi_lightning.rollout.vllm.library import described, known
 from grpovi_lightning.rollout.vllm.requests import ADAPTER_CONFIG, Completion, Request, as_bytes, token
 
 _GONE = (OSError, http.client.HTTPException)
@@ -56,16 +56,12 @@ class VLLMServer(Engine):
             raise UserError(
                 f"{error}; start it: python -m grpovi_lightning.rollout.vllm MODEL (docs/vllm.md)"
             ) from error
-        config = config_of(source)
-        for name, expected in described(config).items() if config is not None else ():
-            if about[name] != expected:
-                raise UserError(
-                    f"vLLM server {self.url}: its model has {name} {about[name]}, the policy {expected}; start it with "
-                    "the policy's checkpoint"
-                )
+        self._compare(about, known(source))
 
     def complete(self, policy: LanguageModel, request: Request) -> list[Completion]:
-        handed = handed_over(policy, self._model()["lora_rank"])
+        about = self._model()
+        self._compare(about, described(policy.model.config))
+        handed = handed_over(policy, about["lora_rank"])
         versions = versions_of(handed)
         content = {"base": versions.base, "adapter": versions.adapter, "request": request.as_json()}
         for _ in range(_HANDOVERS):
@@ -86,6 +82,15 @@ class VLLMServer(Engine):
         if self._about is None:
             self._about = self._asked("GET", "/model")[1]
         return self._about  # type: ignore[return-value]
+
+    def _compare(self, about: dict[str, Any], expected: dict[str, Any]) -> None:
+        served = about["config"]
+        for name in sorted(served.keys() & expected.keys()):
+            if served[name] != expected[name]:
+                raise UserError(
+                    f"vLLM server {self.url}: its model has {name} {shown(served[name])}, the policy "
+                    f"{shown(expected[name])}; start it with the policy's checkpoint"
+                )
 
     def _send(self, path: str, tensors: Any, headers: dict[str, str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,12 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process belongs to the training
 }
+
+_NO_MATTER = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+_NO_MATTER |= {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "id2label", "label2id"}
+_NO_MATTER |= {"attention_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"}
+_NO_MATTER |= {"quantization_config", "max_length"}
+"""Settings of a configuration that change nothing of what a model computes from its weights."""
 
 
 def require_vllm() -> Any:
@@ -101,7 +108,13 @@ def config_of(source: CausalLMSource) -> Any:
 
 
 def described(config: Any) -> dict[str, Any]:
-    """Return what tells a model from others of another kind or size."""
-    text = config.get_text_config(decoder=True)
-    sizes = {name: getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers")}
-    return {"model_type": config.model_type} | sizes
+    """Return what tells a model from others of another kind, size or computation, as JSON has it."""
+    return json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k not in _NO_MATTER}, default=str))
+
+
+def known(source: CausalLMSource) -> dict[str, Any]:
+    """Return the part of it that is known of a source before it is loaded."""
+    config = config_of(source)
+    found = {} if config is None else described(config)
+    # What fresh weights are made of depends on the tokenizer, too.
+    return {k: found[k] for k in found.keys() & source.config.keys()} if isinstance(source, NewCausalLM) else found

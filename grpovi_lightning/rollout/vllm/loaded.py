@@ -35,7 +35,7 @@ class LoadedModel:
         kv_cache_gb: float,
         lora_rank: int,
         options: Mapping[str, Any],
-        sleeps: bool,
+        sleeps: bool = False,
     ) -> None:
         """Make room for a model.
 
