@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.tiny_checkpoints import WORDS
 from with_vllm.servers import SECRET, ended, free_port, serving, started
 
 from analysis.loading import load_runs
@@ -29,9 +30,7 @@ STEPS = 20
 def own(tmp_path_factory, vllm_policy_folder):
     root = tmp_path_factory.mktemp("own")
     (root / "my_rewards.py").write_text(REWARD)
-    words = "write about the red fox and a boat , happy dog sees old house by blue river".split()
-    rows = [{"prompt": " ".join(words[i % 5 : 3 + i % 11])} for i in range(24)]
-    rows = [row for row in rows if row["prompt"]]
+    rows = [{"prompt": " ".join(WORDS[i % 5 : 5 + i % 11])} for i in range(24)]
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 

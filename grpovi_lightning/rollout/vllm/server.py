@@ -61,7 +61,7 @@ class VLLMHTTPServer(ThreadingHTTPServer):
         """Answer until the process is interrupted; `about` is what `GET /model` tells beside the model's attributes."""
         self.model, self.about = model, about
         try:
-            self.serve_forever()
+            self.serve_forever(poll_interval=0.1)
         except KeyboardInterrupt:
             self.server_close()
 
