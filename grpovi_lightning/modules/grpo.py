@@ -60,7 +60,7 @@ class GRPOModule(FrozenLeftOut):
         reward: what completions are scored with.
         group_size: G, completions per prompt.
         sampling: how completions are sampled.
-        decoder: how they are decoded; default `GroupDecoder`. It changes the time, completions by rounding alone.
+        decoder: how they are decoded; default `GroupDecoder`. All but `VLLMDecoder` change them by rounding alone.
         compile_passes: compiles the passes over completions, the reference policy's and the update's with its
             gradient, by `torch.compile`. The first steps then take minutes, later ones less time. It changes
             log-probabilities by rounding alone.

@@ -7,11 +7,13 @@ import http.client
 import json
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from grpovi_lightning.cli import check_fit
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.losses import TruncatedImportanceSampling
 from grpovi_lightning.models import LoRA, PretrainedCausalLM
@@ -321,3 +323,10 @@ def test_updates_are_corrected_by_default_with_vllm_and_with_it_alone(policy_fol
     assert of_module(policy_folder, VLLMDecoder(), importance_sampling=own).importance_sampling is own
     assert of_module(policy_folder, VLLMDecoder(importance_sampling_cap=None)).importance_sampling is None
     assert of_module(policy_folder, None).importance_sampling is None
+
+
+@pytest.mark.parametrize("name", ["colocated", "server"])
+def test_the_overlays_that_are_shipped_are_valid(name, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    check_fit(["--config", "experiments/quickstart/grpo.yaml", "--config", f"experiments/vllm/{name}.yaml"])

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers.tiny_checkpoints import WORDS
+from safetensors.torch import load_file
 from with_vllm.servers import SECRET, ended, free_port, serving, started
 
 from analysis.loading import load_runs
@@ -209,3 +211,18 @@ def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(
     (line,) = [line for line in errors.splitlines() if line.startswith("grpovi: error: ")]
     assert said in line
     assert not run.exists()
+
+
+def test_two_training_processes_share_a_server(own, vllm_policy_folder):
+    with serving(vllm_policy_folder) as url:
+        for name, devices in {"together": 2, "alone": 1}.items():
+            run = write(own, vllm_policy_folder, name, GRPOVI, steps=5, **server_at(url))
+            strategy = ["--trainer.strategy", "ddp"] if devices > 1 else []
+            finished(begun(run, "--trainer.devices", devices, *strategy))
+    together, alone = (scalars(own / name) for name in ("together", "alone"))
+
+    assert max(together["sampling/sampling_logp_difference/max"]) < 1e-3
+    assert together["reward"] == pytest.approx(alone["reward"], abs=1e-6)
+    found, expected = (load_file(own / name / "model" / "model.safetensors") for name in ("together", "alone"))
+    for weight, value in expected.items():
+        torch.testing.assert_close(found[weight], value, atol=1e-4, rtol=1e-3)
