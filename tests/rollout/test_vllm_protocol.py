@@ -309,6 +309,8 @@ def test_what_means_something_else_to_vllm_is_refused():
     VLLMDecoder(VLLMServer()).check_processes(2)
     with pytest.raises(UserError, match="kv_cache_gb: got 0, expected a number above 0"):
         ColocatedVLLM(kv_cache_gb=0)
+    with pytest.raises(UserError, match="lora_rank: got -1, expected at least 0"):
+        ColocatedVLLM(lora_rank=-1)
 
 
 def of_module(policy_folder, decoder, **updates):

@@ -89,6 +89,14 @@ def test_adapters_that_vllm_does_not_take_are_merged(vllm_policy_folder, decoder
     assert HandedOver.of(policy.model, adapters=True).adapter is None
 
 
+def test_plain_lora_is_merged_where_there_is_no_room_for_it(vllm_policy_folder):
+    decoder = VLLMDecoder(eager(lora_rank=0))
+    policy = loaded(vllm_policy_folder, lora=LORA)
+
+    assert max(differences(policy, decoder, updates=2)) < 1e-3
+    assert decoder.engine._loaded[1].versions.adapter is None
+
+
 def test_weights_that_did_not_change_are_not_handed_over_again(vllm_policy_folder, decoder, monkeypatch):
     policy = loaded(vllm_policy_folder)
     generate(policy, decoder)

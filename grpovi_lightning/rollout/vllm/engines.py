@@ -45,17 +45,26 @@ class ColocatedVLLM(Engine):
     On a GPU it sleeps between rollouts: its weights lie in the memory of the CPU then, and keys and values nowhere.
     """
 
-    def __init__(self, kv_cache_gb: float = 4.0, options: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        kv_cache_gb: float = 4.0,
+        lora_rank: int | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Say how much memory it may take.
 
         Args:
             kv_cache_gb: for keys and values, 10^9 bytes.
+            lora_rank: the largest rank of an adapter that is handed over by itself; None: that of the policy. Others
+                are merged into the weights: with 0 more is handed over, and a token takes less time.
             options: further arguments of `vllm.LLM`, such as `max_model_len`, `enforce_eager` or
                 `max_num_seqs`.
         """
         if not 0.0 < kv_cache_gb < float("inf"):
             raise UserError(f"kv_cache_gb: got {kv_cache_gb}, expected a number above 0")
-        self.kv_cache_gb, self.options = kv_cache_gb, dict(options)
+        if lora_rank is not None and lora_rank < 0:
+            raise UserError(f"lora_rank: got {lora_rank}, expected at least 0 (0: adapters are merged)")
+        self.kv_cache_gb, self.lora_rank, self.options = kv_cache_gb, lora_rank, dict(options)
         self._loaded: tuple[LanguageModel, LoadedModel] | None = None
 
     def check(self, source: CausalLMSource) -> None:
@@ -77,6 +86,7 @@ class ColocatedVLLM(Engine):
         if self._loaded is None or self._loaded[0] is not policy:
             with tempfile.TemporaryDirectory() as folder:
                 policy.model.config.save_pretrained(folder)
-                dtype, rank = str(policy.model.dtype).removeprefix("torch."), lora_rank(policy.model)
+                dtype = str(policy.model.dtype).removeprefix("torch.")
+                rank = lora_rank(policy.model) if self.lora_rank is None else self.lora_rank
                 self._loaded = policy, LoadedModel(folder, dtype, self.kv_cache_gb, rank, self.options, sleeps=True)
         return self._loaded[1]
