@@ -311,6 +311,8 @@ def test_what_means_something_else_to_vllm_is_refused():
         ColocatedVLLM(kv_cache_gb=0)
     with pytest.raises(UserError, match="lora_rank: got -1, expected at least 0"):
         ColocatedVLLM(lora_rank=-1)
+    with pytest.raises(UserError, match="options: got 'trust_remote_code', expected some of block_size, enable"):
+        ColocatedVLLM(options={"max_num_seqs": 8, "trust_remote_code": True})
 
 
 def of_module(policy_folder, decoder, **updates):

@@ -11,7 +11,7 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.models.hub import looks_local
 from grpovi_lightning.models.sources import check_checkpoint, load_config
 from grpovi_lightning.one_line_parser import OneLineParser
-from grpovi_lightning.rollout.vllm.library import described, require_vllm
+from grpovi_lightning.rollout.vllm.library import check_options, described, require_vllm
 from grpovi_lightning.rollout.vllm.loaded import LoadedModel
 from grpovi_lightning.rollout.vllm.requests import TOKEN, token
 from grpovi_lightning.rollout.vllm.server import VLLMHTTPServer
@@ -62,6 +62,7 @@ def _model(given: Namespace) -> tuple[LoadedModel, dict[str, Any]]:
         options = dict(json.loads(given.options))
     except (ValueError, TypeError) as error:
         raise UserError(f"--options: got {given.options!r}, expected a JSON object: {error}") from error
+    check_options(options)
     if looks_local(given.model):
         check_checkpoint(given.model, "model")
     config = load_config(given.model)

@@ -9,7 +9,7 @@ from typing import Any
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.models.handover import HandedOver, digest, lora_rank
-from grpovi_lightning.rollout.vllm.library import check_model
+from grpovi_lightning.rollout.vllm.library import check_model, check_options
 from grpovi_lightning.rollout.vllm.loaded import LoadedModel
 from grpovi_lightning.rollout.vllm.requests import Completion, Request, Versions
 
@@ -57,13 +57,13 @@ class ColocatedVLLM(Engine):
             kv_cache_gb: for keys and values, 10^9 bytes.
             lora_rank: the largest rank of an adapter that is handed over by itself; None: that of the policy. Others
                 are merged into the weights: with 0 more is handed over, and a token takes less time.
-            options: further arguments of `vllm.LLM`, such as `max_model_len`, `enforce_eager` or
-                `max_num_seqs`.
+            options: further arguments of `vllm.LLM`, of those in `library.OPTIONS`.
         """
         if not 0.0 < kv_cache_gb < float("inf"):
             raise UserError(f"kv_cache_gb: got {kv_cache_gb}, expected a number above 0")
         if lora_rank is not None and lora_rank < 0:
             raise UserError(f"lora_rank: got {lora_rank}, expected at least 0 (0: adapters are merged)")
+        check_options(options)
         self.kv_cache_gb, self.lora_rank, self.options = kv_cache_gb, lora_rank, dict(options)
         self._loaded: tuple[LanguageModel, LoadedModel] | None = None
 

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,10 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process belongs to the training
 }
+
+OPTIONS = ("block_size", "enable_chunked_prefill", "enforce_eager", "max_model_len", "max_num_batched_tokens")
+OPTIONS += ("max_num_seqs",)
+"""Arguments of `vllm.LLM` that may be given. Others would change what is computed, or have code of a file run."""
 
 _NO_MATTER = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 _NO_MATTER |= {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "id2label", "label2id"}
@@ -70,6 +74,13 @@ def check_sampling(sampling: SamplingConfig) -> None:
             f"sampling: got min_p {sampling.min_p} with top_p {sampling.top_p}, which vLLM applies in the other order, "
             "to another distribution; leave one of them out, or use GroupDecoder"
         )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an argument of `vllm.LLM` that is not for the user to give."""
+    for name in options:
+        if name not in OPTIONS:
+            raise UserError(f"options: got {name!r}, expected some of {', '.join(OPTIONS)}")
 
 
 def check_model(source: CausalLMSource) -> None:

@@ -102,7 +102,7 @@ class LoadedModel:
             except (ValueError, KeyError, RuntimeError, AssertionError) as error:
                 raise UserError(
                     f"vLLM cannot take the policy's weights into its model: {type(error).__name__}: "
-                    f"{' '.join(str(error).split())[:300]}; start it with the policy's own checkpoint"
+                    f"{' '.join(str(error).split())[:300]}; use GroupDecoder"
                 ) from error
             self._llm.reset_prefix_cache()
         self.versions = Versions(version)
