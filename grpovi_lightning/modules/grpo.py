@@ -29,8 +29,8 @@ from grpovi_lightning.modules.progress import run_progress
 from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
 from grpovi_lightning.modules.settings import (
     check_compiled,
+    check_processes,
     check_prompts_handed_out,
-    check_sharded,
     usual_counterfactual,
 )
 from grpovi_lightning.modules.tables import check_prompts
@@ -60,10 +60,9 @@ class GRPOModule(FrozenLeftOut):
         reward: what completions are scored with.
         group_size: G, completions per prompt.
         sampling: how completions are sampled.
-        decoder: how they are decoded; default `GroupDecoder`. It changes the time, completions by rounding alone.
-        compile_passes: compiles the passes over completions, the reference policy's and the update's with its
-            gradient, by `torch.compile`. The first steps then take minutes, later ones less time. It changes
-            log-probabilities by rounding alone.
+        decoder: how they are decoded; default `GroupDecoder`. All but `VLLMDecoder` change them by rounding alone.
+        compile_passes: compiles the passes over completions, the reference's and the update's, by `torch.compile`. The
+            first steps then take minutes, later ones less time. Log-probabilities change by rounding alone.
         resampling: which prompts a step learns from; default those that the data hands out.
         selection: which of their completions; default all. It acts on raw rewards, before the adjustment.
         adjustment: what happens to the rewards before the advantages; default none (GRPO).
@@ -117,7 +116,7 @@ class GRPOModule(FrozenLeftOut):
         self.adjustment = adjustment or IdentityAdjustment()
         self.advantage = advantage or GroupAdvantage()
         loss = loss or GRPOLoss()
-        self.updater = PolicyUpdater(loss, updates, sampling.temperature)
+        self.updater = PolicyUpdater(loss, updates, sampling.temperature, self.engine.decoder.correction)
         self.optimizer, self.lr_scheduler, self.seed, self.sharding = optimizer, lr_scheduler, seed, sharding
         self.needs_reference = loss.needs_reference or self.adjustment.needs_reference
         self.counterfactual = counterfactual or usual_counterfactual(self.needs_reference)
@@ -134,6 +133,7 @@ class GRPOModule(FrozenLeftOut):
     def check_inputs(self) -> None:
         """Raise `UserError` for checkpoints that are not there, before anything is loaded."""
         self.policy_source.check()
+        self.engine.decoder.check(self.policy_source, self.engine.sampling)
         self.reward.check()
 
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
@@ -142,7 +142,7 @@ class GRPOModule(FrozenLeftOut):
         refuse_float16("policy.dtype", self.policy_source.dtype)
         check_optimizer(self.optimizer, self.lr_scheduler, with_closure=False)
         check_prompts_handed_out(self.resampling, data)
-        check_sharded(self, trainer, data)
+        check_processes(self, trainer, data)
         self.held_out.check(data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:

@@ -42,8 +42,9 @@ def check_prompts_handed_out(resampling: PromptSelection, data: L.LightningDataM
         )
 
 
-def check_sharded(module: Any, trainer: L.Trainer, data: L.LightningDataModule) -> None:
-    """Raise `UserError` for settings of a GRPO module that cannot work under `strategy: fsdp2`, or not without it."""
+def check_processes(module: Any, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+    """Raise `UserError` for settings of a GRPO module that cannot work with its processes, or with shared weights."""
+    module.engine.decoder.check_processes(trainer.world_size)
     module.sharding.check(shards(trainer))
     if not shards(trainer):
         return

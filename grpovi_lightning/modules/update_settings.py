@@ -23,7 +23,7 @@ class UpdateSettings:
             and no KL penalty pulls. The gradient stays the same; `entropy` and the clip ratios are then means over the
             groups that do go through the model.
         importance_sampling: corrects for a sampler that differs from the trained policy, as in mixed precision; None:
-            no correction.
+            as the decoder asks for.
         token_selection: on which tokens the policy loss is taken; None: all.
     """
 

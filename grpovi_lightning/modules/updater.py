@@ -10,7 +10,7 @@ from torch import Tensor
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.distributed import largest_over_ranks, reduce_scalars, share_of_rank, sum_over_ranks
 from grpovi_lightning.errors import TrainingError, UserError
-from grpovi_lightning.losses import PolicyLoss
+from grpovi_lightning.losses import ImportanceSampling, PolicyLoss
 from grpovi_lightning.models import LanguageModel, SharedReference
 from grpovi_lightning.models.sharding import clip_gradients, largest_together
 from grpovi_lightning.modules.batching import micro_batches, minibatches
@@ -33,8 +33,20 @@ class PolicyUpdater:
     `minibatches` for how prompts are dealt to the ranks.
     """
 
-    def __init__(self, loss: PolicyLoss, settings: UpdateSettings, temperature: float) -> None:
-        """Compose the updates; log-probabilities are those of the policy at the sampler's `temperature`.
+    def __init__(
+        self,
+        loss: PolicyLoss,
+        settings: UpdateSettings,
+        temperature: float,
+        correction: ImportanceSampling | None = None,
+    ) -> None:
+        """Compose the updates.
+
+        Args:
+            loss: the policy loss.
+            settings: how a rollout is divided, and what is left out.
+            temperature: the sampler's, at which log-probabilities are taken.
+            correction: the `importance_sampling` of settings that name none.
 
         Raises:
             UserError: a setting cannot take effect.
@@ -44,6 +56,8 @@ class PolicyUpdater:
                 f"updates.skip_zero_advantage_groups cannot take effect: got {' and '.join(loss.penalties)}, and "
                 "penalties have a gradient in every group; set 0 there or leave it out"
             )
+        if settings.importance_sampling is None:
+            settings = replace(settings, importance_sampling=correction)
         self.loss, self.settings, self.temperature = loss, settings, temperature
 
     def check(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:

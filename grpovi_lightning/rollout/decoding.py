@@ -1,4 +1,4 @@
-"""Decoders: they compute the logits of each next token, from which the sampler draws."""
+"""Decoders: most compute the logits of each next token, from which the sampler draws."""
 
 from abc import ABC, abstractmethod
 
@@ -8,14 +8,31 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError
-from grpovi_lightning.models import LanguageModel
+from grpovi_lightning.losses import ImportanceSampling
+from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.models.sharding import largest_together
 from grpovi_lightning.rollout.sampler import Sampler
+from grpovi_lightning.rollout.sampling import SamplingConfig
 from grpovi_lightning.timing import phase
 
 
 class Decoder(ABC):
-    """A way to compute the logits of completions; all ways give the same completions, up to the rounding of logits."""
+    """A way to complete prompts.
+
+    Those that have the sampler draw each token give the same completions, up to the rounding of logits. One that draws
+    by itself hands whole completions to the sampler: they follow the same distribution.
+    """
+
+    @property
+    def correction(self) -> ImportanceSampling | None:
+        """What corrects updates for tokens that another implementation of the policy drew; None: nothing has to."""
+        return None
+
+    def check(self, source: CausalLMSource, sampling: SamplingConfig) -> None:  # noqa: B027  most have nothing to check
+        """Raise `UserError` where it can be told before anything is loaded that decoding would fail."""
+
+    def check_processes(self, number: int) -> None:  # noqa: B027
+        """Raise `UserError` where it cannot work in that many training processes."""
 
     @abstractmethod
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:

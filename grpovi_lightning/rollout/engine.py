@@ -16,12 +16,15 @@ class RolloutEngine:
     Each token is the inverse CDF of the filtered distribution at a uniform number that belongs to (seed, step, prompt,
     completion, position). So a completion depends neither on the batch that its prompt is in, nor on the batch's order,
     nor on when finished rows are dropped. With `most_probable` as choice, it does not depend on the number either.
+
+    A decoder that draws by itself, such as `VLLMDecoder`, has a seed for each completion instead, which belongs to the
+    same coordinates.
     """
 
     def __init__(
         self, sampling: SamplingConfig, decoder: Decoder | None = None, choose: TokenChoice = inverse_cdf
     ) -> None:
-        # The decoder changes the time, and completions by rounding only.
+        # A decoder that lets the sampler draw changes the time, and completions by rounding only.
         self.sampling, self.decoder, self.choose = sampling, decoder or GroupDecoder(), choose
 
     @torch.no_grad()

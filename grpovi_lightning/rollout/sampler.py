@@ -1,17 +1,23 @@
 """The completions of a rollout while they are drawn, whichever decoder computes the logits."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from grpovi_lightning.rollout.sampling import SamplingConfig, TokenChoice, inverse_cdf
+from grpovi_lightning.errors import TrainingError
+from grpovi_lightning.rollout.sampling import SamplingConfig, TokenChoice, inverse_cdf, most_probable
 
 
 class Sampler:
     """The tokens of B completions, drawn one after the other as `RolloutEngine` says.
 
-    It does not matter which rows are drawn together, nor what is drawn for a row after its end.
+    It does not matter which rows are drawn together, nor what is drawn for a row after its end. A decoder that draws by
+    itself takes the settings and seeds from here, and hands over whole completions.
 
     Attributes:
+        sampling: the settings.
+        end_token_ids: tokens that end a completion.
         length: tokens that a completion may have.
         ended: [B] bool, those with an end token.
     """
@@ -37,7 +43,7 @@ class Sampler:
         """
         rows, self.length = uniforms.shape
         device = prompt_ids.device
-        self.temperature, self._choose = sampling.temperature, choose
+        self.sampling, self.end_token_ids, self._choose = sampling, ends, choose
         self._processors = sampling.processors()
         self._filters = len(self._processors) > int(sampling.temperature != 1.0)  # more than the temperature
         self._uniforms = uniforms.to(device)
@@ -71,12 +77,44 @@ class Sampler:
         tokens = self._choose(probabilities, self._uniforms[rows, t])
         # The log-probability that is kept is that of the policy itself: the loss knows the temperature, but no filters.
         if self._filters:
-            chosen = (logits / self.temperature).double().log_softmax(dim=-1).gather(1, tokens[:, None]).squeeze(1)
+            chosen = (logits / self.sampling.temperature).double().log_softmax(dim=-1)
+            chosen = chosen.gather(1, tokens[:, None]).squeeze(1)
         else:
             chosen = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
         self._ids[rows, t], self._logprobs[rows, t] = tokens, chosen.float()
         self.ended[rows] |= (tokens[:, None] == self._ends).any(dim=1)
         return tokens
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether each token is the most probable one."""
+        return self._choose is most_probable
+
+    def seeds(self) -> list[int]:
+        """Return B numbers below 2^53, each made from the first uniform number of a completion."""
+        return (self._uniforms[:, 0] * 2**53).long().tolist()
+
+    def keep(self, drawn: Sequence[tuple[Sequence[int], Sequence[float]]]) -> None:
+        """Take whole completions in place of `draw`.
+
+        Args:
+            drawn: of each of the B completions its tokens, up to an end token or `length` of them, and their
+                log-probabilities as `completions` returns them.
+
+        Raises:
+            TrainingError: one stops before that.
+        """
+        ends = set(self.end_token_ids)
+        for row, (tokens, logprobs) in enumerate(drawn):
+            ended = not ends.isdisjoint(tokens)
+            if not ended and len(tokens) != self.length:
+                raise TrainingError(
+                    f"completion {row}: the decoder returned {len(tokens)} tokens without an end token, expected "
+                    f"{self.length}; look at the log of its engine"
+                )
+            self._ids[row, : len(tokens)] = torch.tensor(tokens, device=self._ids.device)
+            self._logprobs[row, : len(tokens)] = torch.tensor(logprobs, device=self._ids.device)
+            self.ended[row] = ended
 
     def completions(self, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return what was drawn, up to and including the first end token of each completion.
