@@ -123,10 +123,11 @@ def expected_at_rest(found: dict[str, float], ranks: int, lora: bool) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure every case, print the table and write it."""
-    sizes = (192, 2, 1024) if arguments.quick else (576, 30, 49152)
+    sizes = (384, 6, 8192) if arguments.quick else (576, 30, 49152)
+    cases = (("once", False), ("layers", False), ("once", True))
     rows = []
     for ranks in (1, 2):
-        for gather, lora in (("once", False), ("layers", False), ("once", True)):
+        for gather, lora in cases[:1] if arguments.quick else cases:
             with tempfile.TemporaryDirectory() as folder:
                 meeting = f"{folder}/meeting"
                 multiprocessing.spawn(measure, (ranks, meeting, gather, lora, sizes), nprocs=ranks)  # type: ignore[attr-defined]

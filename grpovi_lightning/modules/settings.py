@@ -8,7 +8,7 @@ from grpovi_lightning.adjustment import SequenceWeights, UniformWeights, Varianc
 from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import CausalLMSource
-from grpovi_lightning.rollout import GroupDecoder, PlainDecoder
+from grpovi_lightning.rollout import GroupDecoder, PlainDecoder, VLLMDecoder
 from grpovi_lightning.selection import PromptSelection
 from grpovi_lightning.trainer_state import shards
 
@@ -50,7 +50,7 @@ def check_processes(module: Any, trainer: L.Trainer, data: L.LightningDataModule
         return
     if module.compile_passes:
         raise UserError("compile_passes: got it with strategy fsdp2, whose weights it cannot gather; leave it out")
-    if type(module.engine.decoder) not in (GroupDecoder, PlainDecoder):
+    if type(module.engine.decoder) not in (GroupDecoder, PlainDecoder, VLLMDecoder):
         name = type(module.engine.decoder).__name__
         raise UserError(f"decoder: got {name} with strategy fsdp2, whose weights it cannot gather; use GroupDecoder")
     if getattr(module.policy_source, "quantization", None) is not None:

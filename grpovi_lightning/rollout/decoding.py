@@ -34,6 +34,11 @@ class Decoder(ABC):
     def check_processes(self, number: int) -> None:  # noqa: B027
         """Raise `UserError` where it cannot work in that many training processes."""
 
+    def run(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
+        """Decode with the policy's weights at hand, wherever they are; arguments are those of `decode`."""
+        with policy.weights.gathered():
+            policy(self.decode, policy, prompt_ids, prompt_mask, sampler)
+
     @abstractmethod
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
         """Draw every completion of left-padded prompts [P, S] to its end, or to the sampler's length.

@@ -43,8 +43,8 @@ class RolloutEngine:
         sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids, self.choose)
         # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not
         # survive it.
-        with policy.weights.gathered(), torch.inference_mode(mode=not policy.is_sharded):
-            policy(self.decoder.decode, policy, prompt_ids, prompt_mask, sampler)
+        with torch.inference_mode(mode=not policy.is_sharded):
+            self.decoder.run(policy, prompt_ids, prompt_mask, sampler)
         ids, mask, logprobs = sampler.completions(policy.pad_token_id)
         rows = [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]
         return Rollout(

@@ -3,20 +3,25 @@
 What vLLM itself does is tested in `tests/with_vllm`.
 """
 
+import copy
 import http.client
 import json
+import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.two_processes import run_in_two_processes
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
 
 from grpovi_lightning.cli import check_fit
+from grpovi_lightning.distributed import gather_objects
 from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.losses import TruncatedImportanceSampling
-from grpovi_lightning.models import LoRA, PretrainedCausalLM
+from grpovi_lightning.models import LoRA, PretrainedCausalLM, Sharding
 from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.modules.updater import UpdateSettings
 from grpovi_lightning.rewards import RewardFunction
@@ -334,3 +339,29 @@ def test_the_overlays_that_are_shipped_are_valid(name, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     check_fit(["--config", "experiments/quickstart/grpo.yaml", "--config", f"experiments/vllm/{name}.yaml"])
+
+
+def sample_sharded_policies(rank, folder, policy_folder, lora):
+    os.environ["GRPOVI_VLLM_TOKEN"] = SECRET
+    torch.manual_seed(0)  # adapters begin alike
+    whole = loaded(policy_folder, LoRA(r=4) if lora else None)
+    policy = copy.deepcopy(whole)
+    Sharding().spread(policy, None, torch.nn.Module(), init_device_mesh("cpu", (2,)), "32-true")
+    model = PlainModel(policy_folder) if rank == 0 else None
+    with serving(model) if model else nullcontext() as server:
+        (url,) = gather_objects(server.url if server else None)[:1]
+        for step in range(3):
+            rollout = generate(policy, url, step)
+            assert_is_of_the_policy(whole, rollout)
+            assert gather_objects(rollout.texts) == [rollout.texts] * 2
+            for trained in (whole, policy):
+                with torch.no_grad():
+                    for parameter in trained.parameters():
+                        parameter.add_(0.03 * parameter.requires_grad)
+        gather_objects(None)  # the other process may still be asking
+        assert model is None or model.taken == (["base", *["adapter"] * 3] if lora else ["base"] * 3)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "an adapter"])
+def test_the_first_process_hands_over_weights_that_processes_share(tmp_path, policy_folder, lora):
+    run_in_two_processes(sample_sharded_policies, tmp_path, str(policy_folder), lora)

@@ -213,16 +213,18 @@ def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(
     assert not run.exists()
 
 
-def test_two_training_processes_share_a_server(own, vllm_policy_folder):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_training_processes_share_a_server(own, vllm_policy_folder, strategy):
     with serving(vllm_policy_folder) as url:
         for name, devices in {"together": 2, "alone": 1}.items():
-            run = write(own, vllm_policy_folder, name, GRPOVI, steps=5, **server_at(url))
-            strategy = ["--trainer.strategy", "ddp"] if devices > 1 else []
-            finished(begun(run, "--trainer.devices", devices, *strategy))
-    together, alone = (scalars(own / name) for name in ("together", "alone"))
+            run = write(own, vllm_policy_folder, f"{strategy}_{name}", GRPOVI, steps=5, **server_at(url))
+            shared = ["--trainer.strategy", strategy] if devices > 1 else []
+            finished(begun(run, "--trainer.devices", devices, *shared))
+    folders = [own / f"{strategy}_{name}" for name in ("together", "alone")]
+    together, alone = map(scalars, folders)
 
     assert max(together["sampling/sampling_logp_difference/max"]) < 1e-3
     assert together["reward"] == pytest.approx(alone["reward"], abs=1e-6)
-    found, expected = (load_file(own / name / "model" / "model.safetensors") for name in ("together", "alone"))
+    found, expected = (load_file(folder / "model" / "model.safetensors") for folder in folders)
     apart = torch.cat([(found[name] - value).flatten() for name, value in expected.items()]).abs()
     assert apart.mean() < 1e-5  # AdamW makes much of the rounding of a gradient that is hardly any

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from grpovi_lightning.errors import TrainingError, UserError, shown
 from grpovi_lightning.models import CausalLMSource, LanguageModel
-from grpovi_lightning.rollout.vllm.engines import Engine, handed_over, versions_of
+from grpovi_lightning.rollout.vllm.engines import Engine, handed_over
 from grpovi_lightning.rollout.vllm.library import described, known
 from grpovi_lightning.rollout.vllm.requests import ADAPTER_CONFIG, Completion, Request, as_bytes, token
 
@@ -26,7 +26,8 @@ class VLLMServer(Engine):
     """vLLM as a server that training processes share: `python -m grpovi_lightning.rollout.vllm MODEL`.
 
     Weights are sent when they have changed, and to a server that was started anew. Processes with equal weights, as
-    those of one DDP run, share one copy; runs with weights of their own need a server each.
+    those of one run, share one copy; runs with weights of their own need a server each. Sharded weights are gathered
+    in the main memory of the first process, which sends them for all.
     """
 
     def __init__(
@@ -61,13 +62,15 @@ class VLLMServer(Engine):
     def complete(self, policy: LanguageModel, request: Request) -> list[Completion]:
         about = self._model()
         self._compare(about, described(policy.model.config))
-        handed = handed_over(policy, about["lora_rank"])
-        versions = versions_of(handed)
+        versions, handed = handed_over(policy, about["lora_rank"])
         content = {"base": versions.base, "adapter": versions.adapter, "request": request.as_json()}
-        for _ in range(_HANDOVERS):
+        for attempt in range(_HANDOVERS):
             status, answer = self._asked("POST", "/completions", as_bytes(content))
             if status != HTTPStatus.CONFLICT:
                 return [(tokens, logprobs) for tokens, logprobs in answer["completions"]]
+            if handed is None:  # the first process sends them
+                time.sleep(min(0.25 * 2.0**attempt, _LONGEST_WAIT))
+                continue
             if answer["base"] != versions.base:
                 self._send(f"/weights/{versions.base}", handed.tensors)
             if handed.adapter is not None:

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from grpovi_lightning import metric_keys as keys
-from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import ImportanceSampling, TruncatedImportanceSampling
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.rollout.decoding import Decoder
@@ -46,9 +45,10 @@ class VLLMDecoder(Decoder):
     def check_processes(self, number: int) -> None:
         self.engine.check_processes(number)
 
+    def run(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
+        self.decode(policy, prompt_ids, prompt_mask, sampler)  # no weights of the policy's own are computed with
+
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        if policy.is_sharded:
-            raise UserError("VLLMDecoder: got sharded weights, which it cannot gather; use GroupDecoder")
         sampling = sampler.sampling
         request = Request(
             prompts=[row[kept].tolist() for row, kept in zip(prompt_ids.cpu(), prompt_mask.cpu(), strict=True)],

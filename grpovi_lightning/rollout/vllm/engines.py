@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from grpovi_lightning.distributed import from_first_rank
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.models.handover import HandedOver, digest, lora_rank
@@ -29,9 +30,21 @@ class Engine(ABC):
         """Draw B completions; the policy is handed over before where it has changed."""
 
 
-def handed_over(policy: LanguageModel, rank: int) -> HandedOver:
-    """Return what an engine gets that takes adapters up to a rank; others are worked into the weights."""
-    return HandedOver.of(policy.model, adapters=0 < lora_rank(policy.model) <= rank)
+def handed_over(policy: LanguageModel, rank: int) -> tuple[Versions, HandedOver | None]:
+    """Return what an engine gets that takes adapters up to a rank; others are worked into the weights.
+
+    Sharded weights are gathered, which all processes do together.
+
+    Returns:
+        the digests of what is handed over, and that; None where the first process hands it over for all.
+    """
+    model = policy.weights.plain_model()
+    handed = None if model is None else HandedOver.of(model, adapters=0 < lora_rank(model) <= rank)
+    versions = None if handed is None else versions_of(handed)
+    if policy.is_sharded:
+        versions = from_first_rank(lambda: versions)
+    assert versions is not None  # the first process has them
+    return versions, handed
 
 
 def versions_of(policy: HandedOver) -> Versions:
@@ -78,8 +91,9 @@ class ColocatedVLLM(Engine):
 
     def complete(self, policy: LanguageModel, request: Request) -> list[Completion]:
         loaded = self._model(policy)
-        handed = handed_over(policy, loaded.lora_rank)
-        loaded.take(versions_of(handed), handed)
+        versions, handed = handed_over(policy, loaded.lora_rank)
+        assert handed is not None  # there is one process
+        loaded.take(versions, handed)
         return loaded.complete(request)
 
     def _model(self, policy: LanguageModel) -> LoadedModel:
