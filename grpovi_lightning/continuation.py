@@ -141,7 +141,7 @@ def _read(path: Path, training: bool) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:  # torch would say how to load it nevertheless
         raise UserError(
-            f"checkpoint {path}: holds objects that are no numbers or text, which could run code; give one of "
+            f"checkpoint {path}: cannot be read: it is damaged, or holds objects that could run code; give one of "
             "<run>/checkpoints/*.ckpt"
         ) from error
     except Exception as error:  # torch raises errors of many types for a damaged or foreign file

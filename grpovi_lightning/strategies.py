@@ -68,7 +68,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         # Not read into memory: each process reads its part of it.
         path = self.broadcast(checkpoint_path)
-        return torch.load(path, map_location="cpu", weights_only=weights_only is not False, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module

@@ -234,6 +234,24 @@ SETTINGS = [
         "a device that is not there", {"trainer.accelerator": "quantum"}, "trainer: You selected an invalid accelerator"
     ),
     fit(
+        "sharding without fsdp2", {f"{MODEL}.sharding": {"gather": "layers"}}, "sharding: got Sharding.* without `strat"
+    ),
+    fit(
+        "compiled passes of sharded weights",
+        {"trainer.strategy": "fsdp2", f"{MODEL}.compile_passes": True},
+        "compile_passes: got it with strategy fsdp2, whose weights it cannot gather; leave it out",
+    ),
+    fit(
+        "a decoder that cannot gather",
+        {"trainer.strategy": "fsdp2", f"{MODEL}.decoder": of(f"{GL}.rollout.StaticDecoder")},
+        "decoder: got StaticDecoder with strategy fsdp2, whose weights it cannot gather; use GroupDecoder",
+    ),
+    fit(
+        "held-out prompts one by one",
+        {"trainer.strategy": "fsdp2", "trainer.devices": 2, f"{DATA}.validation_batch_size": 1},
+        "data.validation_batch_size: got 1 with strategy fsdp2.*; set at least 2",
+    ),
+    fit(
         "a strategy that is none", {"trainer.strategy": "magic"}, "trainer.strategy: got magic, expected one of auto, "
     ),
     fit(
@@ -513,7 +531,7 @@ FILES = [
         "a checkpoint of another run", RUN, "checkpoint a.ckpt is not of this run: it has no n_steps; expected one"
     ),
     checkpoint(
-        "a checkpoint with code", RUN | {"state_dict": Path}, "checkpoint a.ckpt: holds objects that are no numbers o"
+        "a checkpoint with code", RUN | {"state_dict": Path}, "checkpoint a.ckpt: cannot be read: it is damaged, or ho"
     ),
     used(
         '{"state": "finished"}', "run folder run holds a finished run already, without a checkpoint .* with --restart"

@@ -10,7 +10,7 @@ from helpers.own_input import run_config, write_own_input, write_yaml
 
 import grpovi_lightning
 from grpovi_lightning.cli import main
-from grpovi_lightning.study.comparison import LAUNCHER
+from grpovi_lightning.study.comparison import PROGRAM
 from grpovi_lightning.study.process import Run, launch
 
 ROOT = Path(grpovi_lightning.__file__).parents[1]
@@ -51,7 +51,7 @@ def test_a_run_of_a_study_starts_in_a_folder_full_of_names(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     run = Run("a", folder / "run", ("fit", "--config", "run.yaml"), (), folder / "locks" / "a", seed=1)
-    assert launch(run, LAUNCHER).exit_status == 0, run.log.read_text()
+    assert launch(run, PROGRAM).exit_status == 0, run.log.read_text()
 
 
 @pytest.mark.slow

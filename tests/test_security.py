@@ -52,7 +52,7 @@ class Evil:
 def test_a_checkpoint_runs_no_code(here, capsys, command):
     torch.save({"global_step": 1, "state_dict": {"w": Evil()}, "loops": {}, "optimizer_states": []}, "a.ckpt")
     file = write_yaml(here / "run.yaml", run_config(Path("."), Path("run")))
-    assert "which could run code" in refusal(capsys, command, "--config", file, "--ckpt_path", "a.ckpt")
+    assert "that could run code" in refusal(capsys, command, "--config", file, "--ckpt_path", "a.ckpt")
     assert not Path("evil").exists()
     with pytest.raises(pickle.UnpicklingError):
         torch.load("a.ckpt", weights_only=True)

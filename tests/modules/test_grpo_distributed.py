@@ -1,30 +1,15 @@
 """Two processes that share a batch do what one process does with the whole of it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.drivers import run_driver
 from modules.ddp_driver import VARIANTS
 from modules.grpo_runs import identical, relative_difference, scalars
 from transformers import AutoModelForCausalLM
 
 DRIVER = Path(__file__).parent / "ddp_driver.py"
-
-
-def run_all(policy_folder, folder, devices):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(policy_folder), str(folder), str(devices)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=environment,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +18,7 @@ def runs(policy_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for name, devices in (("one", 1), ("two", 2)):
         (folder / name).mkdir()
-        run_all(policy_folder, folder / name, devices)
+        run_driver(DRIVER, folder / name, policy_folder, folder / name, devices)
     return folder
 
 

@@ -320,3 +320,9 @@ def reference_scores_of(module, pairs):
     rows = [[*module.tokenizer(f"{prompt} {text}")["input_ids"], 1][-10:] for text in texts]
     scores = [module.model.eval()(torch.tensor([row])).logits[0, 0] for row in rows]
     return module.model, *scores
+
+
+def test_a_strategy_that_leaves_the_sharding_to_the_module_is_refused(reward_folder, tmp_path):
+    sharded = trainer(tmp_path, 1, devices=2, strategy="fsdp2")
+    with pytest.raises(UserError, match="got fsdp2 for a RewardModelModule, whose weights are not sharded; use ddp"):
+        RewardModelModule(str(reward_folder)).check_settings(sharded, None)

@@ -1,12 +1,10 @@
 """Processes that share weights or a batch do what one process does with the whole of both."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.drivers import run_driver
 from modules.grpo_runs import relative_difference, scalars
 from modules.sharded_driver import VARIANTS
 from safetensors.torch import load_file
@@ -17,16 +15,7 @@ SHORT = 3  # steps before a run goes on elsewhere
 
 
 def train(inputs, folder, devices, strategy, *runs):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), *map(str, inputs), str(devices), strategy, *runs],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=environment,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_driver(DRIVER, folder, *inputs, devices, strategy, *runs)
 
 
 @pytest.fixture(scope="module")

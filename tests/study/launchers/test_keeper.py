@@ -101,7 +101,8 @@ def test_a_run_that_had_finished_when_its_machine_was_lost_is_not_run_again(orde
 def test_whoever_waits_being_gone_ends_the_run_after_it_has_saved(order, tmp_path):
     seen = tmp_path / "seen"
     code = f"""
-import pathlib, time
+import pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 try:
     pathlib.Path({str(seen)!r}).touch()
     time.sleep(60)
