@@ -50,12 +50,13 @@ test: $(STAMP)
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
-# In half a minute: no package with compiled code is installed anew.
+# In about two minutes: no package with compiled code is installed anew.
 test-lowest-part: $(STAMP)
 	@rm -rf build/lowest
 	$(BIN)/python -m pip install --quiet --no-deps --target build/lowest \
 	  $(shell grep -E "^($(subst $(space),|,$(PART_PACKAGES)))==" constraints-lowest.txt)
-	PYTHONPATH=build/lowest OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PART_TESTS)
+	PYTHONPATH=build/lowest OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PART_TESTS) \
+	  --deselect 'tests/callbacks/test_ranks.py::test_the_others_end_soon_name_the_rank_and_the_run_goes_on_to_the_same_bits[one is killed]'
 
 # Not a part of the gate: three minutes to install, seven to run.
 test-vllm: $(VLLM)/.installed
