@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -65,7 +66,9 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(rank: int, ranks: int, meeting: str, gather: str, lora: bool, sizes: tuple[int, int, int]) -> None:
+def measure(
+    rank: int, ranks: int, meeting: str, gather: Literal["once", "layers"], lora: bool, sizes: tuple[int, int, int]
+) -> None:
     """Make two steps of a policy with a reference on one process of several; rank 0 writes what it took."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
@@ -80,7 +83,7 @@ def measure(rank: int, ranks: int, meeting: str, gather: str, lora: bool, sizes:
         LoRA(r=16).add_to(policy.model)
     mesh = init_device_mesh("cpu", (ranks,))
     # The same passes on one process, whose share is all.
-    Sharding(gather).spread(policy, reference or SharedReference(policy), torch.nn.Module(), mesh, "32-true")  # type: ignore[arg-type]
+    Sharding(gather).spread(policy, mesh, "32-true", reference)
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
     engine = RolloutEngine(SamplingConfig(max_completion_length=COMPLETION_TOKENS))

@@ -52,16 +52,18 @@ class Sharding:
         if not is_used and self != Sharding():
             raise UserError(f"sharding: got {self} without `strategy: fsdp2`, so it has no effect; leave it out")
 
-    def spread(self, policy: Any, reference: Any, reward: nn.Module, mesh: DeviceMesh | None, precision: str) -> None:
+    def spread(
+        self, policy: Any, mesh: DeviceMesh | None, precision: str, reference: Any = None, reward: Any = None
+    ) -> None:
         """Spread the models of a run over the processes of a mesh, once; without a mesh they stay whole.
 
         Args:
             policy: the `LanguageModel` that is trained.
-            reference: the reference's `LanguageModel`; anything else, such as none or one in the policy, has no weights
-                of its own.
-            reward: whose pretrained models are found in it.
             mesh: the processes, in one dimension.
             precision: the trainer's. In `bf16-mixed`, weights are gathered in bfloat16.
+            reference: the reference's `LanguageModel`; anything else, such as none or one in the policy, has no weights
+                of its own.
+            reward: a module whose pretrained models are found in it, or None.
         """
         if mesh is None or policy.is_sharded:
             return
@@ -71,7 +73,7 @@ class Sharding:
             own: Any = reference
             placed = how.offloaded(self.reference == "offloaded")
             own.weights = ShardedWeights(reference, own.model, placed, self.gather)
-        if self.reward != "replicated":
+        if reward is not None and self.reward != "replicated":
             for model in _outermost(reward, lambda module: isinstance(module, PreTrainedModel)):
                 # Rewards have their own precision.
                 _shard(model, _How(mesh, None).offloaded(self.reward == "offloaded"), reshard_after_forward=False)
@@ -98,12 +100,6 @@ class _How:
 
 def _how(mesh: DeviceMesh, precision: str) -> _How:
     return _How(mesh, torch.bfloat16 if precision == "bf16-mixed" else None)
-
-
-def spread_layers(policy: Any, mesh: DeviceMesh | None, precision: str) -> None:
-    """Spread a `LanguageModel`, once, to be gathered layer by layer; arguments are those of `Sharding.spread`."""
-    if mesh is not None and not policy.is_sharded:
-        policy.weights = ShardedWeights(policy, policy.model, _how(mesh, precision), "layers")
 
 
 class WholeWeights:

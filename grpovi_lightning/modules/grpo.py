@@ -176,7 +176,7 @@ class GRPOModule(FrozenLeftOut):
                     if isinstance(model, LanguageModel):  # a reference without the adapter runs the policy's code
                         model.compile_passes()
             self.reward.load(self.policy.tokenizer)
-        self.sharding.spread(self.policy, self.reference, self.reward, self.device_mesh, precision_of(self))
+        self.sharding.spread(self.policy, self.device_mesh, precision_of(self), self.reference, self.reward)
         check_prompts(data_of(self), self.policy, self.reward, self.engine.sampling.max_completion_length)
 
     def on_fit_start(self) -> None:

@@ -11,8 +11,7 @@ from torchmetrics import MeanMetric
 
 from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.data.modules import TextPairs
-from grpovi_lightning.models import CausalLMSource, LanguageModel
-from grpovi_lightning.models.sharding import spread_layers
+from grpovi_lightning.models import CausalLMSource, LanguageModel, Sharding
 from grpovi_lightning.modules.evaluation import by_set, check_set_names, held_out_names
 from grpovi_lightning.modules.logging import log_held_out
 from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
@@ -74,7 +73,7 @@ class SFTModule(SupervisedModule):
         """
         if not hasattr(self, "policy"):
             self.policy = self.policy_source.load()
-        spread_layers(self.policy, self.device_mesh, precision_of(self))
+        Sharding("layers").spread(self.policy, self.device_mesh, precision_of(self))
         check_tables(data_of(self), self.policy.limits, lambda batch: [ids for ids, _ in self._rows(batch)])
 
     def configure_optimizers(self) -> Any:

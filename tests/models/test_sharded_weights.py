@@ -42,7 +42,7 @@ def compare(rank, folder, tokenizer_folder, gather, lora):
             torch.manual_seed(0)  # the processes have to begin alike
             LoRA(r=2).add_to(alone.model)
         shared = copy.deepcopy(alone)
-        Sharding(gather).spread(shared, None, torch.nn.Module(), mesh, "32-true")
+        Sharding(gather).spread(shared, mesh, "32-true")
         assert shared.is_sharded and not alone.is_sharded
         # One process has more completions to finish than the other.
         prompts = PROMPTS if rank == 0 else PROMPTS.select([0])

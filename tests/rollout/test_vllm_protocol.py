@@ -346,7 +346,7 @@ def sample_sharded_policies(rank, folder, policy_folder, lora):
     torch.manual_seed(0)  # adapters begin alike
     whole = loaded(policy_folder, LoRA(r=4) if lora else None)
     policy = copy.deepcopy(whole)
-    Sharding().spread(policy, None, torch.nn.Module(), init_device_mesh("cpu", (2,)), "32-true")
+    Sharding().spread(policy, init_device_mesh("cpu", (2,)), "32-true")
     model = PlainModel(policy_folder) if rank == 0 else None
     with serving(model) if model else nullcontext() as server:
         (url,) = gather_objects(server.url if server else None)[:1]
