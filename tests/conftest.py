@@ -1,5 +1,9 @@
-"""Tiny checkpoints that every room's tests share; built once a session, never written to."""
+"""What every room's tests share: tiny checkpoints, built once a session and never written to, and waiting."""
 
+import os
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,32 @@ def inputs(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("own")
     write_own_input(root)
     return root
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """A function that waits until a condition holds, and fails after some seconds."""
+
+    def wait(condition: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def is_alive() -> Callable[[int], bool]:
+    """A function that tells whether a process does anything yet."""
+
+    def alive(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        # A process that ended but was not yet reaped by whoever inherited it does nothing any more.
+        listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return bool(listed.stdout.strip()) and not listed.stdout.strip().startswith("Z")
+
+    return alive

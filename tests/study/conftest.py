@@ -1,9 +1,7 @@
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -123,31 +121,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
     monkeypatch.setenv("STAND_IN_JOURNAL", str(made.journal_file))
     return made
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., None]:
-    def wait(condition: Callable[[], object], seconds: float = 20.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.02)
-
-    return wait
-
-
-@pytest.fixture
-def is_alive() -> Callable[[int], bool]:
-    def alive(pid: int) -> bool:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        # A process that ended but was not yet reaped by whoever inherited it does nothing any more.
-        listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return bool(listed.stdout.strip()) and not listed.stdout.strip().startswith("Z")
-
-    return alive
 
 
 @pytest.fixture

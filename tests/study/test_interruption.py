@@ -77,7 +77,7 @@ def test_a_run_that_ignores_requests_is_ended_after_the_time_limit(bench, wait_u
     process.communicate(timeout=10)
     assert 0.5 < time.monotonic() - began < 4
     assert process.returncode == 130
-    assert not any(is_alive(pid) for pid in bench.pids())
+    wait_until(lambda: not any(is_alive(pid) for pid in bench.pids()), 5)
     assert bench.status("other", 1)["state"] == "interrupted"
 
 
@@ -91,7 +91,7 @@ def test_ctrl_c_again_and_again_ends_even_a_run_that_ignores_everything(bench, w
         time.sleep(0.3)
     process.communicate(timeout=4)
     assert process.returncode == 130
-    assert not any(is_alive(pid) for pid in bench.pids())
+    wait_until(lambda: not any(is_alive(pid) for pid in bench.pids()), 5)
 
 
 def test_after_the_runner_was_killed_the_same_command_stops_what_it_left_and_goes_on(slow_bench, wait_until, is_alive):
@@ -107,7 +107,7 @@ def test_after_the_runner_was_killed_the_same_command_stops_what_it_left_and_goe
     output, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, "")
     assert output.count("stopping the process that an earlier compare left behind") == 2
-    assert not any(is_alive(pid) for pid in left)
+    wait_until(lambda: not any(is_alive(pid) for pid in left), 5)
     again = slow_bench.journal("start")[4:]
     assert sorted(entry["run"] for entry in again) == ["other/seed_1", "other/seed_2"]
     assert all("--ckpt_path" in entry["arguments"] for entry in again)
@@ -171,7 +171,7 @@ def test_an_exception_in_the_runner_leaves_no_process_behind(bench, is_alive, wa
     monkeypatch.setattr("grpovi_lightning.study.progress.LineDisplay.refresh", fail)
     with pytest.raises(BrokenPipeError):
         bench.compare()
-    assert not any(is_alive(pid) for pid in bench.pids())
+    wait_until(lambda: not any(is_alive(pid) for pid in bench.pids()), 5)
 
 
 def test_signals_go_back_to_their_owners(bench):

@@ -74,7 +74,7 @@ def test_a_signal_lets_the_runs_save_and_the_same_command_goes_on_here(jobs, wai
         errors == "grpovi: error: stopped: 0 of 1 runs finished, 1 interrupted; run the same command again to go on\n"
     )
     assert [entry["run"] for entry in jobs.journal("sigint")] == ["other/seed_1"]
-    assert not any(is_alive(pid) for pid in jobs.pids())
+    wait_until(lambda: not any(is_alive(pid) for pid in jobs.pids()), 5)
     steps = jobs.status("other", 1)["step"]
     quicken(jobs)
     assert jobs.compare() == 0
@@ -115,7 +115,7 @@ def test_a_job_that_outlived_its_compare_is_stopped_by_the_next_one(jobs, wait_u
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert output.count("stopping the process that an earlier compare left behind") == 1
-    assert not is_alive(left)
+    wait_until(lambda: not is_alive(left), 5)
     assert "--ckpt_path" in jobs.journal("start")[1]["arguments"]
 
 
