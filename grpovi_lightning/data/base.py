@@ -185,21 +185,22 @@ class TextDataModule(L.LightningDataModule):
         self.check(trainer.world_size)
         if trainer.max_steps < 1:
             raise UserError(f"no length: got trainer.max_steps {trainer.max_steps}, expected at least 1")
-        table = self.tables["train"]
         # One Lightning epoch is the whole run, so that a step's rows depend on nothing but the step.
-        done = batches_begun(trainer)
-        steps = batches_of_run(trainer, trainer.lightning_module)
-        sampler = StepSampler(
-            len(table),
+        self._sampler = StepSampler(
+            len(self.tables["train"]),
             self.batch_size,
             resolve_seed(self.seed),
-            done,
-            steps,
+            batches_begun(trainer),
+            batches_of_run(trainer, trainer.lightning_module),
             trainer.global_rank,
             trainer.world_size,
             self.spare_per_step,
         )
-        return DataLoader(table, batch_sampler=sampler, collate_fn=self.collate_training)
+        return DataLoader(self.tables["train"], batch_sampler=self._sampler, collate_fn=self.collate_training)
+
+    def batch_of_step(self, step: int) -> Any:
+        """Return the batch of a training step on this rank, on the CPU; the loader of a run is there."""
+        return self.collate_training([self.tables["train"][row] for row in self._sampler.rows_of(step)])
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Return the validation table in order, dealt out to the ranks row by row; nothing where there is none.

@@ -30,10 +30,13 @@ class StepSampler(Sampler[list[int]]):
         return self.last_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first_step, self.last_step):
-            rows = step_indices(self.seed, step, self.n_rows, self.rows_per_step)
-            spare = spare_indices(self.seed, step, self.n_rows, rows, self.spare_per_step)
-            yield self._share(rows) + self._share(spare)
+        return map(self.rows_of, range(self.first_step, self.last_step))
+
+    def rows_of(self, step: int) -> list[int]:
+        """Return this rank's rows of a step, of any step at any time."""
+        rows = step_indices(self.seed, step, self.n_rows, self.rows_per_step)
+        spare = spare_indices(self.seed, step, self.n_rows, rows, self.spare_per_step)
+        return self._share(rows) + self._share(spare)
 
     def _share(self, rows: list[int]) -> list[int]:
         size = len(rows) // self.world_size

@@ -5,7 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,15 @@ class HandedOver:
         if adapters and is_plain_lora(model):
             return HandedOver(_base(model), _adapter(model))
         return HandedOver(_named(merged(model) if has_adapters(model) else model))
+
+    def kept(self) -> "HandedOver":
+        """Return the same for later, when the policy has changed: copies in main memory of what is trained.
+
+        With an adapter beside them the weights are frozen, and the adapter is a copy already.
+        """
+        if self.adapter is not None:
+            return self
+        return replace(self, tensors={name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()})
 
 
 def lora_rank(model: PreTrainedModel) -> int:

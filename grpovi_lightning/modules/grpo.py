@@ -23,16 +23,11 @@ from grpovi_lightning.modules.evaluation import Evaluator, HeldOutEvaluation, he
 from grpovi_lightning.modules.initial_sample import check_initial_sample, fit_normalisation
 from grpovi_lightning.modules.kept_batch import kept_if_scoring_fails
 from grpovi_lightning.modules.logging import log_held_out, log_scalars
-from grpovi_lightning.modules.optimizers import check_optimizer, optimizer_setup, refuse_float16
+from grpovi_lightning.modules.optimizers import optimizer_setup
 from grpovi_lightning.modules.outcome import StepCost, StepOutcome
 from grpovi_lightning.modules.progress import run_progress
 from grpovi_lightning.modules.report import announce_diagnostics, reported, step_scalars
-from grpovi_lightning.modules.settings import (
-    check_compiled,
-    check_processes,
-    check_prompts_handed_out,
-    usual_counterfactual,
-)
+from grpovi_lightning.modules.settings import check_compiled, check_surroundings, usual_counterfactual
 from grpovi_lightning.modules.tables import check_prompts
 from grpovi_lightning.modules.update_settings import UpdateSettings
 from grpovi_lightning.modules.updater import PolicyUpdater
@@ -138,12 +133,7 @@ class GRPOModule(FrozenLeftOut):
 
     def check_settings(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
         """Raise `UserError` for settings that cannot work with the trainer's or the data's, before loading."""
-        self.updater.check(trainer, data)
-        refuse_float16("policy.dtype", self.policy_source.dtype)
-        check_optimizer(self.optimizer, self.lr_scheduler, with_closure=False)
-        check_prompts_handed_out(self.resampling, data)
-        check_processes(self, trainer, data)
-        self.held_out.check(data)
+        check_surroundings(self, trainer, data)
 
     def check_columns(self, data: L.LightningDataModule | None) -> None:
         """Raise `UserError` if the reward or a metric needs a column that a table lacks, or more prompts."""
@@ -211,7 +201,11 @@ class GRPOModule(FrozenLeftOut):
 
     def roll_out(self, prompts: PromptBatch) -> ScoredRollout:
         """Sample G completions for each of the prompts, and score them."""
-        rollout = self.sample(prompts, self.group_size, int(self.n_steps))
+        step = int(self.n_steps)
+        rollout = self.sample(prompts, self.group_size, step)
+        if self.engine.decoder.draws_ahead:  # the next completions, by the policy before the update
+            upcoming = data_of(self).batch_of_step(step + 1)
+            self.engine.begin(self.policy, upcoming, self.group_size, resolve_seed(self.seed), step + 1)
         if self.needs_reference:
             rollout = self.with_reference(rollout, self.engine.sampling.temperature)
         return self.score(rollout)
@@ -225,8 +219,7 @@ class GRPOModule(FrozenLeftOut):
         if self.reference is None:
             return rollout
         with phase(keys.STEP_TIME_REFERENCE):
-            logprobs = self.updater.logprobs(self.reference, rollout, temperature)
-        return replace(rollout, ref_logprobs=logprobs)
+            return replace(rollout, ref_logprobs=self.updater.logprobs(self.reference, rollout, temperature))
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Score completions by every component of the reward, and by their total."""
@@ -259,8 +252,7 @@ class GRPOModule(FrozenLeftOut):
         """Count and log a step that took so many seconds on this rank: `step_time`, and each phase."""
         self.n_tokens += sum_over_ranks(outcome.scored.n_tokens)
         self.train_seconds += seconds[keys.STEP_TIME]
-        increase = outcome.increase(self.counterfactual)
-        scalars = step_scalars(outcome, increase, self.advantage, self.reward.weights())
+        scalars = step_scalars(outcome, outcome.increase(self.counterfactual), self.advantage, self.reward.weights())
         of_rank = seconds | {keys.TRAIN_SECONDS: float(self.train_seconds)}
         of_rank = reduce_scalars(of_rank | self.resampling.shares(outcome.pool))
         scalars |= of_rank | {keys.NUM_TOKENS: float(self.n_tokens), **outcome.learned.metrics}
@@ -287,6 +279,14 @@ class GRPOModule(FrozenLeftOut):
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["drawn_ahead"] = self.engine.decoder.drawn_ahead()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.engine.decoder.take_drawn_ahead(checkpoint.get("drawn_ahead"))
 
     def frozen_state(self) -> set[str]:
         """Return the names of state that is loaded from where it came: reference, rewards, weights under adapters."""

@@ -8,8 +8,9 @@ from grpovi_lightning.adjustment import SequenceWeights, UniformWeights, Varianc
 from grpovi_lightning.data import PromptDataModule
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.models import CausalLMSource
+from grpovi_lightning.modules.optimizers import check_optimizer, refuse_float16
 from grpovi_lightning.rollout import GroupDecoder, PlainDecoder, VLLMDecoder
-from grpovi_lightning.selection import PromptSelection
+from grpovi_lightning.selection import EveryPrompt, PromptSelection
 from grpovi_lightning.trainer_state import shards
 
 
@@ -39,6 +40,36 @@ def check_prompts_handed_out(resampling: PromptSelection, data: L.LightningDataM
         raise UserError(
             f"{name}: got the data module {type(data).__name__}, expected a PromptDataModule, whose prompts can be "
             "asked for by their numbers"
+        )
+
+
+def check_surroundings(module: Any, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+    """Raise `UserError` for settings of a GRPO module that cannot work with the trainer's or the data's."""
+    module.updater.check(trainer, data)
+    refuse_float16("policy.dtype", module.policy_source.dtype)
+    check_optimizer(module.optimizer, module.lr_scheduler, with_closure=False)
+    check_prompts_handed_out(module.resampling, data)
+    check_drawn_ahead(module, data)
+    check_processes(module, trainer, data)
+    module.held_out.check(data)
+
+
+def check_drawn_ahead(module: Any, data: L.LightningDataModule) -> None:
+    """Raise `UserError` for settings under which nothing can be drawn ahead, or nothing corrects for it."""
+    if not module.engine.decoder.draws_ahead:
+        return
+    if module.updater.settings.importance_sampling is None:
+        raise UserError(
+            "OneStepAhead: got no importance_sampling, but completions come from weights that are one step old; leave "
+            "importance_sampling_cap at a number, or set updates.importance_sampling"
+        )
+    if not isinstance(module.resampling, EveryPrompt):
+        name = type(module.resampling).__name__
+        raise UserError(f"OneStepAhead: got resampling {name}, which chooses prompts at each step; use VLLMServer")
+    if not isinstance(data, PromptDataModule):
+        raise UserError(
+            f"OneStepAhead: got the data module {type(data).__name__}, expected a PromptDataModule, which can be asked "
+            "for the prompts of the next step"
         )
 
 

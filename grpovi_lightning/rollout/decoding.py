@@ -23,6 +23,9 @@ class Decoder(ABC):
     by itself hands whole completions to the sampler: they follow the same distribution.
     """
 
+    draws_ahead = False
+    """Whether it draws the completions of the next step while the policy is trained, once `begin` was called."""
+
     @property
     def correction(self) -> ImportanceSampling | None:
         """What corrects updates for tokens that another implementation of the policy drew; None: nothing has to."""
@@ -45,6 +48,17 @@ class Decoder(ABC):
 
         The sampler keeps the B completions, of which those of one prompt are adjacent.
         """
+
+    def begin(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
+        """Begin to draw by the policy as it is now what `run` is asked for later; arguments are those of `decode`."""
+        raise NotImplementedError(f"{type(self).__name__} does not draw ahead")
+
+    def drawn_ahead(self) -> str | None:
+        """Return what was drawn ahead, for a checkpoint; None where nothing was. All processes call it together."""
+        return None
+
+    def take_drawn_ahead(self, state: str | None) -> None:  # noqa: B027
+        """Go on with what `drawn_ahead` returned."""
 
 
 class GroupDecoder(Decoder):

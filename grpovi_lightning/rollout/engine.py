@@ -1,6 +1,7 @@
 """Sampling completions for a batch of prompts."""
 
 import torch
+from torch import Tensor
 
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.randomness import sampling_uniforms
@@ -37,10 +38,7 @@ class RolloutEngine:
         Raises:
             UserError: a prompt and the longest completion exceed the model's positions.
         """
-        length = self.sampling.max_completion_length
-        prompt_ids, prompt_mask = policy.encode_prompts(prompts.contents, length)
-        uniforms = sampling_uniforms(seed, step, prompts.indices, group_size, length)
-        sampler = Sampler(self.sampling, uniforms, prompt_ids, prompt_mask, policy.end_token_ids, self.choose)
+        prompt_ids, prompt_mask, sampler = self._prepared(policy, prompts, group_size, seed, step)
         # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not
         # survive it.
         with torch.inference_mode(mode=not policy.is_sharded):
@@ -60,3 +58,15 @@ class RolloutEngine:
             texts=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
             seed=seed,
         )
+
+    def begin(self, policy: LanguageModel, prompts: PromptBatch, group_size: int, seed: int, step: int) -> None:
+        """Have a decoder that draws ahead begin what `generate` is asked for later, by the policy as it is now."""
+        self.decoder.begin(policy, *self._prepared(policy, prompts, group_size, seed, step))
+
+    def _prepared(
+        self, policy: LanguageModel, prompts: PromptBatch, group_size: int, seed: int, step: int
+    ) -> tuple[Tensor, Tensor, Sampler]:
+        length = self.sampling.max_completion_length
+        ids, mask = policy.encode_prompts(prompts.contents, length)
+        uniforms = sampling_uniforms(seed, step, prompts.indices, group_size, length)
+        return ids, mask, Sampler(self.sampling, uniforms, ids, mask, policy.end_token_ids, self.choose)

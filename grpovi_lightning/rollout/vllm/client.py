@@ -4,6 +4,7 @@ import http.client
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from safetensors.torch import save_file
 
 from grpovi_lightning.errors import TrainingError, UserError, shown
 from grpovi_lightning.models import CausalLMSource, LanguageModel
+from grpovi_lightning.models.handover import HandedOver
+from grpovi_lightning.rollout.vllm.background import in_background
 from grpovi_lightning.rollout.vllm.engines import Engine, handed_over
 from grpovi_lightning.rollout.vllm.library import described, known
-from grpovi_lightning.rollout.vllm.requests import ADAPTER_CONFIG, Completion, Request, as_bytes, token
+from grpovi_lightning.rollout.vllm.requests import ADAPTER_CONFIG, Completion, Request, Versions, as_bytes, token
 
 _GONE = (OSError, http.client.HTTPException)
 _LONGEST_WAIT = 10.0  # seconds between two attempts
@@ -60,9 +63,20 @@ class VLLMServer(Engine):
         self._compare(about, known(source))
 
     def complete(self, policy: LanguageModel, request: Request) -> list[Completion]:
+        return self._completions(request, *self._handed_over(policy))
+
+    def completing(self, policy: LanguageModel, request: Request) -> Callable[[], list[Completion]]:
+        """Begin to draw B completions of the policy as it is now, and return what waits for them."""
+        versions, handed = self._handed_over(policy)
+        kept = None if handed is None else handed.kept()  # a server that is started anew may ask for them
+        return in_background(lambda: self._completions(request, versions, kept))
+
+    def _handed_over(self, policy: LanguageModel) -> tuple[Versions, HandedOver | None]:
         about = self._model()
         self._compare(about, described(policy.model.config))
-        versions, handed = handed_over(policy, about["lora_rank"])
+        return handed_over(policy, about["lora_rank"])
+
+    def _completions(self, request: Request, versions: Versions, handed: HandedOver | None) -> list[Completion]:
         content = {"base": versions.base, "adapter": versions.adapter, "request": request.as_json()}
         for attempt in range(_HANDOVERS):
             status, answer = self._asked("POST", "/completions", as_bytes(content))

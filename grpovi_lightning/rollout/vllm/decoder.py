@@ -26,11 +26,12 @@ class VLLMDecoder(Decoder):
         """Say where vLLM runs.
 
         Args:
-            engine: default `ColocatedVLLM`; or a `VLLMServer`.
+            engine: default `ColocatedVLLM`; or a `VLLMServer`, or `OneStepAhead` with one.
             importance_sampling_cap: that of the `TruncatedImportanceSampling` of updates whose settings name no
                 `importance_sampling`; None: they are not corrected.
         """
         self.engine = engine or ColocatedVLLM()
+        self.draws_ahead = self.engine.draws_ahead
         cap = importance_sampling_cap
         self._correction = None if cap is None else TruncatedImportanceSampling(cap)
 
@@ -49,18 +50,31 @@ class VLLMDecoder(Decoder):
         self.decode(policy, prompt_ids, prompt_mask, sampler)  # no weights of the policy's own are computed with
 
     def decode(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
-        sampling = sampler.sampling
-        request = Request(
-            prompts=[row[kept].tolist() for row, kept in zip(prompt_ids.cpu(), prompt_mask.cpu(), strict=True)],
-            seeds=sampler.seeds(),
-            max_tokens=sampler.length,
-            end_token_ids=list(sampler.end_token_ids),
-            greedy=sampler.is_greedy,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-        )
         with phase(keys.STEP_TIME_DECODE):
-            sampler.keep(self.engine.complete(policy, request))
+            sampler.keep(self.engine.complete(policy, _request(prompt_ids, prompt_mask, sampler)))
+
+    def begin(self, policy: LanguageModel, prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> None:
+        with phase(keys.STEP_TIME_DECODE):
+            self.engine.begin(policy, _request(prompt_ids, prompt_mask, sampler))
+
+    def drawn_ahead(self) -> str | None:
+        return self.engine.drawn_ahead()
+
+    def take_drawn_ahead(self, state: str | None) -> None:
+        self.engine.take_drawn_ahead(state)
+
+
+def _request(prompt_ids: Tensor, prompt_mask: Tensor, sampler: Sampler) -> Request:
+    sampling = sampler.sampling
+    return Request(
+        prompts=[row[kept].tolist() for row, kept in zip(prompt_ids.cpu(), prompt_mask.cpu(), strict=True)],
+        seeds=sampler.seeds(),
+        max_tokens=sampler.length,
+        end_token_ids=list(sampler.end_token_ids),
+        greedy=sampler.is_greedy,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+    )

@@ -18,6 +18,9 @@ from grpovi_lightning.rollout.vllm.requests import Completion, Request, Versions
 class Engine(ABC):
     """A vLLM that completes prompts by the policy as it is now."""
 
+    draws_ahead = False
+    """Whether it can begin to draw the completions of the next step; see `OneStepAhead`."""
+
     @abstractmethod
     def check(self, source: CausalLMSource) -> None:
         """Raise `UserError` where it can be told before anything is loaded that it cannot run the policy."""
@@ -28,6 +31,17 @@ class Engine(ABC):
     @abstractmethod
     def complete(self, policy: LanguageModel, request: Request) -> list[Completion]:
         """Draw B completions; the policy is handed over before where it has changed."""
+
+    def begin(self, policy: LanguageModel, request: Request) -> None:
+        """Begin to draw B completions of the policy as it is now, which `complete` is asked for later."""
+        raise NotImplementedError(f"{type(self).__name__} does not draw ahead")
+
+    def drawn_ahead(self) -> str | None:
+        """Return what was drawn ahead, for a checkpoint; None where nothing was. All processes call it together."""
+        return None
+
+    def take_drawn_ahead(self, state: str | None) -> None:  # noqa: B027  most have no use for it
+        """Go on with what `drawn_ahead` returned."""
 
 
 def handed_over(policy: LanguageModel, rank: int) -> tuple[Versions, HandedOver | None]:
