@@ -9,7 +9,7 @@
 | V, D | vocabulary, features |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -227,6 +227,10 @@ class Rollout:
         """Move every tensor to `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | PromptBatch)})
+
+
+OnCompletion = Callable[[Rollout, int], None]
+"""Is told of a completion that has ended while others are still drawn: a rollout of it, and its place in its group."""
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,10 @@ class GRPOModule(FrozenLeftOut):
         super().__init__()
         self.automatic_optimization = False
         self.policy_source, self.reward, self.group_size = policy, reward, group_size
-        self.engine, self.compile_passes = RolloutEngine(sampling, decoder), compile_passes
+        self.compile_passes = compile_passes
+        self.engine = RolloutEngine(sampling, decoder, on_completion=reward.begin_early())
         self.resampling, self.selection = resampling or EveryPrompt(), selection or EveryCompletion()
-        self.adjustment = adjustment or IdentityAdjustment()
-        self.advantage = advantage or GroupAdvantage()
+        self.adjustment, self.advantage = adjustment or IdentityAdjustment(), advantage or GroupAdvantage()
         loss = loss or GRPOLoss()
         self.updater = PolicyUpdater(loss, updates, sampling.temperature, self.engine.decoder.correction)
         self.optimizer, self.lr_scheduler, self.seed, self.sharding = optimizer, lr_scheduler, seed, sharding

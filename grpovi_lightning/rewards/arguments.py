@@ -8,7 +8,7 @@ from typing import Any
 from grpovi_lightning.errors import UserError
 
 _ALWAYS_GIVEN = ("prompts", "completions", "completion_ids")
-_STATE = "trainer_state"
+STATE = "trainer_state"
 _NOT_GIVEN = ("log_extra", "log_metric")
 """Arguments that TRL's trainer has and this package has not."""
 _ANY_NUMBER = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -40,8 +40,8 @@ def accepted_arguments(
     parameters = parameters_of(function)
     if parameters is None:
         return [], given
-    if any(parameter.name == _STATE for parameter in parameters):
-        given.append(_STATE)
+    if any(parameter.name == STATE for parameter in parameters):
+        given.append(STATE)
     for parameter in parameters:
         required = parameter.default is Parameter.empty and parameter.kind not in _ANY_NUMBER
         if required and parameter.name not in given and parameter.name not in kwargs:
@@ -62,7 +62,7 @@ def accepted_arguments(
 
 def _check_columns(name: str, columns: Collection[str], where: str, kwargs: Collection[str]) -> None:
     for column in columns:
-        if column in (*_ALWAYS_GIVEN, _STATE):
+        if column in (*_ALWAYS_GIVEN, STATE):
             raise UserError(
                 f"column {column!r} of {where} has the name of an argument of every reward function; "
                 "rename it, or list the columns to hand over in the data's `columns`"
@@ -95,10 +95,10 @@ def check_kwargs(what: str, function: Callable[..., Any], kwargs: Collection[str
     """
     parameters = parameters_of(function)
     for name in kwargs:
-        if name in (*_ALWAYS_GIVEN, _STATE):
+        if name in (*_ALWAYS_GIVEN, STATE):
             raise UserError(f"{what}: kwargs has {name!r}, which every reward function gets by itself; leave it out")
         if parameters is not None and not _takes(parameters, name):
-            own = [p.name for p in parameters if p.kind in _BY_NAME and p.name not in (*_ALWAYS_GIVEN, _STATE)]
+            own = [p.name for p in parameters if p.kind in _BY_NAME and p.name not in (*_ALWAYS_GIVEN, STATE)]
             raise UserError(
                 f"{what}: kwargs has {name!r}, which it does not take by name, expected some of "
                 f"{', '.join(own) or 'none'}; look at how it is defined"

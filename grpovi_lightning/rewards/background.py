@@ -54,12 +54,18 @@ def result_of(running: Future[Any], seconds: float | None = None) -> Any:
     return value
 
 
-async def all_of(calls: Sequence[Callable[[], Awaitable[Any]]], limit: int) -> list[Any]:
-    """Return what each call gives, at most `limit` of them running at a time.
+@cache
+def places(process: int, what: str, limit: int) -> asyncio.Semaphore:
+    """Return the places of a function of which at most `limit` calls run at a time, whenever they began."""
+    return asyncio.Semaphore(limit)
+
+
+async def all_of(calls: Sequence[Callable[[], Awaitable[Any]]], places: asyncio.Semaphore) -> list[Any]:
+    """Return what each call gives, as many of them running at a time as there are places.
 
     After the first error no further one begins, those that run are cancelled, and it is raised.
     """
-    places, failed = asyncio.Semaphore(limit), asyncio.Event()
+    failed = asyncio.Event()
 
     async def one(call: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
         async with places:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpovi_lightning.errors import TrainingError
 from grpovi_lightning.rewards.sequences import SequenceReader
-from grpovi_lightning.structures import Rollout
+from grpovi_lightning.structures import OnCompletion, Rollout
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,13 @@ class Reward(nn.Module):
     def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
         """Return what gives the `components`; a reward that waits asks for answers now, others begin when called."""
         return partial(self.components, rollout)
+
+    def begin_early(self) -> OnCompletion | None:
+        """Return what asks for the answer about each completion that has ended, before `begin` is called for all.
+
+        None: nothing is asked before.
+        """
+        return None
 
     def readers(self) -> Sequence[SequenceReader]:
         """Return what turns completions into tokens for models of the reward's own, once `load` was called."""

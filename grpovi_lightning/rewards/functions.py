@@ -10,12 +10,15 @@ from torch import Tensor
 
 from grpovi_lightning.conversations import Conversation, as_messages
 from grpovi_lightning.errors import TrainingError, UserError
-from grpovi_lightning.rewards.arguments import accepted_arguments, check_kwargs
+from grpovi_lightning.rewards.arguments import STATE, accepted_arguments, check_kwargs, parameters_of
 from grpovi_lightning.rewards.base import Reward
 from grpovi_lightning.rewards.imports import imported
 from grpovi_lightning.rewards.retrying import Retry
 from grpovi_lightning.rewards.user_code import Patience, is_async, made_function, start_user_code
-from grpovi_lightning.structures import Rollout
+from grpovi_lightning.structures import OnCompletion, Rollout
+
+_Key = tuple[int, int, int]
+"""Step, number of the prompt, and place in its group."""
 
 
 def arguments_of(rollout: Rollout) -> dict[str, Any]:
@@ -74,8 +77,9 @@ class RewardFunction(Reward):
             retry: after which errors a call is made again, how often, and with which waits; None: the first error
                 stops the run.
             max_concurrency: calls the function for each completion by itself, its lists having one entry, with this
-                many calls at a time: an `async` function in the background's thread, another in threads of its own.
-                None: one call for all completions.
+                many calls at a time: an `async` function in the background's thread, another in threads of its own. In
+                training, a completion that has ended is scored while others are still drawn, unless the function names
+                `trainer_state`. None: one call for all completions.
 
         Raises:
             UserError: the import path leads to no function, not one of `function` and `factory` is given, `kwargs` has
@@ -89,6 +93,7 @@ class RewardFunction(Reward):
             )
         self.patience = Patience(time_limit, retry, max_concurrency)
         self.kwargs: dict[str, Any] = {}
+        self._early: dict[_Key, Callable[[], list[Any]]] = {}
         if factory is not None:
             self.function = made_function(factory, kwargs or {})
         else:
@@ -118,16 +123,40 @@ class RewardFunction(Reward):
         return self.begin(rollout)()
 
     def begin(self, rollout: Rollout) -> Callable[[], dict[str, Tensor]]:
+        calls = self._calls(rollout)
+        early = [self._early.get(key) for key in _keys(rollout)] if self._early else [None] * len(calls)
+        late = self._started(rollout, [call for call, begun in zip(calls, early, strict=True) if begun is None])
+        self._early.clear()
+
+        def answers() -> list[Any]:
+            first = [begun and begun() for begun in early]
+            rest = iter(late())
+            return [next(rest) if answer is None else answer[0] for answer in first]
+
+        return lambda: {self.name: self._scores(answers(), len(rollout.texts)).to(rollout.completion_ids.device)}
+
+    def begin_early(self) -> OnCompletion | None:
+        # Calls of their own for each completion, whose arguments are all known by then.
+        named = [parameter.name for parameter in parameters_of(self.function) or []]
+        return self._ask if self.patience.max_concurrency is not None and STATE not in named else None
+
+    def _ask(self, rollout: Rollout, member: int) -> None:
+        (key,) = _keys(rollout, member)
+        self._early[key] = self._started(rollout, self._calls(rollout))
+
+    def _started(self, rollout: Rollout, calls: list[Callable[[], Any]]) -> Callable[[], list[Any]]:
+        what = f"reward function {self.name}"
+        return start_user_code(what, rollout, calls, self.patience, len(self._early)) if calls else list
+
+    def _calls(self, rollout: Rollout) -> list[Callable[[], Any]]:
         columns = rollout.prompts.columns
         places, names = accepted_arguments(self.name, self.function, columns, "the prompts", self.kwargs)
         given = arguments_of(rollout)
         arguments = [given] if self.patience.max_concurrency is None else _of_each(given, len(rollout.texts))
-        calls = [
+        return [
             partial(self.function, *(each[p] for p in places), **{name: each[name] for name in names}, **self.kwargs)
             for each in arguments
         ]
-        answers = start_user_code(f"reward function {self.name}", rollout, calls, self.patience)
-        return lambda: {self.name: self._scores(answers(), len(rollout.texts)).to(rollout.completion_ids.device)}
 
     def _scores(self, answers: list[Any], count: int) -> Tensor:
         """Return [B] scores out of the answers: one for all completions, or one for each."""
@@ -177,3 +206,9 @@ def _of_each(given: dict[str, Any], count: int) -> list[dict[str, Any]]:
         {name: value[i : i + 1] if isinstance(value, list) else value for name, value in given.items()}
         for i in range(count)
     ]
+
+
+def _keys(rollout: Rollout, first: int = 0) -> list[_Key]:
+    """Return what tells the completions of a rollout from others, of which those of a prompt begin at a place."""
+    members = range(first, first + rollout.group_size)
+    return [(rollout.step, number, member) for number in rollout.prompts.indices.tolist() for member in members]

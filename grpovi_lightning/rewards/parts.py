@@ -1,6 +1,7 @@
 """What rewards that are made of other rewards share."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.rewards.base import Reward, RewardUpdate
 from grpovi_lightning.rewards.sequences import SequenceReader
-from grpovi_lightning.structures import Rollout
+from grpovi_lightning.structures import OnCompletion, Rollout
 
 
 class RewardOfParts(Reward):
@@ -28,6 +29,10 @@ class RewardOfParts(Reward):
             raise UserError(f"composite reward: got {len(learning)} parts that learn, expected at most one")
         self.learns = bool(learning)
         self.waits = any(part.waits for part in parts)
+
+    def begin_early(self) -> OnCompletion | None:
+        found = [early for part in self._rewards if (early := part.begin_early()) is not None]
+        return partial(_ask_all, found) if found else None
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase | None) -> None:
         for part in self._rewards:
@@ -61,3 +66,8 @@ class RewardOfParts(Reward):
 
     def progress(self) -> dict[str, float]:
         return {name: value for part in self._rewards for name, value in part.progress().items()}
+
+
+def _ask_all(parts: Sequence[OnCompletion], rollout: Rollout, member: int) -> None:
+    for part in parts:
+        part(rollout, member)

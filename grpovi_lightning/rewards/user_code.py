@@ -3,7 +3,8 @@
 import asyncio
 import inspect
 import math
-from asyncio import CancelledError
+import os
+from asyncio import CancelledError, Semaphore
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,11 +50,13 @@ class Patience:
             else self.retry.call(what, lambda: _once(call, self.time_limit))
         )
 
-    def start(self, what: str, calls: Sequence[Callable[[], Any]]) -> Callable[[], list[Any]]:
-        """Let calls run in the background from now on; return what waits for them."""
+    def start(self, what: str, calls: Sequence[Callable[[], Any]], before: int = 0) -> Callable[[], list[Any]]:
+        """Let calls run in the background from now on, behind so many others; return what waits for them."""
         began, each = monotonic(), [partial(self._awaited, what, call) for call in calls]
-        running = background.started(lambda: background.all_of(each, self.max_concurrency or len(calls)))
-        longest = self._longest(len(calls))
+        limit = self.max_concurrency
+        places = Semaphore(len(calls)) if limit is None else background.places(os.getpid(), what, limit)
+        running = background.started(lambda: background.all_of(each, places))
+        longest = self._longest(before + len(calls))
         return lambda: background.result_of(running, longest and max(0.0, began + longest - monotonic()))
 
     def attempts(self, error: BaseException) -> str:
@@ -106,16 +109,18 @@ def call_user_code(what: str, rollout: Rollout, function: Callable[..., Any], *p
 
 
 def start_user_code(
-    what: str, rollout: Rollout, calls: Sequence[Callable[[], Any]], patience: Patience | None = None
+    what: str, rollout: Rollout, calls: Sequence[Callable[[], Any]], patience: Patience | None = None, before: int = 0
 ) -> Callable[[], list[Any]]:
     """Return what gives the result of each call: those in the background run from now on, others when asked.
+
+    `before` is how many calls of the same function began before these, and may not be done yet.
 
     Raises, when asked:
         TrainingError: as `call_user_code` does, and where a call takes longer than it may.
     """
     patience = patience or Patience()
     if patience.max_concurrency is not None or is_async(calls[0]):
-        result = patience.start(what, calls)
+        result = patience.start(what, calls, before)
     else:
         result = lambda: [patience.result(what, call) for call in calls]  # noqa: E731
     return partial(_in_one_line, what, rollout, result, patience)

@@ -8,7 +8,7 @@ from grpovi_lightning.randomness import sampling_uniforms
 from grpovi_lightning.rollout.decoding import Decoder, GroupDecoder
 from grpovi_lightning.rollout.sampler import Sampler
 from grpovi_lightning.rollout.sampling import SamplingConfig, TokenChoice, inverse_cdf
-from grpovi_lightning.structures import PromptBatch, Rollout
+from grpovi_lightning.structures import OnCompletion, PromptBatch, Rollout
 
 
 class RolloutEngine:
@@ -23,10 +23,23 @@ class RolloutEngine:
     """
 
     def __init__(
-        self, sampling: SamplingConfig, decoder: Decoder | None = None, choose: TokenChoice = inverse_cdf
+        self,
+        sampling: SamplingConfig,
+        decoder: Decoder | None = None,
+        choose: TokenChoice = inverse_cdf,
+        on_completion: OnCompletion | None = None,
     ) -> None:
-        # A decoder that lets the sampler draw changes the time, and completions by rounding only.
+        """Say how completions are sampled.
+
+        Args:
+            sampling: the settings.
+            decoder: default `GroupDecoder`. One that lets the sampler draw changes the time, and completions by
+                rounding only.
+            choose: how a token is chosen by probabilities and a uniform number.
+            on_completion: is told of each completion that has ended, while others are still drawn.
+        """
         self.sampling, self.decoder, self.choose = sampling, decoder or GroupDecoder(), choose
+        self.on_completion = on_completion
 
     @torch.no_grad()
     def generate(self, policy: LanguageModel, prompts: PromptBatch, group_size: int, seed: int, step: int) -> Rollout:
@@ -39,25 +52,37 @@ class RolloutEngine:
             UserError: a prompt and the longest completion exceed the model's positions.
         """
         prompt_ids, prompt_mask, sampler = self._prepared(policy, prompts, group_size, seed, step)
+
+        def drawn(some: PromptBatch, places: slice, members: int, rows: slice) -> Rollout:
+            ids, mask, logprobs = sampler.completions(policy.pad_token_id, rows)
+            tokens = [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]
+            return Rollout(
+                prompts=some,
+                group_size=members,
+                step=step,
+                prompt_ids=prompt_ids[places],
+                prompt_mask=prompt_mask[places],
+                completion_ids=ids,
+                completion_mask=mask,
+                old_logprobs=logprobs,
+                truncated=~sampler.ended[rows],
+                texts=policy.tokenizer.batch_decode(tokens, skip_special_tokens=True),
+                seed=seed,
+            )
+
+        def tell(ended: list[int]) -> None:
+            for row in ended:
+                place, member = divmod(row, group_size)
+                at, rows = slice(place, place + 1), slice(row, row + 1)
+                self.on_completion(drawn(prompts.select([place]), at, 1, rows), member)  # type: ignore[misc]
+
+        if self.on_completion is not None:
+            sampler.on_end = tell
         # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not
         # survive it.
         with torch.inference_mode(mode=not policy.is_sharded):
             self.decoder.run(policy, prompt_ids, prompt_mask, sampler)
-        ids, mask, logprobs = sampler.completions(policy.pad_token_id)
-        rows = [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]
-        return Rollout(
-            prompts=prompts,
-            group_size=group_size,
-            step=step,
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=ids,
-            completion_mask=mask,
-            old_logprobs=logprobs,
-            truncated=~sampler.ended,
-            texts=policy.tokenizer.batch_decode(rows, skip_special_tokens=True),
-            seed=seed,
-        )
+        return drawn(prompts, slice(None), group_size, slice(None))
 
     def begin(self, policy: LanguageModel, prompts: PromptBatch, group_size: int, seed: int, step: int) -> None:
         """Have a decoder that draws ahead begin what `generate` is asked for later, by the policy as it is now."""

@@ -1,6 +1,6 @@
 """The completions of a rollout while they are drawn, whichever decoder computes the logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ class Sampler:
         end_token_ids: tokens that end a completion.
         length: tokens that a completion may have.
         ended: [B] bool, those with an end token.
+        on_end: called with the places of completions among the B once they have an end token; None: nothing is.
     """
+
+    on_end: Callable[[list[int]], None] | None = None
 
     def __init__(
         self,
@@ -82,7 +85,14 @@ class Sampler:
         else:
             chosen = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
         self._ids[rows, t], self._logprobs[rows, t] = tokens, chosen.float()
-        self.ended[rows] |= (tokens[:, None] == self._ends).any(dim=1)
+        ended = (tokens[:, None] == self._ends).any(dim=1)
+        if self.on_end is None:
+            self.ended[rows] |= ended
+            return tokens
+        now = rows[ended & ~self.ended[rows]].tolist()
+        self.ended[rows] |= ended
+        if now:
+            self.on_end(now)
         return tokens
 
     @property
@@ -116,17 +126,17 @@ class Sampler:
             self._logprobs[row, : len(tokens)] = torch.tensor(logprobs, device=self._ids.device)
             self.ended[row] = ended
 
-    def completions(self, pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what was drawn, up to and including the first end token of each completion.
+    def completions(self, pad_token_id: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what was drawn, up to and including the first end token of each completion at these places.
 
         Returns:
             ids, mask, and log-probabilities (nats) under the policy at the sampling temperature without filters, each
             [B, T], where T is the length of the longest completion; padded, and 0 where masked.
         """
-        is_end = torch.isin(self._ids, self._ends)
+        is_end = torch.isin(self._ids[rows], self._ends)
         # The first end token belongs to the completion, so the count of those before it decides.
         mask = is_end.long().cumsum(dim=1) - is_end.long() == 0
         mask = mask[:, : int(mask.sum(dim=1).max())]
         length = mask.shape[1]
-        ids = self._ids[:, :length].masked_fill(~mask, pad_token_id)
-        return ids, mask, self._logprobs[:, :length].masked_fill(~mask, 0.0)
+        ids = self._ids[rows, :length].masked_fill(~mask, pad_token_id)
+        return ids, mask, self._logprobs[rows, :length].masked_fill(~mask, 0.0)

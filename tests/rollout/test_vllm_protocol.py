@@ -276,7 +276,7 @@ def test_updates_are_corrected_by_default_with_vllm_and_with_it_alone(policy_fol
     assert of_module(policy_folder, None).importance_sampling is None
 
 
-@pytest.mark.parametrize("name", ["colocated", "server"])
+@pytest.mark.parametrize("name", ["colocated", "server", "ahead"])
 def test_the_overlays_that_are_shipped_are_valid(name, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)

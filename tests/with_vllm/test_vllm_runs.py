@@ -76,6 +76,11 @@ def server_at(url, **settings):
     return {"class_path": "grpovi_lightning.rollout.vllm.VLLMServer", "init_args": {"url": url} | settings}
 
 
+def ahead_at(url, **settings):
+    kind = "grpovi_lightning.rollout.vllm.OneStepAhead"
+    return {"class_path": kind, "init_args": {"server": server_at(url, **settings)}}
+
+
 COLOCATED = {
     "class_path": "grpovi_lightning.rollout.vllm.ColocatedVLLM",
     "init_args": {"kv_cache_gb": 0.05, "options": {"enforce_eager": True}},
@@ -187,6 +192,32 @@ def test_a_server_that_stays_away_stops_the_run_in_one_line_and_it_goes_on(own, 
     assert weights(run) == weights(undisturbed)
 
 
+def test_what_is_drawn_ahead_learns_and_outlives_a_killed_server_and_a_killed_run(own, vllm_policy_folder):
+    with serving(vllm_policy_folder) as url:
+        undisturbed = write(own, vllm_policy_folder, "ahead", GRPOVI, **ahead_at(url))
+        finished(begun(undisturbed))
+    logged = scalars(undisturbed)
+    print("reward", logged["reward"][0], logged["reward"][-1], logged["sampling/sampling_logp_difference/mean"])
+    assert sum(logged["reward"][-5:]) > 2.0 * sum(logged["reward"][:5])
+    difference = logged["sampling/sampling_logp_difference/max"]
+    assert difference[0] < 1e-3 < min(difference[1:])  # one update apart, from the second step on
+
+    port = free_port()
+    server = started(vllm_policy_folder, port)
+    run = write(own, vllm_policy_folder, "ahead_again", GRPOVI, **ahead_at(f"http://127.0.0.1:{port}"))
+    process = begun(run)
+    when_at_step(run, 4, process)
+    ended(server)
+    server = started(vllm_policy_folder, port)
+    when_at_step(run, 9, process)
+    process.kill()
+    process.wait()
+    finished(begun(run, "--ckpt_path", run / "checkpoints" / "last.ckpt"))
+    ended(server)
+    assert weights(run) == weights(undisturbed)
+    assert scalars(run)["reward"] == logged["reward"]
+
+
 BAD = {
     "heads": (["--model.init_args.policy.init_args.path", "{policy}"], "got attention heads of size 8, expected one"),
     "both filters": (
@@ -213,17 +244,23 @@ def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(
     assert not run.exists()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_training_processes_share_a_server(own, vllm_policy_folder, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "engine"),
+    [("ddp", server_at), ("fsdp2", server_at), ("fsdp2", ahead_at)],
+    ids=["ddp", "fsdp2", "ahead"],
+)
+def test_two_training_processes_share_a_server(own, vllm_policy_folder, strategy, engine):
     with serving(vllm_policy_folder) as url:
         for name, devices in {"together": 2, "alone": 1}.items():
-            run = write(own, vllm_policy_folder, f"{strategy}_{name}", GRPOVI, steps=5, **server_at(url))
+            name = f"{strategy}_{engine.__name__}_{name}"
+            run = write(own, vllm_policy_folder, name, GRPOVI, steps=5, **engine(url))
             shared = ["--trainer.strategy", strategy] if devices > 1 else []
             finished(begun(run, "--trainer.devices", devices, *shared))
-    folders = [own / f"{strategy}_{name}" for name in ("together", "alone")]
+    folders = [own / f"{strategy}_{engine.__name__}_{name}" for name in ("together", "alone")]
     together, alone = map(scalars, folders)
 
-    assert max(together["sampling/sampling_logp_difference/max"]) < 1e-3
+    if engine is server_at:
+        assert max(together["sampling/sampling_logp_difference/max"]) < 1e-3
     assert together["reward"] == pytest.approx(alone["reward"], abs=1e-6)
     found, expected = (load_file(folder / "model" / "model.safetensors") for folder in folders)
     apart = torch.cat([(found[name] - value).flatten() for name, value in expected.items()]).abs()
