@@ -47,7 +47,14 @@ class StepTimes(L.Callback):
             self.scalars.append({name: float(logged[name]) for name in self.names})
 
 
-def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Decoder | None = None) -> dict[str, float]:
+def train(
+    work: Workload,
+    steps: int,
+    seed: int,
+    times: StepTimes,
+    decoder: Decoder | None = None,
+    reward: RewardFunction | None = None,
+) -> dict[str, float]:
     """Train with the settings that TRL's trainer has in trl_step.py; return the scalars of the last step.
 
     Raises:
@@ -55,7 +62,7 @@ def train(work: Workload, steps: int, seed: int, times: StepTimes, decoder: Deco
     """
     module = GRPOModule(
         policy=PretrainedCausalLM(str(work.folder / "model")),
-        reward=RewardFunction(work.reward),
+        reward=reward or RewardFunction(work.reward),
         group_size=work.group_size,
         sampling=SamplingConfig(max_completion_length=work.completion, temperature=work.temperature),
         decoder=decoder,

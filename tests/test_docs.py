@@ -21,7 +21,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 every_page = pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
 ONE_PASS = "one_pass", "one_pass_embedded", "one_pass_settings"
 SCALING = "scaling_arithmetic", "sharded_memory"
-SCRIPTS = "adjustment", "against_trl", "calibration", "load_runs", *ONE_PASS, "profile_step", *SCALING
+SCRIPTS = "adjustment", "against_trl", "calibration", "load_runs", *ONE_PASS, "overlap", "profile_step", *SCALING
 
 
 def blocks(page, language):

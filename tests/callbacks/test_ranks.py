@@ -39,13 +39,13 @@ def root(tmp_path_factory):
     return folder
 
 
-def start(root, run, *arguments):
+def start(root, run, strategy, *arguments):
     reward = {
         "class_path": "grpovi_lightning.rewards.RewardFunction",
         "init_args": {"function": "ending_rewards.lengths"},
     }
     config = run_config(root, run, reward=reward)
-    config["trainer"] |= {"devices": 2, "strategy": "ddp", "max_steps": 4, "val_check_interval": 4}
+    config["trainer"] |= {"devices": 2, "strategy": strategy, "max_steps": 4, "val_check_interval": 4}
     config["checkpoint"] = {"every_n_train_steps": 1}
     file = write_yaml(run.with_suffix(".yaml"), config)
     command = [sys.executable, "-m", "grpovi_lightning.cli", "fit", "--config", file, *arguments]
@@ -60,20 +60,20 @@ def start(root, run, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("rank", "sent", "limit", "why", "goes_on"),
+    ("rank", "sent", "limit", "why", "strategy", "goes_on"),
     [
-        (1, signal.SIGKILL, 60.0, "it was killed, or its machine is gone", True),
-        (0, signal.SIGKILL, 60.0, "it was killed, or its machine is gone", False),
-        (1, signal.SIGSTOP, 4.0, "gave no sign of life for 4 s", False),
+        (1, signal.SIGKILL, 60.0, "it was killed, or its machine is gone", "ddp", True),
+        (0, signal.SIGKILL, 60.0, "it was killed, or its machine is gone", "fsdp2", False),
+        (1, signal.SIGSTOP, 4.0, "gave no sign of life for 4 s", "fsdp2", False),
     ],
     ids=["one is killed", "the first is killed", "one gives no sign of life"],
 )
 def test_the_others_end_soon_name_the_rank_and_the_run_goes_on_to_the_same_bits(
-    root, wait_until, is_alive, rank, sent, limit, why, goes_on
+    root, wait_until, is_alive, rank, sent, limit, why, strategy, goes_on
 ):
     run = root / f"rank_{rank}_{sent.name}"
     (root / "plan.json").write_text(json.dumps({"rank": rank, "signal": sent}))
-    process = start(root, run, "--ranks.time_limit", str(limit))
+    process = start(root, run, strategy, "--ranks.time_limit", str(limit))
     while (root / "plan.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -94,8 +94,8 @@ def test_the_others_end_soon_name_the_rank_and_the_run_goes_on_to_the_same_bits(
     if not goes_on:
         return
     undisturbed = root / "undisturbed"
-    assert start(root, undisturbed).wait(120) == 0
-    assert start(root, run, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")).wait(120) == 0
+    assert start(root, undisturbed, strategy).wait(120) == 0
+    assert start(root, run, strategy, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")).wait(120) == 0
     assert (run / "model" / "model.safetensors").read_bytes() == (
         undisturbed / "model" / "model.safetensors"
     ).read_bytes()
