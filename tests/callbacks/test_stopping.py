@@ -129,10 +129,11 @@ def _fit(rank, folder, file):
     (Path(folder) / f"status_{rank}").write_text(str(status))
 
 
-def test_all_ranks_stop_after_the_same_step_whichever_was_asked(folder):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_all_ranks_stop_after_the_same_step_whichever_was_asked(folder, strategy):
     (folder / "stop.json").write_text(json.dumps({"step": 2, "evaluates": False, "rank": 1}))
-    file = config_of(folder, folder / "ddp", devices=2, strategy="ddp")
+    file = config_of(folder, folder / strategy, devices=2, strategy=strategy)
     run_in_two_processes(_fit, str(folder), file)
     assert [(folder / f"status_{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
-    assert (folder / "ddp" / "checkpoints" / "last.ckpt").resolve().name == "step=3.ckpt"
-    assert read_status(folder / "ddp").state == "interrupted"
+    assert (folder / strategy / "checkpoints" / "last.ckpt").resolve().name == "step=3.ckpt"
+    assert read_status(folder / strategy).state == "interrupted"
