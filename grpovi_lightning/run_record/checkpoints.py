@@ -36,7 +36,7 @@ def flaw(path: Path) -> str | None:
         return None if zipfile.is_zipfile(path) else "a file that is no checkpoint or was cut short"
     parts = found_parts(path)
     if not parts:
-        return "a folder that is no checkpoint"
+        return "a folder that does not hold the parts of one checkpoint"
     lacking = [file.name for file in [path / REST_FILE, *parts] if not file.is_file()]
     if lacking:
         return f"a folder without {lacking[0]}"

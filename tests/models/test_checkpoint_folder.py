@@ -164,7 +164,7 @@ def test_a_part_with_another_header_is_no_part(tmp_path, content):
 def test_a_folder_with_the_parts_of_two_numbers_of_processes_is_no_checkpoint(tmp_path):
     path = write(tmp_path / "a.ckpt")
     shutil.copy(part_files(path, 2)[0], part_files(path, 3)[0])
-    assert flaw(path) == "a folder that is no checkpoint"
+    assert flaw(path) == "a folder that does not hold the parts of one checkpoint"
 
 
 def test_parts_of_different_checkpoints_are_refused(tmp_path):
