@@ -121,8 +121,8 @@ def measure(
     dist.destroy_process_group()
 
 
-def measure_saving(rank: int, ranks: int, meeting: str, parts: bool, sizes: tuple[int, int, int]) -> None:
-    """Save a policy with AdamW's states twice on one process of several; rank 0 writes what the second time took."""
+def measure_saving(rank: int, ranks: int, meeting: str, sizes: tuple[int, int, int]) -> None:
+    """Save a policy with AdamW's states on one process of several, in each way twice; rank 0 writes what it took."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     policy = language_model(*sizes)
     Sharding().spread(policy, init_device_mesh("cpu", (ranks,)), "32-true")
@@ -131,14 +131,14 @@ def measure_saving(rank: int, ranks: int, meeting: str, parts: bool, sizes: tupl
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    found = {"weights": float(sum(p.numel() for p in policy.parameters()))}
-    for _ in range(2):
+    found: dict[str, float] = {"weights": sum(p.numel() for p in policy.parameters())}
+    for way in ("one file", "parts") * 2:
         dist.barrier()
         forget_peak()
         before, began = resident(), time.perf_counter()
         checkpoint = {"state_dict": dict(policy.state_dict()), "optimizer_states": [optimizer.state_dict()]}
-        path = Path(f"{meeting}.ckpt")
-        if parts:
+        path = Path(f"{meeting} {way}.ckpt")
+        if way == "parts":
             write_folder(path, *own_parts(checkpoint))
         else:
             gathered = whole_state(checkpoint)
@@ -148,7 +148,7 @@ def measure_saving(rank: int, ranks: int, meeting: str, parts: bool, sizes: tupl
                     os.fsync(written.fileno())  # as `RunCheckpoint` does, and `write_folder` by itself
             del gathered
         dist.barrier()
-        found |= {"memory": resident(peak=True) - before, "seconds": time.perf_counter() - began}
+        found |= {f"{way}, memory": resident(peak=True) - before, f"{way}, seconds": time.perf_counter() - began}
     if rank == 0:
         torch.save(found, f"{meeting}.found")
     dist.destroy_process_group()
@@ -156,14 +156,15 @@ def measure_saving(rank: int, ranks: int, meeting: str, parts: bool, sizes: tupl
 
 def run_saving(sizes: tuple[int, int, int]) -> None:
     """Measure what a checkpoint takes as one file and as parts, print the table and write it."""
-    rows = []
-    for parts in (False, True):
-        with tempfile.TemporaryDirectory() as folder:
-            meeting = f"{folder}/meeting"
-            multiprocessing.spawn(measure_saving, (2, meeting, parts, sizes), nprocs=2)  # type: ignore[attr-defined]
-            found = torch.load(f"{meeting}.found", weights_only=True)
-        row = {"checkpoint": "parts" if parts else "one file", "MiB of states": 12 * found["weights"] / MIB}
-        rows.append(row | {name: found[name] for name in ("memory", "seconds")})
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"{folder}/meeting"
+        multiprocessing.spawn(measure_saving, (2, meeting, sizes), nprocs=2)  # type: ignore[attr-defined]
+        found = torch.load(f"{meeting}.found", weights_only=True)
+    rows = [
+        {"checkpoint": way, "states": 12 * found["weights"] / MIB}
+        | {name: found[f"{way}, {name}"] for name in ("memory", "seconds")}
+        for way in ("one file", "parts")
+    ]
     report("sharded_saving", "MiB of the first of two processes beyond what it had before it saved, and seconds", rows)
 
 

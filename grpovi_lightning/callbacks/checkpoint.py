@@ -65,6 +65,8 @@ class RunCheckpoint(ModelCheckpoint):
         super()._save_topk_checkpoint(trainer, monitor_candidates)
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
             # Not among the best, which alone are kept under a name of their own.
+            if trainer.is_global_zero:
+                _remove(self._draft)  # a killed run may have left it, of the other kind
             super()._save_checkpoint(trainer, str(self._draft))
             if trainer.is_global_zero:
                 _to_disk(self._draft)
@@ -104,34 +106,35 @@ class RunCheckpoint(ModelCheckpoint):
         return self._draft.with_suffix(self.FILE_EXTENSION)
 
     def _turn_last(self, path: Path) -> None:
+        """Let `last.ckpt` lead to a checkpoint."""
         _remove(self._draft)
         self._draft.symlink_to(os.path.relpath(path, self._draft.parent))  # so that a run can be moved
-        if _is_real_folder(self._last):  # no system call replaces one
-            _remove(self._last)
-        self._draft.replace(self._last)
-        for place in self._places_of_last():
-            if place.resolve() != self._last.resolve():
-                _remove(place)
+        self._draft_replaces_last()
 
     def _draft_becomes_last(self) -> None:
-        """Make a checkpoint `last.ckpt` that is kept under no other name."""
+        """Make the draft a checkpoint that is kept under no other name than `last.ckpt`."""
         if _is_real_folder(self._draft):
-            place = self._place_of_last()
-            self._draft.rename(place)
-            self._turn_last(place)
+            self._turn_last(self._draft.rename(self._place_of_last()))
         else:
-            if _is_real_folder(self._last):
-                _remove(self._last)
-            self._draft.replace(self._last)
+            self._draft_replaces_last()
 
-    def _places_of_last(self) -> list[Path]:
-        """Return where a folder is that only `last.ckpt` leads to: in one of two places, by turns."""
-        return [self._last.with_name(f"last.{number}{self.FILE_EXTENSION}") for number in (1, 2)]
+    def _draft_replaces_last(self) -> None:
+        if _is_real_folder(self._last):  # of an older version; no system call replaces one
+            _remove(self._last)
+        self._draft.replace(self._last)
+        for place in self._free_places():
+            _remove(place)
 
     def _place_of_last(self) -> Path:
-        free = [place for place in self._places_of_last() if place.resolve() != self._last.resolve()]
-        _remove(free[0])
-        return free[0]
+        """Return where a checkpoint may be put that only `last.ckpt` will lead to."""
+        place = self._free_places()[0]
+        _remove(place)
+        return place
+
+    def _free_places(self) -> list[Path]:
+        """Return which of the two places for such checkpoints `last.ckpt` does not lead to."""
+        places = [self._last.with_name(f"last.{number}{self.FILE_EXTENSION}") for number in (1, 2)]
+        return [place for place in places if place.resolve() != self._last.resolve()]
 
 
 def _moved(value: Any, there: str, here: str) -> Any:

@@ -34,15 +34,10 @@ def flaw(path: Path) -> str | None:
     """
     if not path.is_dir():
         return None if zipfile.is_zipfile(path) else "a file that is no checkpoint or was cut short"
-    parts = found_parts(path)
-    if not parts:
-        return "a folder that does not hold the parts of one checkpoint"
-    lacking = [file.name for file in [path / REST_FILE, *parts] if not file.is_file()]
-    if lacking:
-        return f"a folder without {lacking[0]}"
-    cut = [file.name for file in parts if not _is_whole_part(file)]
-    cut += [] if zipfile.is_zipfile(path / REST_FILE) else [REST_FILE]
-    return f"a folder whose {cut[0]} is damaged or was cut short" if cut else None
+    try:
+        return _flaw_of_folder(path)
+    except OSError as error:  # it may be removed meanwhile
+        return f"a folder that cannot be read ({error.strerror})"
 
 
 def is_whole_checkpoint(path: Path) -> bool:
@@ -54,6 +49,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return `last.ckpt` of a folder, or where that was cut short the newest checkpoint that was not."""
     whole = [path for path in folder.glob("*.ckpt") if is_whole_checkpoint(path)]
     return max(whole, key=lambda path: (path.name == LAST_CHECKPOINT, path.stat().st_mtime), default=None)
+
+
+def _flaw_of_folder(path: Path) -> str | None:
+    parts = found_parts(path)
+    if not parts:
+        return "a folder that does not hold the parts of one checkpoint"
+    lacking = [file.name for file in [path / REST_FILE, *parts] if not file.is_file()]
+    if lacking:
+        return f"a folder without {lacking[0]}"
+    cut = [file.name for file in parts if not _is_whole_part(file)]
+    cut += [] if zipfile.is_zipfile(path / REST_FILE) else [REST_FILE]
+    return f"a folder whose {cut[0]} is damaged or was cut short" if cut else None
 
 
 def _is_whole_part(file: Path) -> bool:

@@ -41,16 +41,3 @@ def test_two_processes_keep_about_half_each(tmp_path):
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["expected"] == pytest.approx(one["expected"] / 2)
     assert two["at rest"] < one["at rest"]
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_parts_takes_no_memory_and_one_file_takes_all_states_twice(tmp_path):
-    subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "sharded_memory.py"), "--quick", "--saving"],
-        cwd=tmp_path,
-        capture_output=True,
-        check=True,
-    )
-    (file,) = (tmp_path / "runs" / "benchmarks").glob("sharded_saving_*.csv")
-    one, parts = pd.read_csv(file).to_dict("records")
-    assert one["memory"] > 2 * one["MiB of states"] and parts["memory"] < 0.1 * parts["MiB of states"]
