@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from command import run_command
+from lightning.fabric.utilities.cloud_io import _atomic_save  # what Lightning writes one file with
 from reporting import consoles, machine, output_path, print_table, write_table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -23,6 +24,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grpovi_lightning.models import LanguageModel, LoRA, Sharding, SharedReference
+from grpovi_lightning.models.checkpoint_folder import write_folder
+from grpovi_lightning.models.sharded_state import own_parts, whole_state
 from grpovi_lightning.models.sharding import clip_gradients
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig
 from grpovi_lightning.structures import PromptBatch
@@ -118,6 +121,53 @@ def measure(
     dist.destroy_process_group()
 
 
+def measure_saving(rank: int, ranks: int, meeting: str, sizes: tuple[int, int, int]) -> None:
+    """Save a policy with AdamW's states on one process of several, in each way twice; rank 0 writes what it took."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    policy = language_model(*sizes)
+    Sharding().spread(policy, init_device_mesh("cpu", (ranks,)), "32-true")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
+    for parameter in policy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    found: dict[str, float] = {"weights": sum(p.numel() for p in policy.parameters())}
+    for way in ("one file", "parts") * 2:
+        dist.barrier()
+        forget_peak()
+        before, began = resident(), time.perf_counter()
+        checkpoint = {"state_dict": dict(policy.state_dict()), "optimizer_states": [optimizer.state_dict()]}
+        path = Path(f"{meeting} {way}.ckpt")
+        if way == "parts":
+            write_folder(path, *own_parts(checkpoint))
+        else:
+            gathered = whole_state(checkpoint)
+            if rank == 0:
+                _atomic_save(gathered, path)
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())  # as `RunCheckpoint` does, and `write_folder` by itself
+            del gathered
+        dist.barrier()
+        found |= {f"{way}, memory": resident(peak=True) - before, f"{way}, seconds": time.perf_counter() - began}
+    if rank == 0:
+        torch.save(found, f"{meeting}.found")
+    dist.destroy_process_group()
+
+
+def run_saving(sizes: tuple[int, int, int]) -> None:
+    """Measure what a checkpoint takes as one file and as parts, print the table and write it."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"{folder}/meeting"
+        multiprocessing.spawn(measure_saving, (2, meeting, sizes), nprocs=2)  # type: ignore[attr-defined]
+        found = torch.load(f"{meeting}.found", weights_only=True)
+    rows = [
+        {"checkpoint": way, "states": 12 * found["weights"] / MIB}
+        | {name: found[f"{way}, {name}"] for name in ("memory", "seconds")}
+        for way in ("one file", "parts")
+    ]
+    report("sharded_saving", "MiB of the first of two processes beyond what it had before it saved, and seconds", rows)
+
+
 def expected_at_rest(found: dict[str, float], ranks: int, lora: bool) -> float:
     """Return the MiB of a process between two steps: float32 weights, gradients, two moments, and the reference."""
     reference = 0 if lora else found["weights"]
@@ -127,6 +177,8 @@ def expected_at_rest(found: dict[str, float], ranks: int, lora: bool) -> float:
 def run(arguments: argparse.Namespace) -> None:
     """Measure every case, print the table and write it."""
     sizes = (384, 6, 8192) if arguments.quick else (576, 30, 49152)
+    if arguments.saving:
+        return run_saving(sizes)
     cases = (("once", False), ("layers", False), ("once", True))
     rows = []
     for ranks in (1, 2):
@@ -140,19 +192,25 @@ def run(arguments: argparse.Namespace) -> None:
                 | {"weights": 4 * found["weights"] / MIB, "expected": expected_at_rest(found, ranks, lora)}
                 | {name: found[name] for name in ("at rest", "rollout", "reference", "update", "seconds")}
             )
+    title = "MiB of a process: whole weights, what is expected between steps, and what each phase took at most"
+    report("sharded_memory", title, rows)
+
+
+def report(name: str, title: str, rows: list[dict[str, float | str]]) -> None:
+    """Print a table and write it."""
     frame = pd.DataFrame(rows)
     console, _ = consoles()
     console.print(machine(2))
     shown = [[f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    title = "MiB of a process: whole weights, what is expected between steps, and what each phase took at most"
     print_table(console, title, list(rows[0]), shown)
-    print(write_table(frame, output_path("sharded_memory")))
+    print(write_table(frame, output_path(name)))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse arguments and run; return the exit status."""
     parser = argparse.ArgumentParser(prog="sharded_memory.py", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model, seconds")
+    parser.add_argument("--saving", action="store_true", help="what checkpoints take, instead of steps")
     return run_command(parser, run, argv)
 
 

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.checkpoint_folder import read_checkpoint, without_numbers
+from grpovi_lightning.run_record.checkpoints import flaw, last_checkpoint
 from grpovi_lightning.run_record.layout import (
     CHECKPOINTS_FOLDER,
     COMPLETIONS_FOLDER,
     CONFIG_FILE,
     STATUS_FILE,
     RecordError,
-    is_whole_checkpoint,
-    last_checkpoint,
 )
 from grpovi_lightning.run_record.lock import LOCK_FILE, held_lock
 from grpovi_lightning.run_record.status import State, read_status
@@ -102,7 +101,7 @@ def check_checkpoint(path: Path, module: L.LightningModule, max_steps: int | Non
     """Check that a run can go on from a checkpoint; what can be told before `module` has loaded its models comes first.
 
     Args:
-        path: the file.
+        path: the file or folder.
         module: of the run that goes on; afterwards its models are loaded.
         max_steps: of the run; None for an evaluation, which needs the weights alone.
 
@@ -123,7 +122,7 @@ def check_checkpoint(path: Path, module: L.LightningModule, max_steps: int | Non
     module.configure_model()  # Lightning does this again, without effect
     module.on_load_checkpoint(content)
     try:
-        module.load_state_dict(content["state_dict"])
+        module.load_state_dict(without_numbers(content["state_dict"], module))
     except RuntimeError as error:
         found = " ".join(str(error).splitlines()[1].split())[:200]
         raise UserError(f"{other_run}{found}{expected}") from error
@@ -132,13 +131,14 @@ def check_checkpoint(path: Path, module: L.LightningModule, max_steps: int | Non
 def _read(path: Path, training: bool) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"checkpoint {path}: no such file; expected one of <run>/checkpoints/*.ckpt")
-    if not is_whole_checkpoint(path):
-        kind = "a folder" if path.is_dir() else "a file that is no checkpoint or was cut short"
+    if found := flaw(path):
         rest = last_checkpoint(path.parent)
         remedy = f"continue from {rest}" if rest else "expected one of <run>/checkpoints/*.ckpt"
-        raise UserError(f"checkpoint {path}: got {kind}; {remedy}")
+        raise UserError(f"checkpoint {path}: got {found}; {remedy}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = read_checkpoint(path)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:  # torch would say how to load it nevertheless
         raise UserError(
             f"checkpoint {path}: cannot be read: it is damaged, or holds objects that could run code; give one of "

@@ -42,8 +42,10 @@ from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.overlays import own_defaults
 from grpovi_lightning.parser_messages import check_objects, mistakes_in_one_line
 from grpovi_lightning.paths import check_output, expanded
-from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError, last_checkpoint
+from grpovi_lightning.run_record.checkpoints import last_checkpoint
+from grpovi_lightning.run_record.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER, RecordError
 from grpovi_lightning.run_settings import check_run
+from grpovi_lightning.strategies import read_folders
 from grpovi_lightning.trainer_arguments import (
     RUN_DEFAULTS,
     check_arguments,
@@ -102,6 +104,7 @@ class RunCLI(LightningCLI):
         except MisconfigurationException as error:
             raise UserError(" ".join(str(error).split())) from error
         check_trainer(self.trainer)
+        read_folders(self.trainer)
         self.model.check_settings(self.trainer, self.datamodule)
         if self.config.trainer.check_val_every_n_epoch is not None and self.trainer.limit_val_batches:
             check_interval(self.config.trainer.val_check_interval, batches_of_run(self.trainer, self.model))

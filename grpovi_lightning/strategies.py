@@ -1,16 +1,26 @@
-"""The strategy `fsdp2`: Lightning's `ModelParallelStrategy`, whose checkpoints are those of a single process."""
+"""The strategy `fsdp2`: Lightning's `ModelParallelStrategy`, whose checkpoints go on under any other strategy, too."""
 
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import lightning as L
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.optim import Optimizer
 
-from grpovi_lightning.models.sharding import move_unsharded, spread_optimizer_state, spread_state, whole_state
+from grpovi_lightning.distributed import is_first_rank
+from grpovi_lightning.models.checkpoint_folder import (
+    SPREAD,
+    in_memory,
+    read_checkpoint,
+    remove_checkpoint,
+    write_folder,
+)
+from grpovi_lightning.models.sharded_state import own_parts, spread_optimizer_state, spread_state, whole_state
+from grpovi_lightning.models.sharding import move_unsharded
 
 FSDP2 = "fsdp2"
 
@@ -19,8 +29,9 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Fully sharded training (FSDP2): each process keeps a part of the weights, gradients and optimiser states.
 
     What is sharded, the module says: see `models.sharding`. All processes share the batch; there is no tensor
-    parallelism. A checkpoint is one file with whole tensors, the same that any other strategy writes and reads: a run
-    goes on with another number of processes, or without sharding. The first process gathers it in main memory.
+    parallelism. A checkpoint is one file with whole tensors, the same that any other strategy writes and reads, which
+    the first process gathers in main memory. With `save_distributed_checkpoint` it is a folder into which each process
+    writes its parts. From both a run goes on with another number of processes, or without sharding.
     """
 
     def __init__(
@@ -55,20 +66,32 @@ class FSDP2Strategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the state that changes, gathered; see `FrozenLeftOut`."""
+        """Return the state that changes, gathered if it goes into one file; see `FrozenLeftOut`."""
         assert self.lightning_module is not None
         left_out = getattr(self.lightning_module, "left_out", set)()
         state = self.lightning_module.state_dict()
-        return whole_state({name: value for name, value in state.items() if name not in left_out})
+        return self._to_save({name: value for name, value in state.items() if name not in left_out})
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return whole_state(plain.state_dict())
+        return self._to_save(plain.state_dict())
+
+    def _to_save(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state if self._save_distributed_checkpoint else whole_state(state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        if not self._save_distributed_checkpoint:
+            return super().save_checkpoint(checkpoint, filepath, storage_options)
+        rest, parts = own_parts({key: checkpoint[key] for key in SPREAD if key in checkpoint})
+        write_folder(Path(self.broadcast(filepath)), checkpoint | rest, parts)
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        if is_first_rank():
+            remove_checkpoint(Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         # Not read into memory: each process reads its part of it.
-        path = self.broadcast(checkpoint_path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return read_checkpoint(Path(self.broadcast(checkpoint_path)))
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module
@@ -78,6 +101,25 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(spread_optimizer_state(state, optimizer))
+
+
+class FilesAndFolders(TorchCheckpointIO):
+    """How strategies that do not shard read and remove checkpoints: also the folders that `FSDP2Strategy` writes."""
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> Any:
+        """Read all of a checkpoint; of a folder, nothing but plain values is unpickled."""
+        if Path(path).is_dir():
+            return in_memory(read_checkpoint(Path(path)))
+        return super().load_checkpoint(path, *arguments, **options)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        remove_checkpoint(Path(path))
+
+
+def read_folders(trainer: L.Trainer) -> None:
+    """Let a trainer go on from folders, too, whatever its strategy, unless it has its own way to read checkpoints."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = FilesAndFolders()
 
 
 if FSDP2 not in StrategyRegistry:

@@ -134,11 +134,6 @@ def _check_sizes(sizes: Mapping[str, Any], given: Mapping[str, Any]) -> None:
             f"trainer.strategy.data_parallel_size: got {data} for {count} processes, expected {count}: all of them "
             "share the batch; leave it out"
         )
-    if sizes.get("save_distributed_checkpoint"):
-        raise UserError(
-            "trainer.strategy.save_distributed_checkpoint: got true, expected false: a checkpoint is one file, which "
-            "any number of processes can go on from; leave it out"
-        )
 
 
 def _strategy_names() -> list[str]:

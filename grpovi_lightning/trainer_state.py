@@ -39,6 +39,11 @@ def shards(trainer: L.Trainer) -> bool:
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
+def saves_folders(trainer: L.Trainer) -> bool:
+    """Tell whether a checkpoint of the trainer is a folder, into which each process writes its part."""
+    return bool(getattr(trainer.strategy, "_save_distributed_checkpoint", False))
+
+
 def batches_of_run(trainer: L.Trainer, module: L.LightningModule) -> int:
     """Return how many training batches the whole run has: Lightning counts optimiser steps in `max_steps`."""
     updates = getattr(module, "updates_per_rollout", 1)  # a batch may hold several, or be a part of one

@@ -14,6 +14,7 @@ from helpers.own_input import run_config, write_own_input, write_yaml
 
 from grpovi_lightning.cli import main
 from grpovi_lightning.errors import without_secrets
+from grpovi_lightning.models.checkpoint_folder import write_folder
 
 GL = "grpovi_lightning"
 
@@ -58,6 +59,31 @@ def test_a_checkpoint_runs_no_code(here, capsys, command):
         torch.load("a.ckpt", weights_only=True)
     torch.load("a.ckpt", weights_only=False)
     assert Path("evil").exists()  # the trap works
+
+
+PLACES = {
+    "as rest.pt": ("rest.pt", "that could run code"),
+    "raw as rest.pt": ("rest.pt", "got a folder whose rest.pt is damaged or was cut short"),
+    "as a part": ("part_1_of_1.safetensors", "got a folder whose part_1_of_1.safetensors is damaged or was cut short"),
+    "as torch's own metadata": (".metadata", "is not of this run"),
+    "as Lightning's own metadata": ("meta.pt", "is not of this run"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_checkpoint_of_parts_runs_no_code(here, capsys, command, place):
+    content = {"global_step": 1, "state_dict": {}, "loops": {}, "optimizer_states": []}
+    write_folder(here / "a.ckpt", content, {})
+    name, said = PLACES[place]
+    if place.startswith("raw") or name.endswith("safetensors"):
+        (here / "a.ckpt" / name).write_bytes(pickle.dumps(Evil()))
+    else:
+        with (here / "a.ckpt" / name).open("wb") as out:
+            torch.save(content | {"state_dict": {"w": Evil()}}, out)
+    file = write_yaml(here / "run.yaml", run_config(Path("."), Path("run")))
+    assert said in refusal(capsys, command, "--config", file, "--ckpt_path", "a.ckpt")
+    assert not Path("evil").exists()
 
 
 @pytest.mark.parametrize("setting", ["policy", "reward"])

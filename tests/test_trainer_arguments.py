@@ -167,7 +167,6 @@ def test_a_strategy_whose_training_is_not_known_to_be_right_is_refused(refused, 
     [
         ({"tensor_parallel_size": 2}, "tensor_parallel_size: got 2, expected 1"),
         ({"data_parallel_size": 4}, "data_parallel_size: got 4 for 2 processes, expected 2"),
-        ({"save_distributed_checkpoint": True}, "save_distributed_checkpoint: got true, expected false"),
     ],
 )
 def test_what_sharding_cannot_do_is_refused(refused, own, sizes, said):

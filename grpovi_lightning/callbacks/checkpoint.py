@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from grpovi_lightning.callbacks.stopping import asked_to_stop
-from grpovi_lightning.trainer_state import batches_begun, stopped_early
+from grpovi_lightning.trainer_state import batches_begun, saves_folders, stopped_early
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -21,7 +21,8 @@ class RunCheckpoint(ModelCheckpoint):
     it, and the evaluation would be missing. A run that is stopped before its last step is saved where it stops.
 
     With `save_last="link"`, `last.ckpt` is a link to the newest checkpoint. At every moment it leads to a whole one:
-    it is turned to a new checkpoint when that is written, in one step, and only then older ones are removed.
+    it is turned to a new checkpoint when that is written, in one step, and only then older ones are removed. A
+    checkpoint is a file, or a folder where each process writes its part.
     """
 
     _waits = False
@@ -64,18 +65,31 @@ class RunCheckpoint(ModelCheckpoint):
         super()._save_topk_checkpoint(trainer, monitor_candidates)
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
             # Not among the best, which alone are kept under a name of their own.
+            if trainer.is_global_zero:
+                _remove(self._draft)  # a killed run may have left it, of the other kind
             super()._save_checkpoint(trainer, str(self._draft))
             if trainer.is_global_zero:
                 _to_disk(self._draft)
                 self._draft_becomes_last()
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if self.save_last == "link" and trainer.is_global_zero:
+            self._make_room(Path(filepath), saves_folders(trainer))
         super()._save_checkpoint(trainer, filepath)
         if self.save_last == "link" and trainer.is_global_zero:
             _to_disk(Path(filepath))
-            _remove(self._draft)
-            self._draft.symlink_to(os.path.relpath(filepath, self._draft.parent))  # so that a run can be moved
-            self._draft_becomes_last()
+            self._turn_last(Path(filepath))
+
+    def _make_room(self, path: Path, for_folder: bool) -> None:
+        """Let `last.ckpt` lead to a copy where it leads to what no system call can replace."""
+        if not (_is_real_folder(path) or (for_folder and path.exists())):
+            return
+        if self._last.exists() and self._last.resolve() == path.resolve():
+            copy = self._place_of_last()
+            shutil.copytree(path, copy, copy_function=_linked) if path.is_dir() else _linked(str(path), str(copy))
+            self._turn_last(copy)
+        if not for_folder:
+            _remove(path)
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self.save_last != "link":
@@ -87,11 +101,40 @@ class RunCheckpoint(ModelCheckpoint):
     def _draft(self) -> Path:
         return Path(str(self.dirpath), "last.new")
 
+    @property
+    def _last(self) -> Path:
+        return self._draft.with_suffix(self.FILE_EXTENSION)
+
+    def _turn_last(self, path: Path) -> None:
+        """Let `last.ckpt` lead to a checkpoint."""
+        _remove(self._draft)
+        self._draft.symlink_to(os.path.relpath(path, self._draft.parent))  # so that a run can be moved
+        self._draft_replaces_last()
+
     def _draft_becomes_last(self) -> None:
-        last = self._draft.with_suffix(self.FILE_EXTENSION)
-        if _is_real_folder(last) or _is_real_folder(self._draft):  # sharded: no system call replaces one
-            _remove(last)
-        self._draft.replace(last)
+        """Make the draft a checkpoint that is kept under no other name than `last.ckpt`."""
+        if _is_real_folder(self._draft):
+            self._turn_last(self._draft.rename(self._place_of_last()))
+        else:
+            self._draft_replaces_last()
+
+    def _draft_replaces_last(self) -> None:
+        if _is_real_folder(self._last):  # of an older version; no system call replaces one
+            _remove(self._last)
+        self._draft.replace(self._last)
+        for place in self._free_places():
+            _remove(place)
+
+    def _place_of_last(self) -> Path:
+        """Return where a checkpoint may be put that only `last.ckpt` will lead to."""
+        place = self._free_places()[0]
+        _remove(place)
+        return place
+
+    def _free_places(self) -> list[Path]:
+        """Return which of the two places for such checkpoints `last.ckpt` does not lead to."""
+        places = [self._last.with_name(f"last.{number}{self.FILE_EXTENSION}") for number in (1, 2)]
+        return [place for place in places if place.resolve() != self._last.resolve()]
 
 
 def _moved(value: Any, there: str, here: str) -> Any:
@@ -107,6 +150,14 @@ def _to_disk(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def _linked(source: str, target: str) -> None:
+    """Let a file have a second name, or copy it where the file system knows none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _is_real_folder(path: Path) -> bool:

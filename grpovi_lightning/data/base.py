@@ -19,6 +19,7 @@ from grpovi_lightning.data.tables import Table
 from grpovi_lightning.distributed import batches_of_rank
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import resolve_seed, spare_indices, step_indices
+from grpovi_lightning.strategies import read_folders
 from grpovi_lightning.trainer_arguments import check_trainer
 from grpovi_lightning.trainer_state import batches_begun, batches_of_run
 
@@ -114,6 +115,7 @@ class TextDataModule(L.LightningDataModule):
         """Check the trainer, before models are loaded; read the tables once and check the text of every row."""
         if self.trainer is not None:
             check_trainer(self.trainer)
+            read_folders(self.trainer)
         self._read_tables()
 
     def keep_short(self, name: str, lengths: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from the others. So gathering is something that all processes have to do togethe
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,12 +20,11 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from grpovi_lightning.distributed import is_first_rank, largest_over_ranks
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.sharded_state import whole, whole_state
 
 Placement = Literal["sharded", "replicated", "offloaded"]
 
@@ -207,49 +206,6 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor with the parts of all processes."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_state(state: Any) -> Any:
-    """Return a nested state with whole tensors, in main memory, on the first process; what others get is of no use."""
-    first = is_first_rank()
-
-    def collected(value: Any) -> Any:
-        if not isinstance(value, DTensor):
-            return value
-        tensor = value.full_tensor()
-        return tensor.cpu() if first else None
-
-    return tree_map(collected, state)
-
-
-def spread_like(tensor: Any, like: Any) -> Any:
-    """Return this process's part of a whole tensor, spread as `like` is; anything else as it is."""
-    is_whole = isinstance(tensor, Tensor) and not isinstance(tensor, DTensor)
-    if not is_whole or not isinstance(like, DTensor) or tensor.shape != like.shape:
-        return tensor
-    local = tensor.to(like.to_local().device)
-    return distribute_tensor(local, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def spread_state(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return a model's state of whole tensors, with those spread that the model has spread."""
-    own = model.state_dict()
-    return {name: spread_like(value, own.get(name)) for name, value in state.items()}
-
-
-def spread_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimiser's state of whole tensors, with those spread that have the shape of a spread parameter."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    found = {
-        place: {name: spread_like(value, parameters[place]) for name, value in of_parameter.items()}
-        for place, of_parameter in state["state"].items()
-    }
-    return {**state, "state": found}
 
 
 def move_unsharded(module: nn.Module, device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ PREPARE_FOLDER = "prepare"
 ARMS_FOLDER = "arms"
 REPORT_FOLDER = "report"
 CHECKPOINTS_FOLDER = "checkpoints"
-LAST_CHECKPOINT = "last.ckpt"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 COMPLETIONS_FOLDER = "completions"
@@ -73,17 +71,6 @@ def replace_file(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)  # there only where writing failed
-
-
-def is_whole_checkpoint(path: Path) -> bool:
-    """Tell whether a checkpoint was written to its end: a process killed meanwhile leaves no end of the archive."""
-    return path.is_file() and zipfile.is_zipfile(path)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return `last.ckpt` of a folder, or where that was cut short the newest checkpoint that was not."""
-    whole = [path for path in folder.glob("*.ckpt") if is_whole_checkpoint(path)]
-    return max(whole, key=lambda path: (path.name == LAST_CHECKPOINT, path.stat().st_mtime), default=None)
 
 
 def check_schema(content: Mapping[str, Any], where: str) -> int:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.run_record.checkpoints import LAST_CHECKPOINT, flaw, last_checkpoint
 from grpovi_lightning.run_record.layout import (
     CHECKPOINTS_FOLDER,
-    LAST_CHECKPOINT,
     LOG_FILE,
     MODEL_FOLDER,
-    last_checkpoint,
 )
 from grpovi_lightning.run_record.lock import acquire
 from grpovi_lightning.run_record.sweeps import Point
@@ -200,8 +199,8 @@ def launch(run: Run, launcher: Sequence[str]) -> RunProcess:
 def usable_checkpoint(run_dir: Path) -> Path | None:
     """Return the checkpoint that a run can continue from, or None.
 
-    A file cut short does not count: continuing from it would fail each time. The one before it, if the folder has one,
-    leads to the same end.
+    One that was cut short does not count: continuing from it would fail each time. The one before it, if the folder has
+    one, leads to the same end.
     """
     return last_checkpoint(run_dir / CHECKPOINTS_FOLDER)
 
@@ -212,7 +211,8 @@ def passed_over(run_dir: Path) -> str | None:
     if usable == last or not os.path.lexists(last):
         return None
     instead = f"continues from {usable.name}" if usable else "begins anew, because no other is whole"
-    return f"{last} was cut short; the run {instead}"
+    lacks = f"is {flaw(last)}" if last.is_dir() else "was cut short"
+    return f"{last} {lacks}; the run {instead}"
 
 
 def last_lines(log: Path, count: int, start: int = 0) -> list[str]:

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from modules.grpo_runs import grpo, identical, train
 
 from grpovi_lightning.callbacks import RunCheckpoint
+from grpovi_lightning.models.checkpoint_folder import in_memory, read_checkpoint, remove_checkpoint, write_folder
 from grpovi_lightning.study.process import usable_checkpoint
 
 KEPT = {"newest": {"save_top_k": 1}, "all": {"save_top_k": -1}, "none": {"save_top_k": 0}}
 KEPT |= {"best": {"save_top_k": 1, "monitor": "reward", "mode": "max"}}
 KEPT |= {"worst": {"save_top_k": 1, "monitor": "reward", "mode": "min"}}
+KEPT |= {"under one name": {"filename": "newest"}}
 
 
 def saving(folder, **settings):
@@ -33,7 +36,7 @@ def names(folder):
 
 
 def step_of(path):
-    return torch.load(path, weights_only=True)["global_step"]
+    return in_memory(read_checkpoint(path))["global_step"]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +53,30 @@ def test_the_newest_checkpoint_is_kept_once_and_last_is_a_link_to_it(straight):
     assert step_of(usable_checkpoint(folder)) == 4
 
 
+def save_folders(monkeypatch):
+    """Has one process write its checkpoints as the processes of `fsdp2` do with `save_distributed_checkpoint`."""
+
+    def save_checkpoint(self, checkpoint, filepath, storage_options=None):
+        weights = {n: v for n, v in checkpoint["state_dict"].items() if n.startswith("policy.")}
+        taken = {name: torch.empty_like(value, device="meta") for name, value in weights.items()}
+        rest = checkpoint | {"state_dict": checkpoint["state_dict"] | taken}
+        write_folder(Path(filepath), rest, {f"['state_dict']['{n}']": v for n, v in weights.items()})
+
+    monkeypatch.setattr(SingleDeviceStrategy, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(SingleDeviceStrategy, "remove_checkpoint", lambda self, path: remove_checkpoint(Path(path)))
+    monkeypatch.setattr(SingleDeviceStrategy, "_save_distributed_checkpoint", True, raising=False)
+
+
+@pytest.mark.parametrize("folders", [False, True], ids=["files", "folders"])
 @pytest.mark.parametrize("kept", KEPT)
-def test_whenever_the_process_dies_last_leads_to_a_whole_checkpoint(policy_folder, tmp_path, monkeypatch, kept):
+def test_whenever_the_process_dies_last_leads_to_a_whole_checkpoint(
+    policy_folder, tmp_path, monkeypatch, kept, folders
+):
     """Every call that changes the folder is followed by the question what a process killed now would leave."""
-    seen = []
+    if folders:
+        save_folders(monkeypatch)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    seen, led = [], []
 
     def watched(module, name):
         change = getattr(module, name)
@@ -63,6 +86,7 @@ def test_whenever_the_process_dies_last_leads_to_a_whole_checkpoint(policy_folde
             found = usable_checkpoint(tmp_path)
             if found or seen:
                 seen.append(step_of(found))
+                led.append(found == last)
             return result
 
         monkeypatch.setattr(module, name, then_look)
@@ -73,8 +97,31 @@ def test_whenever_the_process_dies_last_leads_to_a_whole_checkpoint(policy_folde
     monkeypatch.undo()
 
     assert seen == sorted(seen) and set(seen) == {1, 2, 3, 4}
+    assert led == sorted(led) and led[-1]  # once there, it always leads to one
     named = names(tmp_path) - {"last.ckpt"}
-    assert len(named) == {"newest": 1, "all": 4, "none": 0, "best": 1, "worst": 1}[kept]
+    count = {"newest": 1, "all": 4, "none": 0, "best": 1, "worst": 1, "under one name": 1}[kept]
+    only_last = folders and last.resolve().name in ("last.1.ckpt", "last.2.ckpt")  # what is not among the best
+    assert len(named) == count + only_last
+    assert all((tmp_path / "checkpoints" / name).is_dir() == folders for name in named)
+
+
+@pytest.mark.parametrize("before", ["file", "folder"])
+@pytest.mark.parametrize("after", ["file", "folder"])
+def test_a_checkpoint_of_either_kind_goes_on_and_is_replaced_by_one_of_either_kind(
+    policy_folder, tmp_path, monkeypatch, straight, before, after
+):
+    with pytest.MonkeyPatch.context() as first:
+        if before == "folder":
+            save_folders(first)
+        run(policy_folder, tmp_path, 2, filename="newest")
+    if after == "folder":
+        save_folders(monkeypatch)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert last.is_dir() == (before == "folder")
+    resumed = run(policy_folder, tmp_path, 4, ckpt_path=last, filename="newest")
+    assert names(tmp_path) == {"newest.ckpt", "last.ckpt"} and step_of(last) == 4
+    assert last.is_dir() == (after == "folder")
+    assert identical(resumed.weights[-1], straight[1].weights[-1])
 
 
 def test_a_run_that_was_moved_goes_on_to_the_same_bits_and_removes_what_it_had(policy_folder, tmp_path, straight):

@@ -1,6 +1,7 @@
 """Trains GRPOVI under a strategy: sharded_driver.py POLICY REWARD DEVICES STRATEGY RUN...
 
-A run is VARIANT:STEPS:FOLDER, and :CHECKPOINT behind it where it goes on from one.
+A run is VARIANT:STEPS:FOLDER, and :CHECKPOINT behind it where it goes on from one. Checkpoints of VARIANT+parts are
+folders, into which each process writes its parts.
 """
 
 import sys
@@ -18,6 +19,7 @@ from grpovi_lightning.losses import GRPOLoss
 from grpovi_lightning.models import LoRA, PretrainedCausalLM, Sharding
 from grpovi_lightning.modules.outcome import outcome_of
 from grpovi_lightning.rewards import RewardModel
+from grpovi_lightning.strategies import FSDP2Strategy
 
 # Of each, what one process has nothing of, then what all runs have.
 VARIANTS = {
@@ -40,6 +42,7 @@ class Texts(L.Callback):
 
 
 def run_variant(policy_folder, reward_folder, devices, strategy, variant, steps, folder, checkpoint=None):
+    variant, _, parts = variant.partition("+")
     placed, settings = VARIANTS[variant]
     source = {name: settings[name] for name in ("lora", "gradient_checkpointing") if name in settings}
     module = grpo(
@@ -56,6 +59,8 @@ def run_variant(policy_folder, reward_folder, devices, strategy, variant, steps,
     texts = Texts()
     callbacks = texts, ExportModel(folder / "model")
     intervals = {"checkpoint_every": steps, "validate_every": 3, "max_epochs": -1}
+    if parts:
+        strategy = FSDP2Strategy(save_distributed_checkpoint=True)
     run = trainer(folder, steps, *callbacks, devices=devices, strategy=strategy, **intervals)
     # Five over two processes: one batch more for the first, which the second has to take part in.
     data = prompt_data(

@@ -10,6 +10,8 @@ from modules.sharded_driver import VARIANTS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grpovi_lightning.models.checkpoint_folder import in_memory, read_checkpoint
+
 DRIVER = Path(__file__).parent / "sharded_driver.py"
 SHORT = 3  # steps before a run goes on elsewhere
 
@@ -30,8 +32,10 @@ def runs(policy_folder, reward_folder, tmp_path_factory, request):
     last = "checkpoints/last.ckpt"
     train(inputs, folder, 1, "auto", *(f"{name}:5:one/{name}" for name in VARIANTS), f"{short}:one/short")
     train(inputs, folder, ranks, "ddp", "full:5:ddp/full", "lora:5:ddp/lora")
-    sharded = [f"{name}:5:fsdp2/{name}" for name in VARIANTS]
-    train(inputs, folder, ranks, "fsdp2", *sharded, f"{short}:fsdp2/short", f"full:5:fsdp2/continued:one/short/{last}")
+    parts = {"full": "", "lora": "+parts", "layers": "+parts", "offloaded": "", "replicated": "+parts"}
+    sharded = [f"{name}{how}:5:fsdp2/{name}" for name, how in parts.items()]
+    continued = f"full+parts:5:fsdp2/continued:one/short/{last}", f"full:5:fsdp2/same:fsdp2/short/{last}"
+    train(inputs, folder, ranks, "fsdp2", *sharded, f"full+parts:{SHORT}:fsdp2/short", *continued)
     train(inputs, folder, 1, "auto", f"full:5:one/continued:fsdp2/short/{last}")
     return folder
 
@@ -44,6 +48,10 @@ def texts(folder):
     """The completions of each step, those of all ranks together."""
     of_ranks = [torch.load(file, weights_only=True) for file in sorted(folder.glob("texts_*.pt"))]
     return [[text for of_rank in of_step for text in of_rank] for of_step in zip(*of_ranks, strict=True)]
+
+
+def policy_weights(checkpoint):
+    return {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("policy.")}
 
 
 def momenta(checkpoint):
@@ -82,6 +90,13 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, goes_on_under):
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_from_the_parts_of_its_processes_ends_with_the_same_bits(runs):
+    found, expected = exported(runs / "fsdp2" / "same"), exported(runs / "fsdp2" / "full")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert texts(runs / "fsdp2" / "same") == texts(runs / "fsdp2" / "full")[SHORT:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["full", "lora"])
 def test_plain_transformers_loads_what_a_sharded_run_exports_and_its_checkpoint_is_that_of_one_process(runs, variant):
     folder = runs / "fsdp2" / variant / "model"
@@ -89,10 +104,11 @@ def test_plain_transformers_loads_what_a_sharded_run_exports_and_its_checkpoint_
     expected = AutoModelForCausalLM.from_pretrained(runs / "one" / variant / "model")
     ids = AutoTokenizer.from_pretrained(folder)("the old house", return_tensors="pt")["input_ids"]
     torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-5)
-    states = [
-        torch.load(runs / by / variant / "checkpoints" / "last.ckpt", weights_only=True) for by in ("fsdp2", "one")
-    ]
+    saved = [runs / by / variant / "checkpoints" / "last.ckpt" for by in ("fsdp2", "one")]
+    assert [path.is_dir() for path in saved] == [variant == "lora", False]
+    states = [in_memory(read_checkpoint(path)) for path in saved]
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
+    assert relative_difference(*map(policy_weights, states)) < 1e-4
     assert states[0]["optimizer_states"][0]["param_groups"] == states[1]["optimizer_states"][0]["param_groups"]
     assert relative_difference(*map(momenta, states)) < 1e-4
     if variant == "lora":

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from grpovi_lightning.errors import UserError
+from grpovi_lightning.models.checkpoint_folder import write_folder
 from grpovi_lightning.study.process import Orphan, Run, last_lines, launch, passed_over, stop, usable_checkpoint
 
 
@@ -43,6 +44,19 @@ def test_the_whole_checkpoint_before_a_cut_one_is_used_and_that_is_said(run):
     assert lines[0].endswith(f"grpovi --ckpt_path {folder / 'step=2.ckpt'}") and lines[1] == said
     (folder / "step=2.ckpt").unlink()
     assert passed_over(run.folder).endswith("was cut short; the run begins anew, because no other is whole")
+
+
+def test_a_folder_that_lacks_a_part_is_passed_over_and_that_is_said(run):
+    folder = run.folder / "checkpoints"
+    for step in (2, 4):
+        write_folder(folder / f"step={step}.ckpt", {"global_step": step}, {"a": torch.ones(2)})
+        os.utime(folder / f"step={step}.ckpt", (step, step))
+    (folder / "last.ckpt").symlink_to("step=4.ckpt")
+    assert usable_checkpoint(run.folder) == folder / "last.ckpt" and passed_over(run.folder) is None
+    (folder / "step=4.ckpt" / "part_1_of_1.safetensors").unlink()
+    assert usable_checkpoint(run.folder) == folder / "step=2.ckpt"
+    said = "is a folder that does not hold the parts of one checkpoint; the run continues from step=2.ckpt"
+    assert passed_over(run.folder) == f"{folder / 'last.ckpt'} {said}"
 
 
 def test_threads_of_the_numerical_libraries_are_fixed(run):
