@@ -74,7 +74,7 @@ def measure(
 ) -> None:
     """Make two steps of a policy with a reference on one process of several; rank 0 writes what it took."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", (os.cpu_count() or 1) // ranks)) or 1)
     dist.all_reduce(torch.ones(2**20))  # the buffers of the backend
     forget_peak()
     before = resident()
@@ -176,7 +176,7 @@ def expected_at_rest(found: dict[str, float], ranks: int, lora: bool) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure every case, print the table and write it."""
-    sizes = (384, 6, 8192) if arguments.quick else (576, 30, 49152)
+    sizes = (192, 2, 16384) if arguments.quick else (576, 30, 49152)
     if arguments.saving:
         return run_saving(sizes)
     cases = (("once", False), ("layers", False), ("once", True))
