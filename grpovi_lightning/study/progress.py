@@ -211,7 +211,8 @@ def _steps(run: RunProgress) -> str:
 
 def _happened(run: RunProgress) -> str:
     if run.state == State.RUNNING:
-        return f"continues from step {run.began_at_step}" if run.began_at_step else "started"
+        # Its last checkpoint may be of another step than what it recorded every few seconds.
+        return f"continues; last recorded at step {run.began_at_step}" if run.began_at_step else "started"
     if run.state == QUEUED:
         return "queued"
     if run.state == State.FINISHED:

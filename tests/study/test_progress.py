@@ -98,7 +98,7 @@ def test_lines_come_for_changes_and_for_everything_now_and_then(monkeypatch):
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"state": "running", "began_at_step": 40}, "continues from step 40"),
+        ({"state": "running", "began_at_step": 40}, "continues; last recorded at step 40"),
         ({"state": "finished"}, "finished earlier"),
         ({"state": "finished", "seconds": 90}, "finished in 1 min 30 s"),
         ({"state": "failed", "step": 3, "max_steps": 9, "error": "no"}, "failed at step 3/9: no"),
