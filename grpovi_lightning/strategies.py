@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from grpovi_lightning.distributed import is_first_rank
 from grpovi_lightning.models.checkpoint_folder import (
     SPREAD,
+    UNFINISHED,
     in_memory,
     read_checkpoint,
     remove_checkpoint,
@@ -81,7 +82,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         if not self._save_distributed_checkpoint:
-            return super().save_checkpoint(checkpoint, filepath, storage_options)
+            if is_first_rank():
+                FilesAndFolders().save_checkpoint(checkpoint, filepath, storage_options)
+            return
         rest, parts = own_parts({key: checkpoint[key] for key in SPREAD if key in checkpoint})
         write_folder(Path(self.broadcast(filepath)), checkpoint | rest, parts)
 
@@ -104,13 +107,22 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 class FilesAndFolders(TorchCheckpointIO):
-    """How strategies that do not shard read and remove checkpoints: also the folders that `FSDP2Strategy` writes."""
+    """How strategies that do not shard treat checkpoints: they read and replace those of `FSDP2Strategy`, too."""
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> Any:
         """Read all of a checkpoint; of a folder, nothing but plain values is unpickled."""
         if Path(path).is_dir():
             return in_memory(read_checkpoint(Path(path)))
         return super().load_checkpoint(path, *arguments, **options)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write one file, also where a folder is: moved there it would land in the folder."""
+        path = Path(path)
+        draft = path.with_name(UNFINISHED) if path.is_dir() and not path.is_symlink() else path
+        super().save_checkpoint(checkpoint, draft, storage_options)
+        if draft != path:
+            remove_checkpoint(path)
+            draft.replace(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         remove_checkpoint(Path(path))

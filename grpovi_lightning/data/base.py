@@ -200,9 +200,11 @@ class TextDataModule(L.LightningDataModule):
         )
         return DataLoader(self.tables["train"], batch_sampler=self._sampler, collate_fn=self.collate_training)
 
-    def batch_of_step(self, step: int) -> Any:
-        """Return the batch of a training step on this rank, on the CPU; the loader of a run is there."""
-        return self.collate_training([self.tables["train"][row] for row in self._sampler.rows_of(step)])
+    def upcoming(self) -> Any:
+        """Return, within a training step, the batch of the next one on this rank, on the CPU."""
+        assert self.trainer is not None
+        rows = self._sampler.rows_of(batches_begun(self.trainer))
+        return self.collate_training([self.tables["train"][row] for row in rows])
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Return the validation table in order, dealt out to the ranks row by row; nothing where there is none.

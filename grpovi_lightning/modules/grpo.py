@@ -204,7 +204,7 @@ class GRPOModule(FrozenLeftOut):
         step = int(self.n_steps)
         rollout = self.sample(prompts, self.group_size, step)
         if self.engine.decoder.draws_ahead:  # the next completions, by the policy before the update
-            upcoming = data_of(self).batch_of_step(step + 1)
+            upcoming = data_of(self).upcoming()
             self.engine.begin(self.policy, upcoming, self.group_size, resolve_seed(self.seed), step + 1)
         if self.needs_reference:
             rollout = self.with_reference(rollout, self.engine.sampling.temperature)

@@ -9,6 +9,7 @@ from grpovi_lightning.distributed import batches_of_rank, world_size
 from grpovi_lightning.errors import UserError
 from grpovi_lightning.randomness import INITIAL_STEP, initial_indices, resolve_seed
 from grpovi_lightning.rewards import NormalisedReward, Reward
+from grpovi_lightning.rollout import RolloutEngine
 from grpovi_lightning.structures import Rollout
 from grpovi_lightning.trainer_state import data_of
 
@@ -48,12 +49,14 @@ def _completions(module: Any, n_prompts: int, n_completions: int) -> Iterator[Ro
     data, trainer = data_of(module), module.trainer
     seed, table = resolve_seed(module.seed), data.tables["train"]
     check_initial_sample(module.reward, len(table))  # again: prompts that are too long may have been left out of it
+    # Only the normalised rewards score these, so no other is asked about them early.
+    engine = RolloutEngine(module.engine.sampling, module.engine.decoder)
     rows = initial_indices(seed, len(table), n_prompts)
     at_once = max(1, data.batch_size * module.group_size // (world_size() * n_completions))
     for batch in batches_of_rank(len(rows), at_once, trainer.global_rank, trainer.world_size):
         prompts = data.collate([table[rows[i]] for i in batch]).to(module.device)
         with trainer.precision_plugin.forward_context():
-            rollout = module.engine.generate(module.policy, prompts, n_completions, seed, INITIAL_STEP)
+            rollout = engine.generate(module.policy, prompts, n_completions, seed, INITIAL_STEP)
         yield rollout
 
 

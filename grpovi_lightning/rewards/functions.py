@@ -17,8 +17,8 @@ from grpovi_lightning.rewards.retrying import Retry
 from grpovi_lightning.rewards.user_code import Patience, is_async, made_function, start_user_code
 from grpovi_lightning.structures import OnCompletion, Rollout
 
-_Key = tuple[int, int, int]
-"""Step, number of the prompt, and place in its group."""
+_Key = tuple[int, int, int, tuple[int, ...]]
+"""Step, number of the prompt, place in its group, and tokens."""
 
 
 def arguments_of(rollout: Rollout) -> dict[str, Any]:
@@ -140,6 +140,9 @@ class RewardFunction(Reward):
         named = [parameter.name for parameter in parameters_of(self.function) or []]
         return self._ask if self.patience.max_concurrency is not None and STATE not in named else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_early": {}}  # a copy has asked nothing
+
     def _ask(self, rollout: Rollout, member: int) -> None:
         (key,) = _keys(rollout, member)
         self._early[key] = self._started(rollout, self._calls(rollout))
@@ -210,5 +213,9 @@ def _of_each(given: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
 def _keys(rollout: Rollout, first: int = 0) -> list[_Key]:
     """Return what tells the completions of a rollout from others, of which those of a prompt begin at a place."""
-    members = range(first, first + rollout.group_size)
-    return [(rollout.step, number, member) for number in rollout.prompts.indices.tolist() for member in members]
+    ids, mask, size = rollout.completion_ids.cpu(), rollout.completion_mask.cpu(), rollout.group_size
+    return [
+        (rollout.step, number, first + member, tuple(ids[p * size + member][mask[p * size + member]].tolist()))
+        for p, number in enumerate(rollout.prompts.indices.tolist())
+        for member in range(size)
+    ]

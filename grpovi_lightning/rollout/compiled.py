@@ -10,8 +10,8 @@ from grpovi_lightning import metric_keys as keys
 from grpovi_lightning.errors import UserError, at_least_one
 from grpovi_lightning.models import LanguageModel
 from grpovi_lightning.models.passes import FusedHead, SeparateHead, compiling
-from grpovi_lightning.rollout.decoding import Decoder, PlainDecoder, sync_interval
-from grpovi_lightning.rollout.sampler import Sampler
+from grpovi_lightning.rollout.decoding import Decoder, PlainDecoder
+from grpovi_lightning.rollout.sampler import Sampler, sync_interval
 from grpovi_lightning.timing import phase
 
 # Tokens before the first CUDA graph is captured: libraries set up what they need at their first calls, and that cannot

@@ -11,7 +11,7 @@ from grpovi_lightning.errors import UserError
 from grpovi_lightning.losses import ImportanceSampling
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.models.sharding import largest_together
-from grpovi_lightning.rollout.sampler import Sampler
+from grpovi_lightning.rollout.sampler import Sampler, sync_interval
 from grpovi_lightning.rollout.sampling import SamplingConfig
 from grpovi_lightning.timing import phase
 
@@ -107,12 +107,6 @@ class GroupDecoder(Decoder):
                         cache.keep(groups, kept)
                 positions = (starts + t).repeat_interleave(rows.shape[1])
                 logits = policy.passes.next_logits(tokens, positions, cache)
-
-
-def sync_interval(tensor: Tensor) -> int:
-    """Return after how many tokens to ask again which completions are finished."""
-    # The answer makes the CPU wait for the GPU, so there it is asked seldom.
-    return 1 if tensor.device.type == "cpu" else 16
 
 
 def still_needed(unfinished: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ class Sampler:
         end_token_ids: tokens that end a completion.
         length: tokens that a completion may have.
         ended: [B] bool, those with an end token.
-        on_end: called with the places of completions among the B once they have an end token; None: nothing is.
+        on_end: called with the places of completions among the B soon after they got their end token, or None.
     """
 
     on_end: Callable[[list[int]], None] | None = None
@@ -54,6 +54,7 @@ class Sampler:
         self._ids = torch.zeros((rows, self.length), dtype=torch.long, device=device)
         self._logprobs = torch.zeros((rows, self.length), device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._told = self.ended.clone()
         # Padding would count as a repeated token, so the first token of the prompt stands there.
         first = prompt_ids.gather(1, prompt_mask.long().argmax(dim=1, keepdim=True))
         self._prompts = torch.where(prompt_mask, prompt_ids, first).repeat_interleave(rows // len(prompt_ids), dim=0)
@@ -85,14 +86,12 @@ class Sampler:
         else:
             chosen = probabilities.gather(1, tokens[:, None]).squeeze(1).log()
         self._ids[rows, t], self._logprobs[rows, t] = tokens, chosen.float()
-        ended = (tokens[:, None] == self._ends).any(dim=1)
-        if self.on_end is None:
-            self.ended[rows] |= ended
-            return tokens
-        now = rows[ended & ~self.ended[rows]].tolist()
-        self.ended[rows] |= ended
-        if now:
-            self.on_end(now)
+        self.ended[rows] |= (tokens[:, None] == self._ends).any(dim=1)
+        if self.on_end is not None and (t + 1) % sync_interval(tokens) == 0:
+            now = (self.ended & ~self._told).nonzero().flatten().tolist()
+            self._told |= self.ended
+            if now:
+                self.on_end(now)
         return tokens
 
     @property
@@ -140,3 +139,9 @@ class Sampler:
         length = mask.shape[1]
         ids = self._ids[rows, :length].masked_fill(~mask, pad_token_id)
         return ids, mask, self._logprobs[rows, :length].masked_fill(~mask, 0.0)
+
+
+def sync_interval(tensor: Tensor) -> int:
+    """Return after how many tokens to ask again which completions are finished."""
+    # The answer makes the CPU wait for the GPU, so there it is asked seldom.
+    return 1 if tensor.device.type == "cpu" else 16

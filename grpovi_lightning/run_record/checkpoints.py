@@ -9,6 +9,8 @@ from pathlib import Path
 LAST_CHECKPOINT = "last.ckpt"
 REST_FILE = "rest.pt"
 """In the folder of a checkpoint: everything but the tensors that are spread over processes."""
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors takes no longer one."""
 _PART = re.compile(r"part_(\d{1,6})_of_(\d{1,6})\.safetensors")
 
 
@@ -72,11 +74,11 @@ def _is_whole_part(file: Path) -> bool:
     with file.open("rb") as handle:
         start = handle.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
+        if 8 + length > size or length > _LONGEST_HEADER:
             return False
         try:
             header = json.loads(handle.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
             return 8 + length + max(ends, default=0) == size
-        except (ValueError, TypeError, AttributeError, LookupError):  # it is something else
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):  # it is something else
             return False

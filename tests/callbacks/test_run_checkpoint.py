@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from modules.grpo_runs import grpo, identical, train
+from modules.grpo_runs import grpo, identical, prompt_data, train, trainer
 
 from grpovi_lightning.callbacks import RunCheckpoint
 from grpovi_lightning.models.checkpoint_folder import in_memory, read_checkpoint, remove_checkpoint, write_folder
@@ -122,6 +122,30 @@ def test_a_checkpoint_of_either_kind_goes_on_and_is_replaced_by_one_of_either_ki
     assert names(tmp_path) == {"newest.ckpt", "last.ckpt"} and step_of(last) == 4
     assert last.is_dir() == (after == "folder")
     assert identical(resumed.weights[-1], straight[1].weights[-1])
+
+
+@pytest.mark.parametrize("save_last", [True, "link"])
+def test_a_file_takes_the_place_of_a_folder_and_either_is_evaluated_alike(
+    policy_folder, tmp_path, monkeypatch, save_last
+):
+    with pytest.MonkeyPatch.context() as first:
+        save_folders(first)
+        run(policy_folder, tmp_path, 2, filename="newest", save_last=save_last)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert last.is_dir() and step_of(last) == 2
+    copied = shutil.copytree(last, tmp_path / "copied.ckpt")
+    run(policy_folder, tmp_path, 3, ckpt_path=last, filename="newest", save_last=save_last)
+    assert last.is_file() and step_of(last) == 3
+
+    def evaluated(checkpoint):
+        data = prompt_data(tmp_path / "data", validation=True)
+        return trainer(tmp_path / "evaluated", 1, logger=False).validate(
+            grpo(policy_folder), data, ckpt_path=checkpoint, weights_only=True
+        )[0]
+
+    again = tmp_path / "again"
+    run(policy_folder, again, 2)
+    assert evaluated(copied) == evaluated(again / "checkpoints" / "last.ckpt")
 
 
 def test_a_run_that_was_moved_goes_on_to_the_same_bits_and_removes_what_it_had(policy_folder, tmp_path, straight):

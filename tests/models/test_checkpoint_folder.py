@@ -154,7 +154,10 @@ def test_a_folder_without_one_of_its_files_or_with_half_of_it_is_no_checkpoint(t
     assert flaw(path) == f"a folder without {name}" and last_checkpoint(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b'{"a": 1}', b'{"a": {"data_offsets": ["0", "1"]}}', b"\xff"])
+HEADERS = [b"", b"null", b"[]", b'{"a": 1}', b'{"a": {"data_offsets": ["0", "1"]}}', b"\xff", b"[" * 200_000]
+
+
+@pytest.mark.parametrize("content", HEADERS, ids=range(len(HEADERS)))
 def test_a_part_with_another_header_is_no_part(tmp_path, content):
     path = write(tmp_path / "a.ckpt")
     part_files(path, 2)[0].write_bytes(len(content).to_bytes(8, "little") + content)

@@ -1,5 +1,6 @@
 """Completions that have ended are scored while others are still drawn."""
 
+import copy
 import threading
 import time
 
@@ -48,7 +49,7 @@ class Judge:
         time.sleep(self.seconds)
         with self.lock:
             self.running -= 1
-        return [len(completions[0]) + answer[0] / 100 for _ in completions]
+        return [len(completions[0]) + float(answer[0]) / 100 for _ in completions]
 
     def was_called(self, times):
         with self.lock:
@@ -132,6 +133,35 @@ def test_what_was_begun_for_another_rollout_is_not_taken(policy):
     assert torch.equal(
         reward.components(other)["judge"], RewardFunction(Judge(), max_concurrency=4).components(other)["judge"]
     )
+
+
+def test_an_answer_about_another_completion_at_the_same_place_is_not_taken(policy_folder):
+    policy = PretrainedCausalLM(str(policy_folder)).load()
+    policy.end_token_ids = ENDS
+    reward = RewardFunction(Judge(), max_concurrency=4)
+    sample(policy, reward)  # and never scored
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.5)
+    other = sample(policy, RewardFunction(Judge()))
+    expected = RewardFunction(Judge(), max_concurrency=4).components(other)["judge"]
+    assert torch.equal(reward.components(other)["judge"], expected)
+
+
+def test_a_module_that_has_asked_can_be_copied(policy, policy_folder):
+    module = grpo(policy_folder, RewardFunction(graded, max_concurrency=2))
+    sample(policy, module.reward)
+    copied = copy.deepcopy(module)
+    assert module.reward._early and not copied.reward._early
+    assert copied.engine.on_completion.__self__ is copied.reward
+
+
+def test_nobody_else_is_asked_about_the_sample_that_a_reward_is_normalised_over(policy_folder, tmp_path):
+    judge = Judge()
+    normalised = NormalisedReward(RewardFunction(graded), prompts=6, completions=4)
+    reward = CompositeReward([normalised, RewardFunction(judge, max_concurrency=2)])
+    train(grpo(policy_folder, reward), tmp_path, 1)
+    assert len(judge.calls) == 12
 
 
 def one_list(completions):

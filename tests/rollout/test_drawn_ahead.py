@@ -1,5 +1,7 @@
 """Completions that a server draws while the policy is trained on those of the step before."""
 
+import copy
+import json
 import math
 import threading
 from contextlib import nullcontext
@@ -152,6 +154,51 @@ def test_a_server_that_comes_back_meanwhile_gets_the_weights_of_before_the_updat
         found = run(policy_folder, tmp_path / "disturbed", 3, server=server, callbacks=made, validate_every=None)
         assert server.model is not model
     assert identical(found.weights[-1], undisturbed.weights[-1])
+
+
+class FailsAt(PlainModel):
+    """Cannot answer one of its requests."""
+
+    def __init__(self, folder, number):
+        super().__init__(folder)
+        self.number, self.answered = number, 0
+
+    def complete(self, request):
+        self.answered += 1
+        if self.answered == self.number:
+            raise RuntimeError("no memory left")
+        return super().complete(request)
+
+
+@pytest.mark.parametrize(("number", "steps"), [(3, 3), (4, 3)], ids=["in the middle", "beside the last step"])
+def test_a_step_is_saved_although_the_completions_of_the_next_one_could_not_be_drawn(
+    policy_folder, tmp_path, caplog, number, steps
+):
+    with serving(FailsAt(policy_folder, number)) as server:
+        found = run(policy_folder, tmp_path, steps, server=server, validate_every=None)
+    assert len(found.outputs) == steps  # what is missing was drawn when it was needed
+    assert (tmp_path / "checkpoints" / f"step={steps}.ckpt").exists()
+    saved = torch.load(tmp_path / "checkpoints" / f"step={number - 1}.ckpt", weights_only=True)["drawn_ahead"]
+    assert json.loads(saved)["rows"] == []
+    (line,) = [record.message for record in caplog.records if "drawn when it begins" in record.message]
+    assert "RuntimeError: no memory left" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("state", ["x", "[]", '{"rows": 3}', '{"rows": [[1]], "settings": {}}', "[" * 100_000])
+def test_what_is_no_state_is_refused_in_one_line(state):
+    with pytest.raises(UserError, match="checkpoint: what was drawn ahead cannot be read"):
+        OneStepAhead().take_drawn_ahead(state)
+
+
+def test_a_checkpoint_without_any_leaves_nothing_of_before_and_a_module_can_be_copied(policy_folder):
+    made = module(policy_folder, "", engine=OneStepAhead(Unasked()))
+    engine, policy = made.engine.decoder.engine, SimpleNamespace(is_sharded=False)
+    engine.begin(policy, request_of(3, 4))
+    again = copy.deepcopy(made).engine.decoder.engine
+    assert again.complete(policy, request_of(3, 4)) == drawn(request_of(3, 4))
+    again.take_drawn_ahead(None)
+    with pytest.raises(AssertionError, match="drawn anew"):
+        again.complete(policy, request_of(3, 4))
 
 
 def request_of(*prompts):

@@ -246,8 +246,8 @@ def test_what_vllm_cannot_do_is_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize(
     ("strategy", "engine"),
-    [("ddp", server_at), ("fsdp2", server_at), ("fsdp2", ahead_at)],
-    ids=["ddp", "fsdp2", "ahead"],
+    [("ddp", server_at), ("fsdp2", server_at), ("ddp", ahead_at), ("fsdp2", ahead_at)],
+    ids=["ddp", "fsdp2", "ddp, ahead", "fsdp2, ahead"],
 )
 def test_two_training_processes_share_a_server(own, vllm_policy_folder, strategy, engine):
     with serving(vllm_policy_folder) as url:

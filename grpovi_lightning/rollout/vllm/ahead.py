@@ -1,16 +1,20 @@
 """Completions that are drawn while the policy learns from others."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any
 
 from grpovi_lightning.distributed import gather_objects, largest_over_ranks
+from grpovi_lightning.errors import TrainingError, UserError
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.rollout.vllm.client import VLLMServer
 from grpovi_lightning.rollout.vllm.engines import Engine
 from grpovi_lightning.rollout.vllm.requests import Completion, Request
+
+_log = logging.getLogger(__name__)
 
 _Key = tuple[tuple[int, ...], int]
 
@@ -54,16 +58,28 @@ class OneStepAhead(Engine):
         return found  # type: ignore[return-value]
 
     def drawn_ahead(self) -> str | None:
-        self._finish()
+        try:
+            self._finish()
+        except (TrainingError, UserError) as error:  # what was learned is saved nevertheless
+            self._begun = None
+            _log.warning("%s; the next step's completions are drawn when it begins, by the policy as it is then", error)
         rows = [(*key, *completion) for key, completion in self._drawn.items()]
         return json.dumps({"settings": self._settings, "rows": list(chain.from_iterable(gather_objects(rows)))})
 
     def take_drawn_ahead(self, state: str | None) -> None:
+        self._begun, self._settings, self._drawn = None, {}, {}
         if state is None:
             return
-        content = json.loads(state)
-        self._begun, self._settings = None, content["settings"]
-        self._drawn = {(tuple(prompt), seed): (tokens, logprobs) for prompt, seed, tokens, logprobs in content["rows"]}
+        try:
+            content = json.loads(state)
+            self._drawn = {(tuple(prompt), seed): (tokens, logps) for prompt, seed, tokens, logps in content["rows"]}
+            self._settings = content["settings"]
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise UserError(f"checkpoint: what was drawn ahead cannot be read ({error}); give another one") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._finish()  # what waits cannot be copied
+        return dict(self.__dict__)
 
     def _finish(self) -> None:
         """Wait for what was begun."""

@@ -90,6 +90,11 @@ class VLLMServer(Engine):
             if handed.adapter is not None:
                 config = {ADAPTER_CONFIG: handed.adapter.config}
                 self._send(f"/adapter/{versions.adapter}", handed.adapter.tensors, config)
+        if handed is None:
+            raise TrainingError(
+                f"vLLM server {self.url}: it lost the weights that the first process had sent for all; was it started "
+                "again, or do other runs use it? Continue the run from its last checkpoint with --ckpt_path"
+            )
         raise TrainingError(
             f"vLLM server {self.url}: other weights replaced this run's {_HANDOVERS} times in a row; give each run a "
             "server of its own"
