@@ -26,8 +26,9 @@ from grpovi_lightning.modules import GRPOModule
 from grpovi_lightning.modules.updater import UpdateSettings
 from grpovi_lightning.rewards import RewardFunction
 from grpovi_lightning.rollout import RolloutEngine, SamplingConfig, VLLMDecoder, most_probable
-from grpovi_lightning.rollout.vllm import ColocatedVLLM, VLLMServer, library
+from grpovi_lightning.rollout.vllm import ColocatedVLLM, VLLMServer, client, library
 from grpovi_lightning.rollout.vllm.library import described
+from grpovi_lightning.rollout.vllm.requests import Versions
 from grpovi_lightning.rollout.vllm.server import VLLMHTTPServer
 from grpovi_lightning.structures import PromptBatch
 
@@ -142,6 +143,15 @@ def test_one_that_does_not_is_one_line_that_says_how_to_go_on(policy_folder, mod
 def test_weights_that_another_run_keeps_replacing_stop_this_one(policy_folder, model, monkeypatch):
     monkeypatch.setattr(PlainModel, "take_base", lambda self, version, tensors: None)
     with serving(model) as server, pytest.raises(TrainingError, match="replaced this run's 20 times in a row"):
+        generate(loaded(policy_folder), server.url)
+
+
+def test_sharded_weights_that_the_server_lost_are_named_where_another_process_had_sent_them(
+    policy_folder, model, monkeypatch
+):
+    monkeypatch.setattr(client, "_HANDOVERS", 2)
+    monkeypatch.setattr(client, "handed_over", lambda policy, rank: (Versions("of the first process"), None))
+    with serving(model) as server, pytest.raises(TrainingError, match="it lost the weights that the first process had"):
         generate(loaded(policy_folder), server.url)
 
 
