@@ -142,7 +142,8 @@ class Replay(StepTimes):
         self.record, self.weights = record, []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.sampling, pl_module.engine = pl_module.engine.sampling, self
+        self.sampling, self.decoder = pl_module.engine.sampling, pl_module.engine.decoder
+        pl_module.engine = self
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         super().on_train_batch_end(trainer)

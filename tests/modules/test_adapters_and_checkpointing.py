@@ -72,9 +72,10 @@ class TestLoRA:
     def test_the_exported_model_computes_what_the_policy_does(self, tiny_tokenizer, tmp_path, tied, targets):
         language_model("llama", tiny_tokenizer, tie_word_embeddings=tied).save_pretrained(tmp_path)
         policy = with_lora(tmp_path, target_modules=targets).load()
+        generator = torch.Generator().manual_seed(0)
         for name, weights in policy.named_parameters():
             if "lora_" in name:
-                torch.nn.init.normal_(weights, std=0.3)
+                torch.nn.init.normal_(weights, std=0.3, generator=generator)
 
         policy.save_pretrained(tmp_path / "model")
 
