@@ -16,6 +16,7 @@ from grpovi_lightning.models.checkpoint_folder import (
     SPREAD,
     UNFINISHED,
     in_memory,
+    is_real_folder,
     read_checkpoint,
     remove_checkpoint,
     write_folder,
@@ -118,7 +119,7 @@ class FilesAndFolders(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one file, also where a folder is: moved there it would land in the folder."""
         path = Path(path)
-        draft = path.with_name(UNFINISHED) if path.is_dir() and not path.is_symlink() else path
+        draft = path.with_name(UNFINISHED) if is_real_folder(path) else path
         super().save_checkpoint(checkpoint, draft, storage_options)
         if draft != path:
             remove_checkpoint(path)

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from grpovi_lightning.callbacks.stopping import asked_to_stop
+from grpovi_lightning.models.checkpoint_folder import is_real_folder, remove
 from grpovi_lightning.trainer_state import batches_begun, saves_folders, stopped_early
 
 
@@ -66,7 +67,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self.save_last == "link" and self._last_global_step_saved != trainer.global_step:
             # Not among the best, which alone are kept under a name of their own.
             if trainer.is_global_zero:
-                _remove(self._draft)  # a killed run may have left it, of the other kind
+                remove(self._draft)  # a killed run may have left it, of the other kind
             super()._save_checkpoint(trainer, str(self._draft))
             if trainer.is_global_zero:
                 _to_disk(self._draft)
@@ -82,14 +83,14 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _make_room(self, path: Path, for_folder: bool) -> None:
         """Let `last.ckpt` lead to a copy where it leads to what no system call can replace."""
-        if not (_is_real_folder(path) or (for_folder and path.exists())):
+        if not (is_real_folder(path) or (for_folder and path.exists())):
             return
         if self._last.exists() and self._last.resolve() == path.resolve():
             copy = self._place_of_last()
             shutil.copytree(path, copy, copy_function=_linked) if path.is_dir() else _linked(str(path), str(copy))
             self._turn_last(copy)
         if not for_folder:
-            _remove(path)
+            remove(path)
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self.save_last != "link":
@@ -107,28 +108,28 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _turn_last(self, path: Path) -> None:
         """Let `last.ckpt` lead to a checkpoint."""
-        _remove(self._draft)
+        remove(self._draft)
         self._draft.symlink_to(os.path.relpath(path, self._draft.parent))  # so that a run can be moved
         self._draft_replaces_last()
 
     def _draft_becomes_last(self) -> None:
         """Make the draft a checkpoint that is kept under no other name than `last.ckpt`."""
-        if _is_real_folder(self._draft):
+        if is_real_folder(self._draft):
             self._turn_last(self._draft.rename(self._place_of_last()))
         else:
             self._draft_replaces_last()
 
     def _draft_replaces_last(self) -> None:
-        if _is_real_folder(self._last):  # of an older version; no system call replaces one
-            _remove(self._last)
+        if is_real_folder(self._last):  # of an older version; no system call replaces one
+            remove(self._last)
         self._draft.replace(self._last)
         for place in self._free_places():
-            _remove(place)
+            remove(place)
 
     def _place_of_last(self) -> Path:
         """Return where a checkpoint may be put that only `last.ckpt` will lead to."""
         place = self._free_places()[0]
-        _remove(place)
+        remove(place)
         return place
 
     def _free_places(self) -> list[Path]:
@@ -158,14 +159,3 @@ def _linked(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _is_real_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _remove(path: Path) -> None:
-    if _is_real_folder(path):
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def write_folder(path: Path, rest: Mapping[str, Any], parts: Mapping[str, Tensor
         TrainingError: another could not, or the processes do not see each other's files.
     """
     draft = path.with_name(UNFINISHED)
-    from_first_rank(lambda: [_remove(path.with_name(name)) for name in (UNFINISHED, REMOVED)])
+    from_first_rank(lambda: [remove(path.with_name(name)) for name in (UNFINISHED, REMOVED)])
     try:
         _on_all_ranks(lambda: _write_part(draft, parts))
         from_first_rank(lambda: _finish(draft, path, rest))
@@ -69,11 +69,11 @@ def write_folder(path: Path, rest: Mapping[str, Any], parts: Mapping[str, Tensor
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a file, or a folder, which is no checkpoint any more before its first file is gone."""
-    if path.is_dir() and not path.is_symlink():
+    if is_real_folder(path):
         away = path.with_name(REMOVED)
-        _remove(away)
+        remove(away)
         path = path.rename(away)
-    _remove(path)
+    remove(path)
 
 
 def _on_all_ranks(compute: Callable[[], None]) -> None:
@@ -228,8 +228,14 @@ def without_numbers(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any
     return {name: stand_in(name, value) for name, value in state.items()}
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+def is_real_folder(path: Path) -> bool:
+    """Tell whether a path is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, where there is one."""
+    if is_real_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ class GRPOModule(FrozenLeftOut):
         self.automatic_optimization = False
         self.policy_source, self.reward, self.group_size = policy, reward, group_size
         self.compile_passes = compile_passes
-        self.engine = RolloutEngine(sampling, decoder, on_completion=reward.begin_early())
+        self.engine = RolloutEngine(sampling, decoder, on_completion=reward.on_completion())
         self.resampling, self.selection = resampling or EveryPrompt(), selection or EveryCompletion()
         self.adjustment, self.advantage = adjustment or IdentityAdjustment(), advantage or GroupAdvantage()
         loss = loss or GRPOLoss()

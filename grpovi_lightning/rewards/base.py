@@ -54,11 +54,8 @@ class Reward(nn.Module):
         """Return what gives the `components`; a reward that waits asks for answers now, others begin when called."""
         return partial(self.components, rollout)
 
-    def begin_early(self) -> OnCompletion | None:
-        """Return what asks for the answer about each completion that has ended, before `begin` is called for all.
-
-        None: nothing is asked before.
-        """
+    def on_completion(self) -> OnCompletion | None:
+        """Return what is told of each completion that has ended, before `begin` is called for all; None: nothing is."""
         return None
 
     def readers(self) -> Sequence[SequenceReader]:

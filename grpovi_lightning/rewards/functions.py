@@ -112,7 +112,7 @@ class RewardFunction(Reward):
             accepted_arguments(self.name, self.function, columns, f"the {table} table", self.kwargs)
 
     def components(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Call the function once for the whole rollout; NaN where it returned None or NaN.
+        """Return what the function gave for each completion; NaN where it returned None or NaN.
 
         Raises:
             TrainingError: it raised an error, or it returned another number of values, or a value that is infinite or
@@ -135,7 +135,7 @@ class RewardFunction(Reward):
 
         return lambda: {self.name: self._scores(answers(), len(rollout.texts)).to(rollout.completion_ids.device)}
 
-    def begin_early(self) -> OnCompletion | None:
+    def on_completion(self) -> OnCompletion | None:
         # Calls of their own for each completion, whose arguments are all known by then.
         named = [parameter.name for parameter in parameters_of(self.function) or []]
         return self._ask if self.patience.max_concurrency is not None and STATE not in named else None

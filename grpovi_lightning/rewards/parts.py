@@ -30,8 +30,8 @@ class RewardOfParts(Reward):
         self.learns = bool(learning)
         self.waits = any(part.waits for part in parts)
 
-    def begin_early(self) -> OnCompletion | None:
-        found = [early for part in self._rewards if (early := part.begin_early()) is not None]
+    def on_completion(self) -> OnCompletion | None:
+        found = [early for part in self._rewards if (early := part.on_completion()) is not None]
         return partial(_ask_all, found) if found else None
 
     def load(self, policy_tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -11,9 +11,9 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from grpovi_lightning import background
 from grpovi_lightning.errors import TrainingError, UserError, at_least_one
 from grpovi_lightning.randomness import HELD_OUT_STEP, INITIAL_STEP
-from grpovi_lightning.rewards import background
 from grpovi_lightning.rewards.arguments import check_kwargs
 from grpovi_lightning.rewards.imports import imported, in_words
 from grpovi_lightning.rewards.retrying import Retry

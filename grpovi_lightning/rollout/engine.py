@@ -1,5 +1,7 @@
 """Sampling completions for a batch of prompts."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -70,14 +72,14 @@ class RolloutEngine:
                 seed=seed,
             )
 
-        def tell(ended: list[int]) -> None:
+        def tell(told: OnCompletion, ended: list[int]) -> None:
             for row in ended:
                 place, member = divmod(row, group_size)
                 at, rows = slice(place, place + 1), slice(row, row + 1)
-                self.on_completion(drawn(prompts.select([place]), at, 1, rows), member)  # type: ignore[misc]
+                told(drawn(prompts.select([place]), at, 1, rows), member)
 
         if self.on_completion is not None:
-            sampler.on_end = tell
+            sampler.on_end = partial(tell, self.on_completion)
         # Inference mode spares what autograd's book-keeping costs even without gradients. Sharded weights do not
         # survive it.
         with torch.inference_mode(mode=not policy.is_sharded):

@@ -74,7 +74,7 @@ def prompts(numbers=(0, 1, 2, 3)):
 
 
 def sample(policy, reward, decoder=None, batch=None, group_size=4):
-    engine = RolloutEngine(SamplingConfig(max_completion_length=7), decoder, on_completion=reward.begin_early())
+    engine = RolloutEngine(SamplingConfig(max_completion_length=7), decoder, on_completion=reward.on_completion())
     return engine.generate(policy, batch or prompts(), group_size, seed=3, step=2)
 
 
@@ -173,13 +173,13 @@ def with_state(completions, trainer_state):
 
 
 def test_only_functions_that_are_called_for_each_completion_are_asked_early():
-    assert RewardFunction(one_list).begin_early() is None
-    assert RewardFunction(with_state, max_concurrency=2).begin_early() is None  # how far the run is comes later
+    assert RewardFunction(one_list).on_completion() is None
+    assert RewardFunction(with_state, max_concurrency=2).on_completion() is None  # how far the run is comes later
     asked = RewardFunction(one_list, max_concurrency=2)
-    assert asked.begin_early() is not None
-    assert CompositeReward([RewardFunction(with_state), RewardFunction(graded)]).begin_early() is None
-    assert CompositeReward([RewardFunction(with_state), asked]).begin_early() is not None
-    assert NormalisedReward(asked).begin_early() is not None
+    assert asked.on_completion() is not None
+    assert CompositeReward([RewardFunction(with_state), RewardFunction(graded)]).on_completion() is None
+    assert CompositeReward([RewardFunction(with_state), asked]).on_completion() is not None
+    assert NormalisedReward(asked).on_completion() is not None
 
 
 def test_a_run_has_the_bits_that_it_has_without(policy_folder, tmp_path):

@@ -80,7 +80,7 @@ def test_a_limit_that_is_none_is_refused(limit):
 def test_a_process_does_not_wait_for_a_function_that_hangs():
     code = """
         import time
-        from grpovi_lightning.rewards import background
+        from grpovi_lightning import background
         try:
             background.result_of(background.started_thread(lambda: time.sleep(60)), 0.1)
         except background.TookTooLong:

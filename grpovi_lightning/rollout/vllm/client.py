@@ -5,6 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from urllib.parse import urlsplit
 
 from safetensors.torch import save_file
 
+from grpovi_lightning.background import result_of, started_thread
 from grpovi_lightning.errors import TrainingError, UserError, shown
 from grpovi_lightning.models import CausalLMSource, LanguageModel
 from grpovi_lightning.models.handover import HandedOver
-from grpovi_lightning.rollout.vllm.background import in_background
 from grpovi_lightning.rollout.vllm.engines import Engine, handed_over
 from grpovi_lightning.rollout.vllm.library import described, known
 from grpovi_lightning.rollout.vllm.requests import ADAPTER_CONFIG, Completion, Request, Versions, as_bytes, token
@@ -69,7 +70,7 @@ class VLLMServer(Engine):
         """Begin to draw B completions of the policy as it is now, and return what waits for them."""
         versions, handed = self._handed_over(policy)
         kept = None if handed is None else handed.kept()  # a server that is started anew may ask for them
-        return in_background(lambda: self._completions(request, versions, kept))
+        return partial(result_of, started_thread(lambda: self._completions(request, versions, kept)))
 
     def _handed_over(self, policy: LanguageModel) -> tuple[Versions, HandedOver | None]:
         about = self._model()

@@ -1,4 +1,4 @@
-"""Coroutines that run while the process computes something else."""
+"""Coroutines and functions that run while the process computes something else."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def started_thread(call: Callable[[], Any]) -> Future[Any]:
         with suppress(InvalidStateError):  # nobody waits for it any more
             running.set_result(outcome)
 
-    threading.Thread(target=run, name="user code", daemon=True).start()
+    threading.Thread(target=run, name="background", daemon=True).start()
     return running
 
 
